@@ -1,0 +1,30 @@
+"""Lookahead pruning (Park et al., ICLR 2020), reproduced: see README.md and notebooks/."""
+
+from lapnb.chain import prunable_layers
+from lapnb.data import load_data
+from lapnb.masks import apply_masks, prune_masks, to_torch_prune
+from lapnb.models import build_model
+from lapnb.report import compare, plot, verdicts
+from lapnb.runs import run
+from lapnb.tables import table
+from lapnb.train import evaluate, train
+
+__all__ = [
+    "apply_masks",
+    "build_model",
+    "compare",
+    "evaluate",
+    "load_data",
+    "plot",
+    "prunable_layers",
+    "prune_masks",
+    "run",
+    "table",
+    "to_torch_prune",
+    "train",
+    "verdicts",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,240 @@
+"""Ours beside the paper's: tables, verdicts on the paper's claims, and plots. Reads rows only."""
+
+import pathlib
+from functools import cache
+
+import pandas as pd
+
+from lapnb.scores import METHODS
+from lapnb.store import root
+from lapnb.tables import TABLES, Claim
+
+VARIANTS = ["activation", "schedule", "scope"]
+
+
+@cache
+def paper() -> pd.DataFrame:
+    """The published test errors (%): transcribed by us, see the note in README.md."""
+    return pd.read_csv(pathlib.Path(__file__).parent / "paper.csv")
+
+
+def compare(results: pd.DataFrame) -> pd.DataFrame:
+    """Our test errors (%) beside the published ones, one row per method and surviving fraction.
+
+    Columns: method; surviving (%); n, the number of seeds; error and std, mean and standard
+    deviation over them; paper and paper_std, the published ones (empty where there are none);
+    difference, ours − paper's; gain_over_mp, 100 · (error − MP's) / MP's, below 0 where the method
+    is better; paper_gain. Settings that the table varies stand in front.
+    """
+    varied = _varied(results)
+    rows = results.assign(surviving=100 * results.surviving)
+    groups = rows.groupby([*varied, "method", "round"], sort=False)
+    ours = groups.agg(
+        surviving=("surviving", "mean"),
+        n=("error", "count"),
+        error=("error", "mean"),
+        std=("error", "std"),
+    ).reset_index()
+    published = paper()[paper().table == results.table.iloc[0]][
+        ["method", "round", "error_pct", "error_std"]
+    ].rename(columns={"error_pct": "paper", "error_std": "paper_std"})
+    both = ours.merge(published, on=["method", "round"], how="left")
+    both["difference"] = both.error - both.paper
+    for gain, column in (("gain_over_mp", "error"), ("paper_gain", "paper")):
+        mp = both[both.method == "mp"][[*varied, "round", column]]
+        base = both[[*varied, "round"]].merge(mp, on=[*varied, "round"], how="left")[column]
+        both[gain] = 100 * (both[column] - base) / base
+    return both.drop(columns="round")
+
+
+def verdicts(results: pd.DataFrame) -> pd.DataFrame:
+    """Whether the paper's claims hold in `results`, one row per claim and surviving fraction.
+
+    A claim says that one method has the smaller error (or other column) than another. It is
+    *reproduced* when there are at least 3 seeds and the 95 % interval of the paired difference
+    (Student's t) lies on the claimed side, *not reproduced* when it lies on the other side, and
+    *open* otherwise.
+    """
+    rows = [
+        {"claim": text, "surviving": f"{100 * fraction:.3g} %", **_paired(part, claim)}
+        for claim in TABLES[results.table.iloc[0]].get("claims", ())
+        for text, fraction, part in _parts(results, claim)
+    ]
+    scale = _scale(results)
+    found = pd.DataFrame(rows, columns=["claim", "surviving", "found", "n", "verdict"])
+    found["verdict"] = [f"{verdict} ({scale})" for verdict in found.verdict]
+    return found
+
+
+def plot(results: pd.DataFrame, column: str = "error"):
+    """Test accuracy (%) against surviving weights (%), saved as figures/<scale>/<table>.png.
+
+    One line per method, mean and a band of ± one standard deviation over seeds, the published
+    means as hollow markers of the same colour, the dense network as a grey line. Settings that the
+    table varies are side by side. `column="error_before"` shows the accuracy before retraining.
+    Returns the matplotlib Figure.
+    """
+    import matplotlib.pyplot as plt
+
+    panels = _panels(results)
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            1, len(panels), figsize=(1.4 + 3.4 * len(panels), 3.6), sharey=True, squeeze=False
+        )
+        for axis, (title, rows) in zip(axes[0], panels, strict=True):
+            _draw(axis, rows, column)
+            axis.set_title(title)
+        for axis in axes[0][1:]:
+            axis.set_ylabel("")
+            axis.get_legend().remove()
+        before = ", before retraining" if column == "error_before" else ""
+        figure.suptitle(TABLES[results.table.iloc[0]]["title"] + before, fontsize=10)
+        save(figure, results, "" if column == "error" else f"-{column}")
+    return figure
+
+
+def save(figure, results: pd.DataFrame, suffix: str = "") -> None:
+    """Put the caption under a figure (scale, data, steps, n) and save it beside its rows."""
+    import matplotlib.pyplot as plt
+
+    folder = results.scale.iloc[0] + ("-changed" if results.changed.any() else "")
+    path = root() / "figures" / folder / f"{results.table.iloc[0]}{suffix}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.tight_layout()
+    figure.text(0.5, -0.01, caption(results), ha="center", va="top", fontsize=6.5, color="0.3")
+    figure.savefig(path, dpi=200, bbox_inches="tight", facecolor="white")
+    plt.close(figure)
+
+
+def caption(results: pd.DataFrame) -> str:
+    """What a figure or table shows: scale, data, width, steps and number of seeds."""
+    first = results.iloc[0]
+    seeds = results.groupby(["method", *VARIANTS, "round"]).seed.nunique()
+    n = f"n = {seeds.min()}" if seeds.min() == seeds.max() else f"n = {seeds.min()}–{seeds.max()}"
+    width = "" if first.width == 1 else f", width × {first.width:g}"
+    steps = f"{first.dense_steps:,.0f} dense + {first.retrain_steps:,.0f} retraining steps"
+    changed = f", changed: {first.changed}" if first.changed else ""
+    return (
+        f"{_scale(results)} · {first.source}{width} · {steps}{changed}\n"
+        f"mean ± 1 standard deviation, {n} seed{'s' if seeds.max() > 1 else ''}"
+        + (" · hollow: published means" if _published(results) else "")
+    )
+
+
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.fontsize": 7,
+    "figure.facecolor": "white",
+}
+MARKERS = "osv^DPXp*hd"
+
+
+def colours() -> dict:
+    """The colour of each method, the same in every figure, colour-blind safe."""
+    import seaborn
+
+    palette = [*seaborn.color_palette("colorblind"), (0.2, 0.2, 0.2)]
+    return dict(zip(METHODS, palette, strict=True))
+
+
+def _draw(axis, rows: pd.DataFrame, column: str) -> None:
+    import seaborn
+
+    methods = list(dict.fromkeys(rows.method))
+    markers = dict(zip(METHODS, MARKERS, strict=True))
+    shown = rows.assign(
+        accuracy=100 - rows[column],
+        weights=100 * rows.groupby("round").surviving.transform("mean"),
+    )
+    axis.axhline(100 - rows.dense_error.mean(), color="0.5", linewidth=1, label="dense")
+    seaborn.lineplot(
+        shown,
+        x="weights",
+        y="accuracy",
+        hue="method",
+        style="method",
+        hue_order=methods,
+        style_order=methods,
+        palette=colours(),
+        markers=markers,
+        dashes=False,
+        errorbar="sd",
+        ax=axis,
+    )
+    published = paper()[paper().table == rows.table.iloc[0]] if column == "error" else paper()[:0]
+    for method in methods:
+        points = published[(published.method == method) & published["round"].isin(rows["round"])]
+        axis.plot(
+            points.surviving_pct,
+            100 - points.error_pct,
+            linestyle="",
+            marker=markers[method],
+            markerfacecolor="none",
+            markeredgecolor=colours()[method],
+            markersize=7,
+        )
+    axis.set_xscale("log")
+    axis.invert_xaxis()
+    ticks = sorted(shown.weights.unique())
+    ticks = ticks if len(ticks) <= 9 else ticks[:: -(-len(ticks) // 8)]
+    axis.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks], rotation=45 if len(ticks) > 6 else 0)
+    axis.set_xticks([], minor=True)
+    axis.set_xlabel("surviving weights (%)")
+    axis.set_ylabel("test accuracy (%)")
+    names = {method: METHODS[method].title for method in METHODS} | {"dense": "dense network"}
+    handles, labels = axis.get_legend_handles_labels()
+    axis.legend(handles, [names[label] for label in labels], loc="best", frameon=False)
+
+
+def _varied(results: pd.DataFrame) -> list[str]:
+    return [column for column in VARIANTS if results[column].nunique() > 1]
+
+
+def _panels(results: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    varied = _varied(results)
+    if not varied:
+        return [("", results)]
+    groups = results.groupby(varied, sort=False)
+    return [(", ".join(map(str, key)), rows) for key, rows in groups]
+
+
+def _published(results: pd.DataFrame) -> bool:
+    return bool((paper().table == results.table.iloc[0]).any())
+
+
+def _scale(results: pd.DataFrame) -> str:
+    return f"{results.scale.iloc[0]} scale"
+
+
+def _parts(results: pd.DataFrame, claim: Claim):
+    """What a claim is judged on: a text, the surviving fraction and both methods' rows."""
+    chosen = results[results.method.isin([claim.better, claim.worse])]
+    for column, value in claim.where.items():
+        chosen = chosen[chosen[column] == value]
+    text = f"{claim.better} < {claim.worse}, {claim.column}"
+    text += "".join(f", {value}" for value in claim.where.values())
+    for round in sorted(chosen["round"].unique())[-claim.rounds :]:
+        part = chosen[chosen["round"] == round]
+        if part.method.nunique() == 2:
+            yield text, part.surviving.mean(), part
+
+
+def _paired(rows: pd.DataFrame, claim: Claim) -> dict:
+    from scipy.stats import t
+
+    pairs = rows.pivot(index="seed", columns="method", values=claim.column).dropna()
+    gain = pairs[claim.worse] - pairs[claim.better]
+    n, mean = len(gain), gain.mean()
+    found = f"{pairs[claim.better].mean():.2f} against {pairs[claim.worse].mean():.2f}"
+    verdict = "open"
+    if n >= 2:
+        half = t.ppf(0.975, n - 1) * gain.std() / n**0.5
+        found += f", difference {-mean:+.2f} [{-mean - half:+.2f}, {-mean + half:+.2f}]"
+        if n >= 3 and abs(mean) > half:
+            verdict = "reproduced" if mean > 0 else "not reproduced"
+    return {"found": found, "n": n, "verdict": verdict}

@@ -1,0 +1,320 @@
+"""Expand a Table into runs, skip what is recorded, compute the rest, record each run at once."""
+
+import contextlib
+import multiprocessing
+import os
+import pathlib
+import signal
+import tempfile
+import time
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+import pandas as pd
+from filelock import FileLock
+
+from lapnb.data import load_data
+from lapnb.experiment import Task, compute, progress_file, starting_row
+from lapnb.progress import Progress
+from lapnb.scores import METHODS
+from lapnb.store import root, write_whole
+from lapnb.tables import Table
+
+NUMBERS = (
+    "round seed surviving error_before error train_error dense_error dense_steps retrain_steps "
+    "width distortion mask_seconds retrain_seconds"
+).split()
+COLUMNS = (
+    "table scale network dataset source activation width method scope schedule round seed surviving "
+    "error_before error train_error dense_error distortion empty_layers dense_steps retrain_steps "
+    "mask_seconds retrain_seconds device status changed settings"
+).split()
+KEY = ["source", "settings", "method", "round", "seed"]
+
+
+def figures(table: Table) -> pathlib.Path:
+    """The folder of a table's results; a table with changed settings keeps out of its scale's."""
+    return root() / "figures" / (table.scale + ("-changed" if table.changed else ""))
+
+
+def run(
+    table: Table,
+    workers: int | str | None = None,
+    executor: Executor | None = None,
+    recompute: bool | str = False,
+) -> pd.DataFrame:
+    """Compute the rows of `table` that are not recorded yet, and return all of them.
+
+    One row per (variant, method, round, seed), recorded in `figures/<scale>/<table>.csv` as soon
+    as it is finished; a row of the same settings in another table's file is taken over. So a
+    stopped run goes on where it was, and a finished one only reads.
+
+    workers: processes of one thread each; by default the environment variable LAPNB_WORKERS, else
+        one per processor (one in all on a GPU). The number does not change any result.
+    executor: any `concurrent.futures`-style executor to compute on instead, e.g. that of a Dask
+        cluster, `dask.distributed.Client(…).get_executor()`.
+    recompute: compute rows that are recorded too, and replace them.
+
+    A run that fails is recorded with the reason in `status`, not in the returned rows; the others
+    go on, and the next call tries it again. A diverged run is recorded as such and kept.
+    """
+    if recompute not in (True, False, "true", "false", "True", "False"):
+        raise ValueError(f"recompute must be true or false; got {recompute!r}")
+    path = figures(table) / f"{table.name}.csv"
+    _check_writable(path)
+    source = load_data(table.dataset, table.image_size, table.channels).source
+    wanted = _wanted(table, source)
+    if str(recompute).lower() == "true":
+        done = read(path)[:0]
+    else:
+        _record(path, _taken_over(path, wanted))
+        done = _matching(read(path), wanted)
+        done = done[~done.status.str.startswith("failed")]
+    tasks = _tasks(table, source, _keys(done))
+    if tasks:
+        total = sum(task.steps for task in tasks)
+        with Progress(total, f"{table.name} ({table.scale} scale)") as bar:
+            _compute_all(tasks, path, bar, executor, _workers(table, workers))
+    rows = _matching(read(path), wanted)
+    bad = rows[rows.status != "ok"]
+    if not bad.empty:
+        print(f"{len(bad)} of {len(rows)} runs gave no result:")
+        print(bad[["method", "round", "seed", "status"]].to_string(index=False))
+    order = {method: number for number, method in enumerate(table.methods)}
+    rows = rows[rows.status == "ok"].sort_values(
+        ["activation", "schedule", "method", "round", "seed"],
+        key=lambda column: column.map(order) if column.name == "method" else column,
+    )
+    return rows.reset_index(drop=True)
+
+
+# ---- what is recorded ----------------------------------------------------------------------------
+
+
+def read(path: pathlib.Path) -> pd.DataFrame:
+    """The rows of a results file; ValueError naming the file when it is not one."""
+    if not path.exists():
+        return pd.DataFrame(columns=COLUMNS)
+    try:
+        rows = pd.read_csv(
+            path, dtype={c: str for c in COLUMNS if c not in NUMBERS}, keep_default_na=False,
+            na_values={c: [""] for c in NUMBERS}, float_precision="round_trip",
+        )  # fmt: skip
+        missing = [column for column in COLUMNS if column not in rows]
+        if missing:
+            raise ValueError(f"it has no column {missing[0]}")
+        rows = rows.astype({column: float for column in NUMBERS})
+        ok = rows[rows.status == "ok"]
+        percent = ["error_before", "error", "dense_error"]
+        if not rows[["round", "seed"]].map(float.is_integer).all(axis=None):
+            raise ValueError("its rounds and seeds are not all whole numbers")
+        if not (ok[percent].ge(0) & ok[percent].le(100)).all(axis=None):
+            raise ValueError("an error is not between 0 and 100 %")
+        if not ok.surviving.between(0, 1).all() or not set(rows.method) <= set(METHODS):
+            raise ValueError("a surviving fraction or a method's name makes no sense")
+        if rows.duplicated(KEY).any():
+            raise ValueError("it holds the same run twice")
+    except (ValueError, pd.errors.ParserError) as error:
+        raise ValueError(
+            f"{path} is not a results file as lapnb writes it ({error}); "
+            "mend it, or move it away to compute its rows again"
+        ) from error
+    return rows.astype({"round": int, "seed": int})[COLUMNS]
+
+
+def _record(path: pathlib.Path, rows: list[dict]) -> None:
+    """Add finished rows; a row of the same run is replaced, so that none is there twice."""
+    if not rows:
+        return
+    with FileLock(root() / "runs" / f"{path.parent.name}-{path.stem}.lock"):
+        old, new = read(path), pd.DataFrame(rows, columns=COLUMNS)
+        old = _matching(old, _keys(old) - _keys(new))
+        both = new if old.empty else pd.concat([old, new], ignore_index=True)
+        both = both.sort_values(["activation", "schedule", "method", "seed", "round"], kind="stable")
+        write_whole(path, both.to_csv(index=False).encode())
+
+
+def _key_list(rows: pd.DataFrame) -> list[tuple]:
+    return list(rows[KEY].itertuples(index=False, name=None))
+
+
+def _keys(rows: pd.DataFrame) -> set[tuple]:
+    return set(_key_list(rows))
+
+
+def _matching(rows: pd.DataFrame, keys: set[tuple]) -> pd.DataFrame:
+    return rows[pd.Series([k in keys for k in _key_list(rows)], index=rows.index, dtype=bool)]
+
+
+def _wanted(table: Table, source: str) -> set[tuple]:
+    return {
+        (source, plain.settings(method, round), method, round, seed)
+        for plain in table.expand()
+        for method in plain.methods
+        for round in plain.rounds
+        for seed in range(plain.seeds)
+    }
+
+
+def _taken_over(path: pathlib.Path, wanted: set[tuple]) -> list[dict]:
+    """Rows of the same settings that another table of this scale has recorded."""
+    missing = wanted - _keys(read(path))
+    rows = []
+    for other in sorted(path.parent.glob("*.csv")) if missing else []:
+        if other == path:
+            continue
+        with contextlib.suppress(ValueError):
+            found = _matching(read(other), missing)
+            rows += found[found.status == "ok"].assign(table=path.stem).to_dict("records")
+            missing -= _keys(found)
+    return rows
+
+
+def _check_writable(path: pathlib.Path) -> None:
+    read(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+        (root() / "runs").mkdir(exist_ok=True)
+    except OSError as error:
+        raise PermissionError(
+            f"results cannot be written to {path.parent} ({error.strerror}); make it writable, or "
+            "set LAPNB_ROOT to a folder that is"
+        ) from error
+
+
+# ---- what is missing, and who computes it --------------------------------------------------------
+
+
+def _tasks(table: Table, source: str, done: set[tuple]) -> list[Task]:
+    """The dense networks that are needed, then what is not `done`: per seed and round one task.
+
+    Methods of a fully-connected network share a task, since they train as one sparse stack.
+    """
+    tasks: list[Task] = []
+    for plain in table.expand():
+        groups = [plain.methods] if plain.network == "fcn" else [(m,) for m in plain.methods]
+        for seed in range(plain.seeds):
+            dense = Task(plain, source, seed, 0)
+            pruned = []
+            for group in groups:
+                needed: set[str] = set()
+                chain = []
+                for round in reversed(plain.rounds):
+                    todo = []
+                    for method in group:
+                        key = (source, plain.settings(method, round), method, round, seed)
+                        lost = method in needed and not Task(plain, source, seed, round, (method,)).cached()
+                        if key not in done or lost:
+                            todo.append(method)
+                    if plain.schedule == "iterative":
+                        needed |= set(todo)
+                    if todo:
+                        chain.insert(0, Task(plain, source, seed, round, tuple(todo)))
+                pruned += chain
+            if pruned and not dense.cached():
+                tasks.append(dense)
+            tasks += pruned
+    return tasks
+
+
+def _blocks(first: Task, second: Task) -> bool:
+    """Whether `second` starts from networks that `first` makes."""
+    if (first.table, first.source, first.seed) != (second.table, second.source, second.seed):
+        return False
+    if first.round == 0:
+        return second.round > 0
+    iterative = first.table.schedule == "iterative" and first.round < second.round
+    return iterative and not set(first.methods).isdisjoint(second.methods)
+
+
+def _workers(table: Table, workers: int | str | None) -> int:
+    default = 1 if table.device != "cpu" else os.environ.get("LAPNB_WORKERS", os.cpu_count())
+    workers = default if workers is None else workers
+    try:
+        count = int(str(workers))
+    except ValueError:
+        count = 0
+    if count < 1:
+        raise ValueError(f"workers must be a whole number of at least 1; got {workers!r}")
+    return count
+
+
+class _Here(Executor):
+    """Computes at once, in this process."""
+
+    def submit(self, function, /, *args) -> Future:
+        future: Future = Future()
+        try:
+            future.set_result(function(*args))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+def _pool(count: int) -> Executor:
+    if count == 1:
+        return _Here()
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(count, context, _start_worker, (os.getpid(),))
+
+
+def _start_worker(parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the caller, who stops the workers
+    os.environ["LAPNB_PARENT"] = str(parent)
+
+
+def _compute_all(
+    tasks: list[Task], path: pathlib.Path, bar: Progress, executor: Executor | None, workers: int
+) -> None:
+    """Compute tasks in an order that respects what they start from; record each at once."""
+    waiting, running, finished = list(tasks), {}, 0
+    slots = min(workers, len(tasks)) if executor is None else len(tasks)
+    pool = executor or _pool(slots)
+    children = set(multiprocessing.active_children())
+    try:
+        while waiting or running:
+            for task in list(waiting):
+                pending = [*waiting, *running.values()]
+                if len(running) < slots and not any(_blocks(t, task) for t in pending):
+                    running[pool.submit(compute, task)] = task
+                    waiting.remove(task)
+            done = [future for future in running if future.done()]
+            for future in done:
+                task = running.pop(future)
+                finished += task.steps
+                error = future.exception()
+                if error is None:
+                    rows = future.result()
+                    _record(path, rows)
+                    bar.runs += len(rows)
+                elif isinstance(error, BrokenProcessPool):
+                    _record_failure(path, task, "its worker process died", waiting)
+                    if executor is None and not running:
+                        pool = _pool(slots)
+                else:
+                    _record_failure(path, task, f"{type(error).__name__}: {error}", waiting)
+            bar.at(finished + sum(_steps_done(task) for task in running.values()))
+            if not done:
+                time.sleep(0.1)
+    finally:
+        if executor is None:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in set(multiprocessing.active_children()) - children:
+                child.terminate()
+
+
+def _record_failure(path: pathlib.Path, task: Task, reason: str, waiting: list[Task]) -> None:
+    """Record a task, and what would have started from it, as failed."""
+    reason = "failed: " + " ".join(reason.split())
+    for other in [task, *(t for t in waiting if _blocks(task, t))]:
+        _record(path, [starting_row(other, m) | {"status": reason} for m in other.methods])
+        if other in waiting:
+            waiting.remove(other)
+
+
+def _steps_done(task: Task) -> int:
+    try:
+        return int(progress_file(task).read_text())
+    except (FileNotFoundError, ValueError):
+        return 0

@@ -1,0 +1,186 @@
+"""Retraining many pruned fully-connected networks at once on a CPU, at the cost of their weights.
+
+The surviving weights of K networks form one block-diagonal sparse network, so that a step touches
+only these weights and its fixed costs are shared by K. Activations lie feature-major, (units,
+batch), followed by one row of ones: a bias is a weight from that row. A hidden unit with no path of
+surviving weights to the output cannot change the loss, and its gradient is exactly zero; it is left
+out and keeps its weights and bias.
+"""
+
+from itertools import accumulate
+
+import torch
+from torch import Tensor, nn
+
+aten = torch.ops.aten
+
+# activation: in place on its input; gradient from the gradient and the value of its output
+ACTIVATIONS = {
+    nn.ReLU: (torch.relu_, lambda grad, out: aten.threshold_backward(grad, out, 0)),
+    nn.Sigmoid: (torch.sigmoid_, aten.sigmoid_backward),
+    nn.Tanh: (torch.tanh_, aten.tanh_backward),
+    nn.Identity: (lambda x: x, lambda grad, out: grad),
+}
+LANES = 16  # the batch is padded to whole vectors of this many floats
+# Measured on two cores, one thread each, 784-500-500-500-500-10, batch 60:
+DENSEST = 0.25  # surviving fraction up to which sparse products beat dense ones
+STACK_WEIGHTS = 800_000  # more surviving weights in a stack gain nothing
+LARGEST_STACK = 20
+
+
+class _Network(torch.autograd.Function):
+    """All layers in one autograd node; its backward needs only the layers' inputs."""
+
+    @staticmethod
+    def forward(ctx, values: Tensor, x: Tensor, stack: "SparseStack") -> Tensor:
+        batch, features = x.shape
+        columns = -(-batch // LANES) * LANES
+        h = torch.ones(features + 1, columns)
+        h[:-1, :batch] = x.t()
+        inputs = [h]
+        for weight in stack.weights[:-1]:
+            h = torch.empty(len(weight) + 1, columns)
+            h[-1] = 1
+            units = h[:-1]
+            torch.addmm(units, weight, inputs[-1], beta=0, out=units)
+            stack.activation(units)
+            inputs.append(h)
+        ctx.stack, ctx.inputs, ctx.batch = stack, inputs, batch
+        logits = stack.weights[-1] @ inputs[-1]
+        return logits.view(len(stack.keep), -1, columns)[..., :batch].transpose(1, 2)
+
+    @staticmethod
+    def backward(ctx, grad_logits: Tensor):
+        stack, inputs = ctx.stack, ctx.inputs
+        columns = inputs[0].shape[1]
+        grad = torch.zeros(len(stack.weights[-1]), columns)  # zero in the padding
+        grad.view(len(stack.keep), -1, columns)[..., : ctx.batch] = grad_logits.transpose(1, 2)
+        torch.index_select(stack.values.detach(), 0, stack.order, out=stack.transposed_values)
+        for layer in reversed(range(len(inputs))):
+            h, gradient = inputs[layer], stack.gradients[layer]
+            torch.sparse.sampled_addmm(gradient, grad, h.t(), beta=0, out=gradient)
+            if layer:
+                units = torch.empty(len(h) - 1, columns)
+                torch.addmm(units, stack.transposed[layer - 1], grad, beta=0, out=units)
+                grad = stack.slope(units, h[:-1])
+        return stack.gradient, None, None  # autograd copies it, as the stack keeps it
+
+
+class SparseStack(nn.Module):
+    """K pruned fully-connected networks of the same layer sizes, trained on the same batches.
+
+    models: each has `layers`, an nn.Sequential of Linear and one kind of activation between them
+        (see `ACTIVATIONS`), in float32 on the CPU.
+    masks: per model one boolean mask per Linear, shaped as its weight; weights outside count as 0.
+
+    The only parameter, `values`, holds layer by layer, in it network by network, the surviving
+    weights of each unit followed by its bias. The sum over networks of the mean loss over the batch
+    trains each network as if it were alone. The matrices share memory with `values`: training and
+    `load_state_dict` change both, but a copy or a move to another device would part them.
+    """
+
+    def __init__(self, models: list[nn.Module], masks: list[list[Tensor]]):
+        super().__init__()
+        self.activation, self.slope = ACTIVATIONS[type(models[0].layers[1])]
+        self.masks = masks
+        self.keep = [_trained(m) for m in masks]
+        parts = [
+            [_with_bias(linear)[keep] for linear, keep in zip(m.layers[::2], keeps, strict=True)]
+            for m, keeps in zip(models, self.keep, strict=True)
+        ]
+        layers = list(zip(*parts, strict=True))  # layer by layer the values of every network
+        self.sizes = [[len(part) for part in layer] for layer in layers]
+        self.values = nn.Parameter(torch.cat([part for layer in layers for part in layer]))
+        self.gradient = torch.zeros_like(self.values, requires_grad=False)
+
+        indices = [self._indices(layer) for layer in range(len(layers))]
+        sizes = [len(rows) for rows, _, _ in indices]
+        self.weights = _matrices(self.values.detach(), indices)
+        self.gradients = _matrices(self.gradient, indices)
+        # The transposed matrices have no column for the biases: nothing needs its gradient.
+        orders, transposed = [], []
+        for start, (rows, columns, (n_out, n_in)) in zip(
+            accumulate(sizes[:-1]), indices[1:], strict=True
+        ):
+            order = columns.argsort(stable=True)[: (columns < n_in - 1).sum()]
+            orders.append(order + start)
+            transposed.append((columns[order], rows[order], (n_in - 1, n_out)))
+        self.order = torch.cat(orders)
+        self.transposed_values = self.values.detach()[self.order]
+        self.transposed = _matrices(self.transposed_values, transposed)
+
+    def _indices(self, layer: int) -> tuple[Tensor, Tensor, tuple[int, int]]:
+        """Rows, columns and shape of the block-diagonal matrix (units, inputs + 1) of a layer."""
+        rows, columns, n_out, n_in = [], [], 0, 0
+        for keep in self.keep:
+            row, column = keep[layer].nonzero(as_tuple=True)
+            units = keep[layer][:, -1]
+            # What a layer reads: the units left in the one before, or all features of the images.
+            inputs = keep[layer - 1][:, -1] if layer else torch.ones(keep[0].shape[1] - 1).bool()
+            place = torch.cat([n_in + inputs.cumsum(0) - 1, torch.tensor([-1])])
+            rows.append(n_out + (units.cumsum(0) - 1)[row])
+            columns.append(place[column])
+            n_out += int(units.sum())
+            n_in += int(inputs.sum()) if layer else 0  # all networks read the same images
+        n_in = n_in if layer else len(inputs)
+        columns = torch.cat(columns)
+        return torch.cat(rows), columns.where(columns >= 0, n_in), (n_out, n_in + 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (K, batch, classes) of float32 images (batch, C, H, W) or (batch, features)."""
+        return _Network.apply(self.values, x.flatten(1), self)
+
+    @torch.no_grad()
+    def unstack(self, models: list[nn.Module]) -> None:
+        """Write weights and biases back into the models; weights outside the masks become zero."""
+        parts = iter(self.values.detach().split([n for layer in self.sizes for n in layer]))
+        for layer in range(len(self.sizes)):
+            for model, masks, keep in zip(models, self.masks, self.keep, strict=True):
+                linear, whole = model.layers[2 * layer], _with_bias(model.layers[2 * layer])
+                whole[keep[layer]] = next(parts)
+                linear.weight.copy_(whole[:, :-1] * masks[layer])
+                linear.bias.copy_(whole[:, -1])
+
+
+def fits(model: nn.Module, masks: list[Tensor]) -> bool:
+    """Whether this pruned network trains faster in a stack than densely with masked gradients."""
+    layers = getattr(model, "layers", None)
+    if not isinstance(layers, nn.Sequential) or next(model.parameters()).is_cuda:
+        return False
+    return (
+        all(isinstance(layer, nn.Linear) and layer.bias is not None for layer in layers[::2])
+        and len({type(layer) for layer in layers[1::2]} | {None}) == 2
+        and type(layers[1]) in ACTIVATIONS
+        and sum(int(m.sum()) for m in masks) <= DENSEST * sum(m.numel() for m in masks)
+    )
+
+
+def stack_size(masks: list[Tensor]) -> int:
+    """How many networks as sparse as this one to train together."""
+    weights = max(1, sum(int(m.sum()) for m in masks))
+    return max(1, min(LARGEST_STACK, STACK_WEIGHTS // weights))
+
+
+def _with_bias(linear: nn.Linear) -> Tensor:
+    """A new matrix (units, inputs + 1): the weight with the bias as last column."""
+    return torch.cat([linear.weight, linear.bias[:, None]], 1).detach()
+
+
+def _trained(masks: list[Tensor]) -> list[Tensor]:
+    """What is trained, as `_with_bias`: rows of units without influence on the logits are False."""
+    kept, used = [], torch.ones(len(masks[-1]), dtype=torch.bool)
+    for mask in reversed(masks):
+        kept.insert(0, torch.cat([mask, torch.ones(len(mask), 1).bool()], 1) & used[:, None])
+        used = kept[0][:, :-1].any(0)
+    return kept
+
+
+def _matrices(values: Tensor, indices: list) -> list[Tensor]:
+    """CSR matrices that share their parts of `values`, which are ordered by matrix and row."""
+    matrices = []
+    parts = values.split([len(rows) for rows, _, _ in indices])
+    for part, (rows, columns, shape) in zip(parts, indices, strict=True):
+        starts = torch.zeros(shape[0] + 1, dtype=torch.int32)
+        starts[1:] = torch.bincount(rows, minlength=shape[0]).cumsum(0)
+        matrices.append(torch.sparse_csr_tensor(starts, columns.int(), part, shape, check_invariants=False))
+    return matrices
