@@ -24,7 +24,7 @@ test: export OMP_NUM_THREADS = 1
 test: export LAPNB_WORKERS = 1
 test: export TQDM_DISABLE = 1
 test: $(ENVIRONMENT) ## unit tests, all notebooks at the smoke scale, committed outputs (nbval)
-	$(PYTHON) -m pytest -n logical --maxprocesses 4 --dist worksteal
+	$(PYTHON) -m pytest -n logical --maxprocesses 4 --dist loadgroup
 	$(PYTHON) -m pytest -n logical --maxprocesses 4 --dist loadscope \
 	    --nbval-lax --nbval-current-env --nbval-cell-timeout 600 notebooks/
 

@@ -4,20 +4,22 @@ from lapnb.chain import prunable_layers
 from lapnb.data import load_data
 from lapnb.masks import apply_masks, prune_masks, to_torch_prune
 from lapnb.models import build_model
-from lapnb.report import compare, plot, verdicts
-from lapnb.runs import run
+from lapnb.report import caption, compare, plot, verdicts
+from lapnb.runs import recorded, run
 from lapnb.tables import table
 from lapnb.train import evaluate, train
 
 __all__ = [
     "apply_masks",
     "build_model",
+    "caption",
     "compare",
     "evaluate",
     "load_data",
     "plot",
     "prunable_layers",
     "prune_masks",
+    "recorded",
     "run",
     "table",
     "to_torch_prune",

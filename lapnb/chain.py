@@ -80,7 +80,8 @@ def attach_batch_norm(layers: list[Layer], name: str, batch_norm: nn.Module) -> 
         before = f"{layers[-1].name} has one already" if layers else "no layer comes before it"
         raise ValueError(f"cannot tell whose batch norm {name} is: {before} ({CALL_ORDER})")
     layer, width, outputs = layers[-1], batch_norm.num_features, len(layers[-1].weight)
-    if width % outputs != 0 or (width > outputs and isinstance(batch_norm, nn.BatchNorm2d)):
+    over_columns = isinstance(layer.module, nn.Conv2d) and isinstance(batch_norm, nn.BatchNorm1d)
+    if width % outputs != 0 or (width > outputs and not over_columns):
         raise ValueError(f"batch norm {name} ({width}) does not fit {layer.name} ({outputs})")
     if batch_norm.running_var is None:
         raise ValueError(f"batch norm {name} has no running variance: set track_running_stats=True")

@@ -230,25 +230,34 @@ def _cifar10(folder: Path) -> Data:
             source = f"{source[:-1]}, {len(train):,} + {len(test):,} images)"
         return Data("cifar10", source, **_decoded("cifar10", images, train, test, 32), **about)
 
+    if _absent(batches):
+        from torchvision.datasets import CIFAR10
+
+        _fetch_archive(batches, CIFAR10.url, CIFAR10.tgz_md5)
+    fingerprint = repr(sorted((file.name, file.stat().st_size) for file in batches.iterdir()))
+    tensors = _cached("cifar10", folder, fingerprint, partial(_official_cifar10, folder))
+    return Data("cifar10", "CIFAR-10", **tensors, **about)
+
+
+def _official_cifar10(folder: Path) -> dict[str, Tensor]:
     from torchvision.datasets import CIFAR10
     from torchvision.datasets.utils import check_integrity
 
-    if _absent(batches):
-        _fetch_archive(batches, CIFAR10.url, CIFAR10.tgz_md5)
-    for file, md5 in [*CIFAR10.train_list, *CIFAR10.test_list]:
-        if not check_integrity(batches / file, md5):
+    meta = CIFAR10.meta["filename"], CIFAR10.meta["md5"]
+    for name, md5 in [*CIFAR10.train_list, *CIFAR10.test_list, meta]:
+        file = folder / CIFAR10.base_folder / name
+        if not check_integrity(file, md5):
             raise ValueError(
-                f"{batches / file} is missing or not the official file (its md5 is not {md5}): "
+                f"{file} is missing or not the official file (its md5 is not {md5}): "
                 f"replace it, or delete its folder to download it afresh"
             )
     tensors = {}
     for split in ("train", "test"):
         official = CIFAR10(folder, train=split == "train")
-        tensors[f"{split}_images"] = (
-            torch.from_numpy(official.data).permute(0, 3, 1, 2).contiguous()
-        )
+        images = torch.from_numpy(official.data).permute(0, 3, 1, 2)
+        tensors[f"{split}_images"] = images.contiguous()
         tensors[f"{split}_labels"] = torch.tensor(official.targets)
-    return Data("cifar10", "CIFAR-10", **tensors, **about)
+    return tensors
 
 
 def _tiny_imagenet(folder: Path) -> Data:

@@ -85,9 +85,18 @@ def compute(task: Task) -> list[dict]:
 def starting_row(task: Task, method: str) -> dict:
     """What is known of a row before anything is computed."""
     table = task.table
-    names = (
-        "scale network dataset activation width scope schedule dense_steps retrain_steps changed"
-    ).split()
+    names = [
+        "scale",
+        "network",
+        "dataset",
+        "activation",
+        "width",
+        "scope",
+        "schedule",
+        "dense_steps",
+        "retrain_steps",
+        "changed",
+    ]
     return {name: getattr(table, name) for name in names} | {
         "table": table.name,
         "source": task.source,

@@ -51,14 +51,15 @@ _TOGGLE = (
 def verdict(notebook) -> str:
     """How many claims the check cells of an executed notebook settled, as "2 reproduced, 1 open".
 
-    A claim is a printed line that ends in ": reproduced (…)", ": not reproduced (…)" or
-    ": open (…)".
+    A claim is a printed line that ends as those of `lapnb.verdicts` do: "reproduced (quick scale)".
     """
     outputs = [o for cell in notebook.cells for o in cell.get("outputs", [])]
     printed = "\n".join(
         o.get("text", "") or o.get("data", {}).get("text/plain", "") for o in outputs
     )
-    found = re.findall(r": (reproduced|not reproduced|open)\b[^:\n]*$", printed, re.MULTILINE)
+    found = re.findall(
+        r"\b(not reproduced|reproduced|open) \([^()\n]* scale\)$", printed, re.MULTILINE
+    )
     kinds = ("reproduced", "not reproduced", "open")
     return ", ".join(f"{found.count(kind)} {kind}" for kind in kinds if kind in found)
 

@@ -160,6 +160,8 @@ def _fractions(keep, count: int, scope: str) -> list[float]:
     if len(fractions) != count:
         raise ValueError(f"keep must be one fraction or {count}, one per layer; got {len(keep)}")
     for fraction in fractions:
-        if not (isinstance(fraction, int | float) and math.isfinite(fraction) and 0 <= fraction <= 1):
+        if not (
+            isinstance(fraction, int | float) and math.isfinite(fraction) and 0 <= fraction <= 1
+        ):
             raise ValueError(f"keep must lie in [0, 1], got {fraction!r}")
     return fractions

@@ -18,29 +18,65 @@ from lapnb.experiment import Task, compute, progress_file, starting_row
 from lapnb.progress import Progress
 from lapnb.scores import METHODS
 from lapnb.store import root, write_whole
-from lapnb.tables import Table
+from lapnb.tables import SCALES, Table
+from lapnb.tables import table as declare
 
-NUMBERS = (
-    "round seed surviving error_before error train_error dense_error dense_steps retrain_steps "
-    "width distortion mask_seconds retrain_seconds"
-).split()
-COLUMNS = (
-    "table scale network dataset source activation width method scope schedule round seed surviving "
-    "error_before error train_error dense_error distortion empty_layers dense_steps retrain_steps "
-    "mask_seconds retrain_seconds device status changed settings"
-).split()
+NUMBERS = [
+    "round",
+    "seed",
+    "surviving",
+    "error_before",
+    "error",
+    "train_error",
+    "dense_error",
+    "dense_steps",
+    "retrain_steps",
+    "width",
+    "distortion",
+    "mask_seconds",
+    "retrain_seconds",
+]
+COLUMNS = [
+    "table",
+    "scale",
+    "network",
+    "dataset",
+    "source",
+    "activation",
+    "width",
+    "method",
+    "scope",
+    "schedule",
+    "round",
+    "seed",
+    "surviving",
+    "error_before",
+    "error",
+    "train_error",
+    "dense_error",
+    "distortion",
+    "empty_layers",
+    "dense_steps",
+    "retrain_steps",
+    "mask_seconds",
+    "retrain_seconds",
+    "device",
+    "status",
+    "changed",
+    "settings",
+]
 KEY = ["source", "settings", "method", "round", "seed"]
 
 
-def figures(table: Table) -> pathlib.Path:
-    """The folder of a table's results; a table with changed settings keeps out of its scale's."""
-    return root() / "figures" / (table.scale + ("-changed" if table.changed else ""))
+def figures(scale: str, changed: str = "") -> pathlib.Path:
+    """The folder of a scale's results; tables with changed settings keep out of it."""
+    return root() / "figures" / (scale + ("-changed" if changed else ""))
 
 
 def run(
     table: Table,
     workers: int | str | None = None,
-    executor: Executor | None = None,
+    executor: Executor | str | None = None,
     recompute: bool | str = False,
 ) -> pd.DataFrame:
     """Compute the rows of `table` that are not recorded yet, and return all of them.
@@ -51,8 +87,8 @@ def run(
 
     workers: processes of one thread each; by default the environment variable LAPNB_WORKERS, else
         one per processor (one in all on a GPU). The number does not change any result.
-    executor: any `concurrent.futures`-style executor to compute on instead, e.g. that of a Dask
-        cluster, `dask.distributed.Client(…).get_executor()`.
+    executor: any `concurrent.futures`-style executor to compute on instead, or the address of a
+        Dask scheduler, "tcp://host:8786".
     recompute: compute rows that are recorded too, and replace them.
 
     A run that fails is recorded with the reason in `status`, not in the returned rows; the others
@@ -60,7 +96,8 @@ def run(
     """
     if recompute not in (True, False, "true", "false", "True", "False"):
         raise ValueError(f"recompute must be true or false; got {recompute!r}")
-    path = figures(table) / f"{table.name}.csv"
+    count = _workers(table, workers)
+    path = figures(table.scale, table.changed) / f"{table.name}.csv"
     _check_writable(path)
     source = load_data(table.dataset, table.image_size, table.channels).source
     wanted = _wanted(table, source)
@@ -74,16 +111,48 @@ def run(
     if tasks:
         total = sum(task.steps for task in tasks)
         with Progress(total, f"{table.name} ({table.scale} scale)") as bar:
-            _compute_all(tasks, path, bar, executor, _workers(table, workers))
+            _compute_all(tasks, path, bar, _executor(executor), count)
     rows = _matching(read(path), wanted)
     bad = rows[rows.status != "ok"]
     if not bad.empty:
-        print(f"{len(bad)} of {len(rows)} runs gave no result:")
-        print(bad[["method", "round", "seed", "status"]].to_string(index=False))
-    order = {method: number for number, method in enumerate(table.methods)}
+        print(f"{len(bad)} of {len(wanted)} runs gave no result, the first of them:")
+        print(bad[["method", "round", "seed", "status"]].head().to_string(index=False))
+    if len(bad) == len(rows):
+        raise RuntimeError(f"no run of {table.name} gave a result; {path} says why in its rows")
+    return _in_order(rows, table)
+
+
+def recorded(name: str) -> pd.DataFrame:
+    """The rows of table `name` at the largest scale of which any are recorded.
+
+    Raises ValueError for an unknown table, FileNotFoundError when nothing is recorded.
+    """
+    for scale in reversed(SCALES):
+        declared = declare(name, scale)
+        rows = read(figures(scale) / f"{name}.csv")
+        expected = {
+            (plain.settings(method, round), method, round)
+            for plain in declared.expand()
+            for method in plain.methods
+            for round in plain.rounds
+        }
+        known = [key in expected for key in zip(rows.settings, rows.method, rows["round"])]
+        rows = rows[pd.Series(known, index=rows.index, dtype=bool)]
+        if (rows.status == "ok").any():
+            return _in_order(rows, declared)
+    raise FileNotFoundError(f"no run of {name} is recorded yet: lapnb.run(lapnb.table({name!r}))")
+
+
+def _in_order(rows: pd.DataFrame, table: Table) -> pd.DataFrame:
+    """Results only, in the table's order of variants and methods."""
+    order = {m: n for n, m in enumerate(table.methods)}
+    for change in table.variants:
+        for value in change.values():
+            order.setdefault(value, len(order))
     rows = rows[rows.status == "ok"].sort_values(
         ["activation", "schedule", "method", "round", "seed"],
-        key=lambda column: column.map(order) if column.name == "method" else column,
+        key=lambda c: c if c.name in ("round", "seed") else c.map(order),
+        kind="stable",
     )
     return rows.reset_index(drop=True)
 
@@ -130,7 +199,9 @@ def _record(path: pathlib.Path, rows: list[dict]) -> None:
         old, new = read(path), pd.DataFrame(rows, columns=COLUMNS)
         old = _matching(old, _keys(old) - _keys(new))
         both = new if old.empty else pd.concat([old, new], ignore_index=True)
-        both = both.sort_values(["activation", "schedule", "method", "seed", "round"], kind="stable")
+        both = both.sort_values(
+            ["activation", "schedule", "method", "seed", "round"], kind="stable"
+        )
         write_whole(path, both.to_csv(index=False).encode())
 
 
@@ -204,7 +275,10 @@ def _tasks(table: Table, source: str, done: set[tuple]) -> list[Task]:
                     todo = []
                     for method in group:
                         key = (source, plain.settings(method, round), method, round, seed)
-                        lost = method in needed and not Task(plain, source, seed, round, (method,)).cached()
+                        lost = (
+                            method in needed
+                            and not Task(plain, source, seed, round, (method,)).cached()
+                        )
                         if key not in done or lost:
                             todo.append(method)
                     if plain.schedule == "iterative":
@@ -238,6 +312,14 @@ def _workers(table: Table, workers: int | str | None) -> int:
     if count < 1:
         raise ValueError(f"workers must be a whole number of at least 1; got {workers!r}")
     return count
+
+
+def _executor(executor: Executor | str | None) -> Executor | None:
+    if isinstance(executor, str) and executor:
+        from dask.distributed import Client
+
+        return Client(executor).get_executor()
+    return executor or None
 
 
 class _Here(Executor):

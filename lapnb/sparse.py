@@ -7,6 +7,7 @@ surviving weights to the output cannot change the loss, and its gradient is exac
 out and keeps its weights and bias.
 """
 
+import warnings
 from itertools import accumulate
 
 import torch
@@ -24,7 +25,7 @@ ACTIVATIONS = {
 LANES = 16  # the batch is padded to whole vectors of this many floats
 # Measured on two cores, one thread each, 784-500-500-500-500-10, batch 60:
 DENSEST = 0.25  # surviving fraction up to which sparse products beat dense ones
-STACK_WEIGHTS = 800_000  # more surviving weights in a stack gain nothing
+STACK_WEIGHTS = 800_000  # a stack of more surviving weights gains nothing
 LARGEST_STACK = 20
 
 
@@ -74,9 +75,10 @@ class SparseStack(nn.Module):
     masks: per model one boolean mask per Linear, shaped as its weight; weights outside count as 0.
 
     The only parameter, `values`, holds layer by layer, in it network by network, the surviving
-    weights of each unit followed by its bias. The sum over networks of the mean loss over the batch
-    trains each network as if it were alone. The matrices share memory with `values`: training and
-    `load_state_dict` change both, but a copy or a move to another device would part them.
+    weights of each unit followed by its bias, and a few unused zeros at its end. The sum over
+    networks of the mean loss over the batch trains each network as if it were alone. The matrices
+    share memory with `values`: training and `load_state_dict` change both, but a deep copy or a
+    move to another device would part them.
     """
 
     def __init__(self, models: list[nn.Module], masks: list[list[Tensor]]):
@@ -88,20 +90,22 @@ class SparseStack(nn.Module):
             [_with_bias(linear)[keep] for linear, keep in zip(m.layers[::2], keeps, strict=True)]
             for m, keeps in zip(models, self.keep, strict=True)
         ]
-        layers = list(zip(*parts, strict=True))  # layer by layer the values of every network
-        self.sizes = [[len(part) for part in layer] for layer in layers]
-        self.values = nn.Parameter(torch.cat([part for layer in layers for part in layer]))
+        flat = [part for layer in zip(*parts, strict=True) for part in layer]
+        # Whole vectors: Adam rounds what is left over differently, and then a network's result
+        # would depend on the rest of its stack.
+        flat.append(torch.zeros(-sum(len(part) for part in flat) % LANES))
+        self.sizes = [len(part) for part in flat]
+        self.values = nn.Parameter(torch.cat(flat))
         self.gradient = torch.zeros_like(self.values, requires_grad=False)
 
-        indices = [self._indices(layer) for layer in range(len(layers))]
+        indices = [self._indices(layer) for layer in range(len(masks[0]))]
         sizes = [len(rows) for rows, _, _ in indices]
         self.weights = _matrices(self.values.detach(), indices)
         self.gradients = _matrices(self.gradient, indices)
         # The transposed matrices have no column for the biases: nothing needs its gradient.
         orders, transposed = [], []
-        for start, (rows, columns, (n_out, n_in)) in zip(
-            accumulate(sizes[:-1]), indices[1:], strict=True
-        ):
+        starts = accumulate(sizes[:-1])
+        for start, (rows, columns, (n_out, n_in)) in zip(starts, indices[1:], strict=True):
             order = columns.argsort(stable=True)[: (columns < n_in - 1).sum()]
             orders.append(order + start)
             transposed.append((columns[order], rows[order], (n_in - 1, n_out)))
@@ -133,8 +137,8 @@ class SparseStack(nn.Module):
     @torch.no_grad()
     def unstack(self, models: list[nn.Module]) -> None:
         """Write weights and biases back into the models; weights outside the masks become zero."""
-        parts = iter(self.values.detach().split([n for layer in self.sizes for n in layer]))
-        for layer in range(len(self.sizes)):
+        parts = iter(self.values.detach().split(self.sizes))
+        for layer in range(len(self.masks[0])):
             for model, masks, keep in zip(models, self.masks, self.keep, strict=True):
                 linear, whole = model.layers[2 * layer], _with_bias(model.layers[2 * layer])
                 whole[keep[layer]] = next(parts)
@@ -177,10 +181,16 @@ def _trained(masks: list[Tensor]) -> list[Tensor]:
 
 def _matrices(values: Tensor, indices: list) -> list[Tensor]:
     """CSR matrices that share their parts of `values`, which are ordered by matrix and row."""
-    matrices = []
-    parts = values.split([len(rows) for rows, _, _ in indices])
-    for part, (rows, columns, shape) in zip(parts, indices, strict=True):
+    matrices, end = [], 0
+    for rows, columns, shape in indices:
+        start, end = end, end + len(rows)
         starts = torch.zeros(shape[0] + 1, dtype=torch.int32)
         starts[1:] = torch.bincount(rows, minlength=shape[0]).cumsum(0)
-        matrices.append(torch.sparse_csr_tensor(starts, columns.int(), part, shape, check_invariants=False))
+        part = values[start:end]
+        with warnings.catch_warnings():  # that CSR tensors are new to PyTorch
+            warnings.simplefilter("ignore", UserWarning)
+            csr = torch.sparse_csr_tensor(
+                starts, columns.int(), part, shape, check_invariants=False
+            )
+        matrices.append(csr)
     return matrices

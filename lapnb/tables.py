@@ -56,7 +56,8 @@ class Table:
     channels: int = 3
     scope: str = "layer"
     schedule: str = "oneshot"
-    statistics: tuple[int, int] = (0, 0)
+    active_batches: tuple[int, int] = (2000, 30)
+    curved_batches: tuple[int, int] = (1000, 60)
     device: str = "cpu"
     claims: tuple[Claim, ...] = ()
     variants: tuple[dict, ...] = ({},)
@@ -86,7 +87,8 @@ class Table:
         if self.schedule == "iterative":
             settings["rounds"] = [t for t in self.rounds if t <= round]
         if METHODS[method].weights in ("active", "curved"):
-            settings["statistics"] = self.statistics
+            name = f"{METHODS[method].weights}_batches"
+            settings[name] = getattr(self, name)
         return fingerprint(settings)
 
 
@@ -100,7 +102,6 @@ _ONE_SIDED = tuple(
     Claim(*pair) for pair in [("lfp", "mp"), ("lbp", "mp"), ("lap", "lfp"), ("lap", "lbp")]
 )
 _FIVE = ("mp", "rp", "lfp", "lbp", "lap")
-_VGG_ROUNDS = tuple(range(13, 28, 2))
 
 _FCN = dict(
     network="fcn",
@@ -112,7 +113,6 @@ _FCN = dict(
     lr=1.2e-3,
     dense_steps=50_000,
     retrain_steps=50_000,
-    statistics=(1000, 60),
     smoke=dict(width=0.1, seeds=1, rounds=(2, 5), dense_steps=60, retrain_steps=20),
     quick=dict(seeds=3, dense_steps=1000, retrain_steps=1000),
     reduced=dict(seeds=3, dense_steps=10_000, retrain_steps=10_000),
@@ -125,6 +125,65 @@ def _declare(base: dict, **more) -> dict:
     return {**base, **more, **merged}
 
 
+_CONV6 = dict(
+    network="conv6",
+    dataset="cifar10",
+    rates=(0.15,) * 6 + (0.2, 0.2, 0.1),
+    rounds=tuple(range(12, 19)),
+    dense_steps=30_000,
+    retrain_steps=20_000,
+    smoke=dict(width=0.05, seeds=1, rounds=(12, 18), dense_steps=10, retrain_steps=5),
+    quick=dict(width=0.125, seeds=1, rounds=(12, 14, 16, 18), dense_steps=500, retrain_steps=150),
+    reduced=dict(width=0.5, seeds=1, dense_steps=3000, retrain_steps=1500),
+)
+
+
+def _deep(depth: int, first: float, **more) -> dict:
+    """A deep network: `depth` layers, of which the first may have its own pruning rate."""
+    return (
+        dict(
+            rates=(first,) + (0.15,) * (depth - 2) + (0.1,),
+            methods=("mp", "lap"),
+            claims=(_LAP_BEATS_MP,),
+            smoke=dict(width=0.05, seeds=1, dense_steps=5, retrain_steps=3),
+            quick=dict(width=0.125, seeds=1, dense_steps=300, retrain_steps=100),
+            reduced=dict(width=0.25, seeds=1, dense_steps=3000, retrain_steps=1500),
+        )
+        | more
+    )
+
+
+def _vgg_cifar10(depth: int, dense_steps: int, retrain_steps: int) -> dict:
+    return _declare(
+        _deep(depth - 2, first=0.15),
+        title=f"VGG-{depth} on CIFAR-10",
+        network=f"vgg{depth}",
+        dataset="cifar10",
+        rounds=tuple(range(13, 28, 2)),
+        dense_steps=dense_steps,
+        retrain_steps=retrain_steps,
+        smoke=dict(rounds=(13, 27)),
+        quick=dict(rounds=(13, 19, 23, 27)),
+    )
+
+
+def _tiny_imagenet(network: str, title: str, depth: int, first: float, rounds) -> dict:
+    rounds = tuple(rounds)
+    return _declare(
+        _deep(depth, first),
+        title=f"{title} on Tiny-ImageNet",
+        network=network,
+        dataset="tiny_imagenet",
+        image_size=64,
+        stride=2,
+        rounds=rounds,
+        dense_steps=60_000,
+        retrain_steps=40_000,
+        smoke=dict(rounds=(rounds[0], rounds[-1])),
+        quick=dict(rounds=rounds[1::3]),
+    )
+
+
 TABLES: dict[str, dict] = {
     "fcn_mnist": _declare(
         _FCN,
@@ -132,10 +191,112 @@ TABLES: dict[str, dict] = {
         methods=(*_FIVE, "lap_forward", "lap_backward"),
         claims=(_LAP_BEATS_MP, *_ONE_SIDED),
     ),
+    "fcn_linear": _declare(
+        _FCN,
+        title="Linear FCN on MNIST",
+        activation="none",
+        methods=("mp", "lap", "lap_all", "rp"),
+        rounds=tuple(range(1, 11)),
+        claims=(
+            Claim("lap", "mp", 2, "distortion"),
+            Claim("lap", "mp", 2, "error_before"),
+            Claim("lap_all", "lap", 2, "distortion"),
+            Claim("lap_all", "lap", 2, "error_before"),
+        ),
+        quick=dict(retrain_steps=300),
+    ),
+    "fcn_activations": _declare(
+        _FCN,
+        title="FCN on MNIST, three activations",
+        methods=("mp", "lap"),
+        variants=tuple({"activation": name} for name in ("sigmoid", "tanh", "relu")),
+        claims=tuple(
+            Claim("lap", "mp", 2, where={"activation": name})
+            for name in ("sigmoid", "tanh", "relu")
+        ),
+    ),
+    # Small steps instead of halving, and no retraining: where does accuracy begin to fall?
+    "fcn_before_retraining": _declare(
+        _FCN,
+        title="FCN on MNIST before retraining",
+        methods=("mp", "lap"),
+        rates=(0.05,) * 5,
+        rounds=tuple(range(1, 91)),
+        retrain_steps=0,
+        claims=(),
+        smoke=dict(rounds=(1, 20, 40), retrain_steps=0),
+        quick=dict(retrain_steps=0),
+        reduced=dict(retrain_steps=0),
+    ),
+    "fcn_data_dependent": _declare(
+        _FCN,
+        title="FCN on MNIST, data-dependent methods",
+        methods=("mp", "lap", "obd", "obd_lap", "lap_act"),
+        claims=(_LAP_BEATS_MP, Claim("obd_lap", "obd", 2), Claim("lap_act", "mp", 2)),
+    ),
+    "fcn_global": _declare(
+        _FCN,
+        title="FCN on MNIST, global pruning",
+        methods=("mp", "lap"),
+        scope="global",
+        claims=(_LAP_BEATS_MP,),
+    ),
+    "fcn_iterative": _declare(
+        _FCN,
+        title="FCN on MNIST, one-shot and iterative",
+        methods=("mp", "lap"),
+        variants=({"schedule": "oneshot"}, {"schedule": "iterative"}),
+        claims=tuple(
+            Claim("lap", "mp", 2, where={"schedule": name}) for name in ("oneshot", "iterative")
+        ),
+    ),
+    "fcn_generalization": _declare(
+        _FCN,
+        title="FCN on MNIST, training and test accuracy",
+        methods=("mp", "lap"),
+        claims=(_LAP_BEATS_MP, Claim("lap", "mp", 2, "train_error")),
+    ),
+    "conv6_cifar10": _declare(
+        _CONV6,
+        title="Conv-6 on CIFAR-10",
+        methods=_FIVE,
+        claims=(_LAP_BEATS_MP, *_ONE_SIDED),
+    ),
+    "conv6_data_dependent": _declare(
+        _CONV6,
+        title="Conv-6 on CIFAR-10, data-dependent methods",
+        methods=("mp", "lap", "obd", "obd_lap", "lap_act"),
+        claims=(_LAP_BEATS_MP, Claim("obd_lap", "obd", 2), Claim("lap_act", "mp", 2)),
+        curved_batches=(2000, 25),
+    ),
+    "conv6_global": _declare(
+        _CONV6,
+        title="Conv-6 on CIFAR-10, global pruning",
+        methods=("mp", "lap"),
+        scope="global",
+        claims=(_LAP_BEATS_MP,),
+    ),
+    "vgg11_cifar10": _vgg_cifar10(11, 35_000, 25_000),
+    "vgg16_cifar10": _vgg_cifar10(16, 50_000, 35_000),
+    "vgg19_cifar10": _vgg_cifar10(19, 60_000, 40_000),
+    "resnet18_cifar10": _declare(
+        _deep(18, first=0.0),
+        title="ResNet-18 on CIFAR-10",
+        network="resnet18",
+        dataset="cifar10",
+        rounds=tuple(range(14, 36, 3)),
+        dense_steps=35_000,
+        retrain_steps=25_000,
+        smoke=dict(rounds=(14, 35)),
+        quick=dict(rounds=(14, 23, 29, 35)),
+    ),
+    "vgg19_tiny_imagenet": _tiny_imagenet("vgg19", "VGG-19", 17, 0.15, range(13, 21)),
+    "resnet50_tiny_imagenet": _tiny_imagenet("resnet50", "ResNet-50", 50, 0.0, range(17, 32, 2)),
+    "wrn16_8_tiny_imagenet": _tiny_imagenet("wrn16_8", "WRN-16-8", 14, 0.0, range(13, 28, 2)),
 }
 
 # The bundled data set stands in at the two small scales, on every table.
-_SMALL = dict(dataset="mnist5k", statistics=(10, 60))
+_SMALL = dict(dataset="mnist5k", active_batches=(10, 60), curved_batches=(10, 60))
 
 
 def table(name: str, scale: str = "quick", **changes) -> Table:
@@ -171,9 +332,7 @@ def table(name: str, scale: str = "quick", **changes) -> Table:
     if varied & changes.keys():
         settings["variants"] = ({},)
     settings["device"] = _device("device", "auto")
-    return Table(
-        name=name, scale=scale, **{**settings, **changes, "changed": ", ".join(different)}
-    )
+    return Table(name=name, scale=scale, **{**settings, **changes, "changed": ", ".join(different)})
 
 
 def _choice(parameter: str, value, allowed) -> str:

@@ -58,6 +58,8 @@ def train(
             f"steps must be at least 0 and batch_size between 1 and {len(data.train_labels)}, "
             f"the size of the training set; got steps={steps}, batch_size={batch_size}"
         )
+    # Adam's moments of weights that get no gradient decay into denormal numbers, which are slow
+    torch.set_flush_denormal(True)
     weights, kept = [], []
     if masks is not None:
         apply_masks(model, masks)

@@ -11,6 +11,8 @@ import pytest
 from lapnb.__main__ import main
 from lapnb.html import verdict
 
+pytestmark = pytest.mark.xdist_group("main")  # one run serves nearly all tests
+
 GOOD = """import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import display

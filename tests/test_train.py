@@ -1,0 +1,153 @@
+"""Training: streams, masks that hold, resuming."""
+
+import copy
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import lapnb
+from lapnb.chain import prunable_layers
+from lapnb.models import FCN
+from lapnb.store import CorruptFile, load_tensors, save_tensors
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return lapnb.load_data("mnist5k")
+
+
+def small(seed=0):
+    return lapnb.build_model("fcn", width=0.05, seed=seed)
+
+
+def same(first, second):
+    return all(
+        torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)
+    )
+
+
+def test_it_learns_and_the_same_seed_gives_the_same_network(digits):
+    first, second, other = (lapnb.train(small(), digits, 150, seed=seed) for seed in (1, 1, 2))
+    assert same(first, second)
+    assert not same(first, other)
+    loss, accuracy = lapnb.evaluate(first, digits)
+    assert 0 < loss < 1
+    assert 70 < accuracy <= 100
+
+
+def test_evaluate_counts_the_right_answers(digits):
+    model = lapnb.train(small(), digits, 50)
+    with torch.no_grad():
+        logits = model(digits.normalise(digits.test_images))
+    right = (logits.argmax(1) == digits.test_labels).double().mean()
+    assert lapnb.evaluate(model, digits)[1] == pytest.approx(100 * right)
+    with pytest.raises(ValueError, match="split"):
+        lapnb.evaluate(model, digits, "validation")
+
+
+def test_batches_do_not_depend_on_what_was_drawn_before(digits):
+    torch.manual_seed(0)
+    first = lapnb.train(small(), digits, 30)
+    torch.rand(1000)
+    assert same(first, lapnb.train(small(), digits, 30))
+    state = torch.get_rng_state()
+    lapnb.train(small(), digits, 30)
+    assert torch.equal(state, torch.get_rng_state())
+    retrained = lapnb.train(small(), digits, 30, stage="retrain")
+    assert not same(first, retrained)
+
+
+def test_pruned_weights_stay_exactly_zero_and_survivors_train(digits):
+    model = small()
+    masks = lapnb.prune_masks(model, "lap", 0.2)
+    before = copy.deepcopy(model)
+    lapnb.train(model, digits, 60, masks=masks)
+    for layer, old, mask in zip(
+        prunable_layers(model), prunable_layers(before), masks, strict=True
+    ):
+        assert not layer.weight[~mask].any()
+        assert (layer.weight != old.weight)[mask].any()
+
+
+def test_a_checkpointed_run_ends_as_an_uninterrupted_one(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["lapnb.train"], "CHECKPOINT_SECONDS", 0)
+    masks = lapnb.prune_masks(small(), "lap", 0.2)
+    whole = lapnb.train(small(), digits, 110, masks=masks)
+    file = tmp_path / "run.safetensors"
+
+    class Stop(Exception):
+        pass
+
+    def stop(done):
+        if done >= 75:
+            raise Stop
+
+    with pytest.raises(Stop):
+        lapnb.train(small(), digits, 110, masks=masks, checkpoint=file, progress=stop)
+    assert load_tensors(file)[1]["step"] == "50"
+    steps = []
+    resumed = small(seed=9)
+    lapnb.train(resumed, digits, 110, masks=masks, checkpoint=file, progress=steps.append)
+    assert steps[0] == 75
+    assert same(whole, resumed)
+
+
+def test_a_damaged_checkpoint_is_named_and_not_used(digits, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys.modules["lapnb.train"], "CHECKPOINT_SECONDS", 0)
+    file = tmp_path / "run.safetensors"
+    whole = lapnb.train(small(), digits, 60, checkpoint=file)
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(CorruptFile, match=str(file)):
+        load_tensors(file)
+    again = lapnb.train(small(), digits, 60, checkpoint=file)
+    assert str(file) in capsys.readouterr().out
+    assert same(whole, again)
+
+
+def test_truncated_and_foreign_files_are_refused(tmp_path):
+    file = tmp_path / "tensors.safetensors"
+    save_tensors(file, {"a": torch.ones(3)}, {"step": "1"})
+    assert torch.equal(load_tensors(file)[0]["a"], torch.ones(3))
+    file.write_bytes(file.read_bytes()[:-4])
+    with pytest.raises(CorruptFile):
+        load_tensors(file)
+    torch.save({"a": torch.ones(3)}, file)  # a pickle: it must not be executed
+    with pytest.raises(CorruptFile):
+        load_tensors(file)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(digits):
+    model = small()
+    nn.init.constant_(prunable_layers(model)[0].weight, 1e38)
+    with pytest.raises(FloatingPointError, match="at step"):
+        lapnb.train(model, digits, 50)
+
+
+@pytest.mark.parametrize("arguments", [dict(batch_size=0), dict(batch_size=5000), dict(steps=-1)])
+def test_bad_arguments(digits, arguments):
+    with pytest.raises(ValueError, match="batch_size"):
+        lapnb.train(small(), digits, **{"steps": 1, **arguments})
+
+
+def test_several_networks_in_one_train_as_if_alone(digits):
+    class Two(nn.Module):
+        def __init__(self, first, second):
+            super().__init__()
+            self.both = nn.ModuleList([first, second])
+
+        def forward(self, x):
+            return torch.stack([model(x) for model in self.both])
+
+    first, second = FCN((784, 20, 10)), FCN((784, 20, 10))
+    alone = [lapnb.train(copy.deepcopy(m), digits, 40) for m in (first, second)]
+    together = Two(first, second)
+    lapnb.train(together, digits, 40)
+    losses, accuracies = lapnb.evaluate(together, digits)
+    for model, loss, accuracy in zip(alone, losses, accuracies, strict=True):
+        assert lapnb.evaluate(model, digits) == pytest.approx(
+            (loss.item(), accuracy.item()), rel=1e-4
+        )
