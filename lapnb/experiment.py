@@ -25,36 +25,31 @@ from lapnb.train import evaluate, train
 
 @dataclass(frozen=True)
 class Task:
-    """Runs of one seed and round that are computed together; round 0 is the dense network.
+    """Runs of one seed that are computed together: `cells` of (method, round), one row each.
 
-    `source` is what the table's data set was read from. `after` is the task whose cached networks
-    this one starts from.
+    Without cells it is the dense network. `source` is what the data set was read from.
     """
 
     table: Table
     source: str
     seed: int
-    round: int
-    methods: tuple[str, ...] = ()
-    after: "Task | None" = None
+    cells: tuple[tuple[str, int], ...] = ()
 
     @property
     def key(self) -> str:
-        settings = [(m, self.table.settings(m, self.round)) for m in self.methods]
-        dense = self.table.dense_settings()
-        return fingerprint([dense, self.source, self.seed, self.round, settings])
+        settings = [(m, t, self.table.settings(m, t)) for m, t in self.cells]
+        return fingerprint([self.table.dense_settings(), self.source, self.seed, settings])
 
     @property
     def steps(self) -> int:
-        if self.round == 0:
-            return self.table.dense_steps
-        return self.table.retrain_steps * len(self.methods)
+        """Training steps, added up over networks."""
+        return self.table.retrain_steps * len(self.cells) if self.cells else self.table.dense_steps
 
     def cached(self) -> bool:
-        """Whether the networks that others start from are there."""
-        if self.round == 0:
+        """Whether the networks that other tasks start from are there."""
+        if not self.cells:
             return _dense_file(self).exists()
-        return all(_retrained_file(self, self.round, m).exists() for m in self.methods)
+        return all(_retrained_file(self, *cell).exists() for cell in self.cells)
 
 
 def compute(task: Task) -> list[dict]:
@@ -68,42 +63,34 @@ def compute(task: Task) -> list[dict]:
         table = task.table
         data = load_data(table.dataset, table.image_size, table.channels).to(table.device)
         dense, facts = _dense(task, data)
-        if task.round == 0:
+        if not task.cells:
             return []
         models, masks, rows = _prune(task, data, dense)
         for row, outcome in zip(rows, _retrain(task, data, models, masks), strict=True):
             row.update(facts | outcome)
         if table.schedule == "iterative":
-            for method, model in zip(task.methods, models, strict=True):
-                save_tensors(_retrained_file(task, task.round, method), model.state_dict(), {})
+            for cell, model in zip(task.cells, models, strict=True):
+                save_tensors(_retrained_file(task, *cell), model.state_dict(), {})
         return rows
     finally:
         torch.set_num_threads(threads)
         progress_file(task).unlink(missing_ok=True)
 
 
-def starting_row(task: Task, method: str) -> dict:
+def starting_row(task: Task, method: str, round: int) -> dict:
     """What is known of a row before anything is computed."""
     table = task.table
-    names = [
-        "scale",
-        "network",
-        "dataset",
-        "activation",
-        "width",
-        "scope",
-        "schedule",
-        "dense_steps",
-        "retrain_steps",
-        "changed",
-    ]
+    names = (
+        "scale", "network", "dataset", "activation", "width", "scope", "schedule", "dense_steps",
+        "retrain_steps", "changed",
+    )  # fmt: skip
     return {name: getattr(table, name) for name in names} | {
         "table": table.name,
         "source": task.source,
         "method": method,
-        "round": task.round,
+        "round": round,
         "seed": task.seed,
-        "settings": table.settings(method, task.round),
+        "settings": table.settings(method, round),
     }
 
 
@@ -113,7 +100,7 @@ def progress_file(task: Task) -> pathlib.Path:
 
 
 def _dense(task: Task, data: Data) -> tuple[nn.Module, dict]:
-    """The dense network of a seed, and its test error (%): from the cache, or trained and cached."""
+    """The dense network of a seed and its test error (%), from the cache or trained and cached."""
     table, path = task.table, _dense_file(task)
     model = build_model(
         table.network,
@@ -142,18 +129,18 @@ def _dense(task: Task, data: Data) -> tuple[nn.Module, dict]:
 
 
 def _prune(task: Task, data: Data, dense: nn.Module) -> tuple[list, list, list[dict]]:
-    """Per method of the task: the pruned network, its masks and the first half of its row."""
+    """Per cell of the task: the pruned network, its masks and the first half of its row."""
     table, models, masks, rows = task.table, [], [], []
-    for method in task.methods:
+    for method, round in task.cells:
         model = copy.deepcopy(dense)
-        earlier = [t for t in table.rounds if t < task.round]
+        earlier = [t for t in table.rounds if t < round]
         if table.schedule == "iterative" and earlier:
-            model.load_state_dict(load_tensors(_retrained_file(task, earlier[-1], method))[0])
-        keep = table.keep(task.round)
+            model.load_state_dict(load_tensors(_retrained_file(task, method, earlier[-1]))[0])
+        keep = table.keep(round)
         if table.scope == "global":
             sizes = [layer.weight.numel() for layer in prunable_layers(model)]
             keep = sum(k * n for k, n in zip(keep, sizes, strict=True)) / sum(sizes)
-        facts = _statistics(task, method, model, data)
+        facts = _statistics(task, method, round, model, data)
         start = time.perf_counter()
         mask = prune_masks(model, method, keep, table.scope, statistics=facts, seed=task.seed)
         seconds = time.perf_counter() - start
@@ -161,7 +148,7 @@ def _prune(task: Task, data: Data, dense: nn.Module) -> tuple[list, list, list[d
         models.append(model)
         masks.append(mask)
         rows.append(
-            starting_row(task, method)
+            starting_row(task, method, round)
             | {
                 "surviving": surviving(mask),
                 "error_before": _errors(model, data)[0],
@@ -184,8 +171,9 @@ def _retrain(task: Task, data: Data, models: list[nn.Module], masks: list) -> li
     """Retrain in place, sparse networks in stacks, others one by one: the second halves of rows."""
     table, outcomes, finished = task.table, {}, 0
     stackable = [n for n in range(len(models)) if sparse.fits(models[n], masks[n])]
-    size = sparse.stack_size(masks[stackable[0]]) if stackable else 1
-    groups = [stackable[n : n + size] for n in range(0, len(stackable), size)]
+    groups = [
+        [stackable[n] for n in stack] for stack in sparse.stacks([masks[n] for n in stackable])
+    ]
     groups += [[n] for n in range(len(models)) if n not in stackable]
     while groups:
         group = groups.pop(0)
@@ -195,7 +183,7 @@ def _retrain(task: Task, data: Data, models: list[nn.Module], masks: list) -> li
             network = sparse.SparseStack([models[n] for n in group], [masks[n] for n in group])
         else:
             network = models[group[0]]
-        name = f"{task.key}-{'-'.join(task.methods[n] for n in group)}"
+        name = f"{task.key}-{fingerprint([task.cells[n] for n in group])}"
         held = None if stacked else masks[group[0]]
         try:
             _train(network, data, task, "retrain", name, held, finished, len(group))
@@ -210,7 +198,9 @@ def _retrain(task: Task, data: Data, models: list[nn.Module], masks: list) -> li
         if stacked:
             network.unstack([models[n] for n in group])
         error = _errors(network, data)
-        train_error = _errors(network, data, "train") if table.network == "fcn" else [None] * size
+        train_error = (
+            _errors(network, data, "train") if table.network == "fcn" else [None] * len(group)
+        )
         for position, n in enumerate(group):
             outcomes[n] = {
                 "error": error[position],
@@ -262,21 +252,25 @@ def _teller(task: Task, finished: int, networks: int):
     return tell
 
 
-def _statistics(task: Task, method: str, model: nn.Module, data: Data) -> list[Tensor] | None:
+def _statistics(
+    task: Task, method: str, round: int, model: nn.Module, data: Data
+) -> list[Tensor] | None:
     """What a data-dependent method knows of the data: from the cache, or computed and cached."""
     kind = METHODS[method].weights
     if kind not in ("active", "curved"):
         return None
     from lapnb.statistics import statistics
 
-    count, batch_size = task.table.statistics
-    start = [] if task.table.schedule == "oneshot" else [task.round, method]
+    count = getattr(task.table, f"{kind}_batches")
+    # the network is the dense one, or that of an earlier round of the same schedule
+    settings = task.table.settings(method, round)
+    start = [] if task.table.schedule == "oneshot" else [round, method, settings]
     key = fingerprint([task.table.dense_settings(), task.source, task.seed, kind, count, *start])
     path = root() / "runs" / "statistics" / f"{key}.safetensors"
     try:
         return [*load_tensors(path)[0].values()]
     except (FileNotFoundError, CorruptFile):
-        tensors = statistics(model, kind, data, count, batch_size, task.seed)
+        tensors = statistics(model, kind, data, *count, task.seed)
         save_tensors(path, {f"{n:03}": tensor for n, tensor in enumerate(tensors)}, {})
         return tensors
 
@@ -286,7 +280,7 @@ def _dense_file(task: Task) -> pathlib.Path:
     return root() / "runs" / "dense" / f"{key}.safetensors"
 
 
-def _retrained_file(task: Task, round: int, method: str) -> pathlib.Path:
+def _retrained_file(task: Task, method: str, round: int) -> pathlib.Path:
     settings = task.table.settings(method, round)
     key = fingerprint([settings, task.source, task.seed, round, method])
     return root() / "runs" / "retrained" / f"{key}.safetensors"

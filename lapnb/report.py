@@ -139,7 +139,11 @@ def colours() -> dict:
     import seaborn
 
     palette = [*seaborn.color_palette("colorblind"), (0.2, 0.2, 0.2)]
-    return dict(zip(METHODS, palette, strict=True))
+    numbers = dict(
+        mp=0, rp=7, lfp=2, lbp=1, lap=3, lap_forward=4, lap_backward=9, lap_all=5, lap_act=8,
+        obd=10, obd_lap=6,
+    )  # fmt: skip
+    return {method: palette[numbers[method]] for method in METHODS}
 
 
 def _draw(axis, rows: pd.DataFrame, column: str) -> None:

@@ -13,6 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 import pandas as pd
 from filelock import FileLock
 
+from lapnb import sparse
 from lapnb.data import load_data
 from lapnb.experiment import Task, compute, progress_file, starting_row
 from lapnb.progress import Progress
@@ -21,50 +22,16 @@ from lapnb.store import root, write_whole
 from lapnb.tables import SCALES, Table
 from lapnb.tables import table as declare
 
-NUMBERS = [
-    "round",
-    "seed",
-    "surviving",
-    "error_before",
-    "error",
-    "train_error",
-    "dense_error",
-    "dense_steps",
-    "retrain_steps",
-    "width",
-    "distortion",
-    "mask_seconds",
-    "retrain_seconds",
-]
+NUMBERS = (
+    "width", "round", "seed", "surviving", "error_before", "error", "train_error", "dense_error",
+    "distortion", "dense_steps", "retrain_steps", "mask_seconds", "retrain_seconds",
+)  # fmt: skip
 COLUMNS = [
-    "table",
-    "scale",
-    "network",
-    "dataset",
-    "source",
-    "activation",
-    "width",
-    "method",
-    "scope",
-    "schedule",
-    "round",
-    "seed",
-    "surviving",
-    "error_before",
-    "error",
-    "train_error",
-    "dense_error",
-    "distortion",
-    "empty_layers",
-    "dense_steps",
-    "retrain_steps",
-    "mask_seconds",
-    "retrain_seconds",
-    "device",
-    "status",
-    "changed",
-    "settings",
-]
+    "table", "scale", "network", "dataset", "source", "activation", "width", "method", "scope",
+    "schedule", "round", "seed", "surviving", "error_before", "error", "train_error", "dense_error",
+    "distortion", "empty_layers", "dense_steps", "retrain_steps", "mask_seconds", "retrain_seconds",
+    "device", "status", "changed", "settings",
+]  # fmt: skip
 KEY = ["source", "settings", "method", "round", "seed"]
 
 
@@ -136,7 +103,10 @@ def recorded(name: str) -> pd.DataFrame:
             for method in plain.methods
             for round in plain.rounds
         }
-        known = [key in expected for key in zip(rows.settings, rows.method, rows["round"])]
+        known = [
+            key in expected
+            for key in rows[["settings", "method", "round"]].itertuples(index=False, name=None)
+        ]
         rows = rows[pd.Series(known, index=rows.index, dtype=bool)]
         if (rows.status == "ok").any():
             return _in_order(rows, declared)
@@ -167,7 +137,7 @@ def read(path: pathlib.Path) -> pd.DataFrame:
     try:
         rows = pd.read_csv(
             path, dtype={c: str for c in COLUMNS if c not in NUMBERS}, keep_default_na=False,
-            na_values={c: [""] for c in NUMBERS}, float_precision="round_trip",
+            na_values={c: [""] for c in NUMBERS},
         )  # fmt: skip
         missing = [column for column in COLUMNS if column not in rows]
         if missing:
@@ -258,48 +228,59 @@ def _check_writable(path: pathlib.Path) -> None:
 
 
 def _tasks(table: Table, source: str, done: set[tuple]) -> list[Task]:
-    """The dense networks that are needed, then what is not `done`: per seed and round one task.
+    """The dense networks that are needed, then the cells that are not `done`.
 
-    Methods of a fully-connected network share a task, since they train as one sparse stack.
+    Cells of a fully-connected network share a task, since they train together as sparse stacks; in
+    an iterative schedule only those of the same round can.
     """
     tasks: list[Task] = []
     for plain in table.expand():
-        groups = [plain.methods] if plain.network == "fcn" else [(m,) for m in plain.methods]
         for seed in range(plain.seeds):
-            dense = Task(plain, source, seed, 0)
+            cells = _cells(plain, source, seed, done)
+            if plain.network != "fcn":
+                size = 1
+            elif plain.schedule == "iterative":
+                size = len(plain.methods)
+            else:
+                size = sparse.LARGEST_STACK
             pruned = []
-            for group in groups:
-                needed: set[str] = set()
-                chain = []
-                for round in reversed(plain.rounds):
-                    todo = []
-                    for method in group:
-                        key = (source, plain.settings(method, round), method, round, seed)
-                        lost = (
-                            method in needed
-                            and not Task(plain, source, seed, round, (method,)).cached()
-                        )
-                        if key not in done or lost:
-                            todo.append(method)
-                    if plain.schedule == "iterative":
-                        needed |= set(todo)
-                    if todo:
-                        chain.insert(0, Task(plain, source, seed, round, tuple(todo)))
-                pruned += chain
-            if pruned and not dense.cached():
+            for cell in cells:
+                full = not pruned or len(pruned[-1]) == size
+                if full or (plain.schedule == "iterative" and pruned[-1][0][1] != cell[1]):
+                    pruned.append([])
+                pruned[-1].append(cell)
+            dense = Task(plain, source, seed)
+            if cells and not dense.cached():
                 tasks.append(dense)
-            tasks += pruned
+            tasks += [Task(plain, source, seed, tuple(group)) for group in pruned]
     return tasks
+
+
+def _cells(plain: Table, source: str, seed: int, done: set[tuple]) -> list[tuple[str, int]]:
+    """What to compute, by round: what is not `done`, and what an iterative run starts from."""
+    cells, needed = [], set()
+    for round in reversed(plain.rounds):
+        for method in plain.methods:
+            missing = (source, plain.settings(method, round), method, round, seed) not in done
+            start = Task(plain, source, seed, ((method, round),))
+            if missing or (method in needed and not start.cached()):
+                cells.append((method, round))
+                if plain.schedule == "iterative":
+                    needed.add(method)
+    return sorted(cells, key=lambda cell: cell[1])
 
 
 def _blocks(first: Task, second: Task) -> bool:
     """Whether `second` starts from networks that `first` makes."""
     if (first.table, first.source, first.seed) != (second.table, second.source, second.seed):
         return False
-    if first.round == 0:
-        return second.round > 0
-    iterative = first.table.schedule == "iterative" and first.round < second.round
-    return iterative and not set(first.methods).isdisjoint(second.methods)
+    if not first.cells:
+        return bool(second.cells)
+    return first.table.schedule == "iterative" and any(
+        method == other and round < later
+        for method, round in first.cells
+        for other, later in second.cells
+    )
 
 
 def _workers(table: Table, workers: int | str | None) -> int:
@@ -390,7 +371,7 @@ def _record_failure(path: pathlib.Path, task: Task, reason: str, waiting: list[T
     """Record a task, and what would have started from it, as failed."""
     reason = "failed: " + " ".join(reason.split())
     for other in [task, *(t for t in waiting if _blocks(task, t))]:
-        _record(path, [starting_row(other, m) | {"status": reason} for m in other.methods])
+        _record(path, [starting_row(other, *c) | {"status": reason} for c in other.cells])
         if other in waiting:
             waiting.remove(other)
 

@@ -41,7 +41,7 @@ class Method:
 
     `weights`: "dense" the weights themselves; "random" noise in their place; "active" each row
     scaled by the square root of the fraction of inputs on which its unit is active; "curved"
-    sqrt(h)·|w| with h the Hessian's diagonal, so that its square is 2 × optimal brain damage's h·w²/2.
+    sqrt(h)·|w| with h the Hessian's diagonal, so that its square ranks as h·w²/2 does.
     `order`: "" when every layer sees the dense network; "forward" or "backward" when layers are
     pruned one after the other and each sees the layers already pruned in their pruned form.
     `whole`: the neighbours are all layers before and after, not only the adjacent ones.

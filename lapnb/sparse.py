@@ -25,7 +25,7 @@ ACTIVATIONS = {
 LANES = 16  # the batch is padded to whole vectors of this many floats
 # Measured on two cores, one thread each, 784-500-500-500-500-10, batch 60:
 DENSEST = 0.25  # surviving fraction up to which sparse products beat dense ones
-STACK_WEIGHTS = 800_000  # a stack of more surviving weights gains nothing
+STACK_WEIGHTS = 600_000  # a stack of more surviving weights gains nothing
 LARGEST_STACK = 20
 
 
@@ -159,10 +159,18 @@ def fits(model: nn.Module, masks: list[Tensor]) -> bool:
     )
 
 
-def stack_size(masks: list[Tensor]) -> int:
-    """How many networks as sparse as this one to train together."""
-    weights = max(1, sum(int(m.sum()) for m in masks))
-    return max(1, min(LARGEST_STACK, STACK_WEIGHTS // weights))
+def stacks(masks: list[list[Tensor]]) -> list[list[int]]:
+    """Which networks, by their position, to train together: in order, in stacks not too large."""
+    groups: list[list[int]] = []
+    total = 0
+    for number, network in enumerate(masks):
+        weights = sum(int(m.sum()) for m in network)
+        if not groups or total + weights > STACK_WEIGHTS or len(groups[-1]) == LARGEST_STACK:
+            groups.append([])
+            total = 0
+        groups[-1].append(number)
+        total += weights
+    return groups
 
 
 def _with_bias(linear: nn.Linear) -> Tensor:

@@ -114,7 +114,7 @@ _FCN = dict(
     dense_steps=50_000,
     retrain_steps=50_000,
     smoke=dict(width=0.1, seeds=1, rounds=(2, 5), dense_steps=60, retrain_steps=20),
-    quick=dict(seeds=3, dense_steps=1000, retrain_steps=1000),
+    quick=dict(seeds=3, dense_steps=800, retrain_steps=500),
     reduced=dict(seeds=3, dense_steps=10_000, retrain_steps=10_000),
 )
 

@@ -77,10 +77,12 @@ def train(
                 torch.manual_seed(int(rng.integers(2**63)))  # dropout
             batch = torch.from_numpy(rng.choice(len(labels), batch_size, False, shuffle=False))
             batch = batch.to(device)
-            images = augment(data.train_images[batch], data.augmentation, rng)
+            images = data.train_images.index_select(0, batch)
+            images = augment(images, data.augmentation, rng)
             logits = model(data.normalise(images))
-            target = labels[batch].expand(logits.shape[:-1]).flatten()
-            loss = F.cross_entropy(logits.flatten(0, -2), target, reduction="sum") / batch_size
+            target = labels[batch].expand(logits.shape[:-1])
+            # the classes' axis second, as cross_entropy wants it
+            loss = F.cross_entropy(logits.movedim(-1, 1), target, reduction="sum") / batch_size
             optimizer.zero_grad()
             loss.backward()
             for weight, mask in zip(weights, kept, strict=True):

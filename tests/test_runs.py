@@ -124,18 +124,18 @@ def test_a_failed_run_is_recorded_with_its_reason_and_tried_again(lapnb_root, mo
     real = runs.compute
 
     def breaks(task):
-        if task.round == 5:
+        if task.seed == 1:
             raise RuntimeError("the cat pulled the plug")
         return real(task)
 
     monkeypatch.setattr(runs, "compute", breaks)
-    results = lapnb.run(tiny())
-    assert set(results["round"]) == {2}
+    results = lapnb.run(tiny(seeds=2))
+    assert set(results.seed) == {0}
     assert "the cat pulled the plug" in capsys.readouterr().out
     status = pd.read_csv(csv(lapnb_root)).status
-    assert sum("the cat pulled the plug" in s for s in status) == 2
+    assert sum("the cat pulled the plug" in s for s in status) == 4
     monkeypatch.setattr(runs, "compute", real)
-    assert set(lapnb.run(tiny())["round"]) == {2, 5}
+    assert set(lapnb.run(tiny(seeds=2)).seed) == {0, 1}
     assert (pd.read_csv(csv(lapnb_root)).status == "ok").all()
 
 
@@ -195,18 +195,18 @@ def test_a_worker_that_dies_is_a_failed_run(lapnb_root, tmp_path):
 import os, lapnb
 from lapnb import runs
 def compute(task):
-    if task.round == 5 and not os.path.exists({str(tmp_path / "died")!r}):
+    if task.seed == 1 and task.cells and not os.path.exists({str(tmp_path / "died")!r}):
         open({str(tmp_path / "died")!r}, "w").close()
         os._exit(9)
     return original(task)
 original = runs.compute
 runs.compute = compute
 if __name__ == "__main__":
-    lapnb.run(lapnb.table("fcn_mnist", "smoke", methods=["mp", "lap"]), workers=2)
+    lapnb.run(lapnb.table("fcn_mnist", "smoke", methods=["mp", "lap"], seeds=2), workers=2)
 """
     (tmp_path / "dies.py").write_text(code)
     subprocess.run([sys.executable, tmp_path / "dies.py"], check=True, timeout=180)
     status = pd.read_csv(csv(lapnb_root)).status
     assert status.str.contains("worker process died").any()
-    assert len(lapnb.run(tiny())) == 4
+    assert len(lapnb.run(tiny(seeds=2))) == 8
     assert multiprocessing.active_children() == []

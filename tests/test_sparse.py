@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from lapnb.models import FCN
-from lapnb.sparse import SparseStack, fits, stack_size
+from lapnb.sparse import LARGEST_STACK, STACK_WEIGHTS, SparseStack, fits, stacks
 
 SIZES = (50, 40, 30, 20, 6)
 
@@ -165,13 +165,21 @@ def test_any_batch_and_a_restored_state():
         assert trained(images).shape == (2, size, SIZES[-1])
 
 
-def test_fits_and_stack_size():
+def test_fits():
     dense = [torch.ones(o, i, dtype=torch.bool) for i, o in itertools.pairwise(SIZES)]
     model, masks = pruned()
     assert fits(model, masks) and not fits(model, dense)
     assert not fits(torch.nn.Linear(3, 2), [dense[0]])
-    assert stack_size(masks) >= 1
-    sizes = []
-    for keep in (0.5, 0.0636, 0.0012):
-        sizes.append(stack_size([torch.rand(500, 784) < keep, torch.rand(1000, 1500) < keep]))
-    assert sizes == sorted(sizes) and sizes[0] >= 1
+
+
+def test_stacks_hold_every_network_once_and_are_not_too_large():
+    networks = [
+        [torch.rand(500, 784) < keep, torch.rand(1000, 1500) < keep]
+        for keep in [0.5, 0.3, 0.1, 0.1] + [0.001] * 50
+    ]
+    found = stacks(networks)
+    assert [n for stack in found for n in stack] == list(range(54))
+    for stack in found:
+        weights = sum(int(m.sum()) for n in stack for m in networks[n])
+        assert len(stack) == 1 or (weights <= STACK_WEIGHTS and len(stack) <= LARGEST_STACK)
+    assert stacks([]) == []
