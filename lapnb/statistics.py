@@ -45,16 +45,13 @@ def statistics(
     network = copy.deepcopy(model).eval().requires_grad_(False)
     layers = prunable_layers(network)
     drawn = _draw(data, batches, batch_size, seed, layers[0].weight)
-    if kind == "active":
-        return _active(network, layers, drawn)
-    quiet = bool(os.environ.get("TQDM_DISABLE"))
-    bar = tqdm(drawn, "Hessian diagonals", batches, leave=False, delay=2, disable=quiet)
-    return _curved(network, layers, bar)
+    return (_active if kind == "active" else _curved)(network, layers, drawn)
 
 
 def _draw(data, batches, batch_size, seed, weight):
     """Images and labels of each batch, on the device of `weight`."""
-    for n in range(batches):
+    quiet = bool(os.environ.get("TQDM_DISABLE"))
+    for n in tqdm(range(batches), "statistics", leave=False, delay=2, disable=quiet):
         rng = stream(seed, "statistics", n)
         batch = torch.from_numpy(rng.choice(len(data.train_labels), batch_size, replace=False))
         images = augment(data.train_images[batch], data.augmentation, rng)
@@ -90,28 +87,26 @@ def _active(network: nn.Module, layers: list[Layer], drawn) -> list[Tensor]:
     return factors
 
 
-def _chain(network: nn.Module, layers: list[Layer]) -> tuple[list[str], list[nn.Module]]:
-    """Names and modules, as they run one after the other.
+def _chain(network: nn.Module, layers: list[Layer]) -> list[tuple[str, nn.Module]]:
+    """The modules, by name, as they run one after the other.
 
     BackPACK can be wrong without an error where other functions, as an addition, come in between.
     """
-    names, chain = [], []
+    chain = []
     for before, node in pairwise(fx.symbolic_trace(network).graph.nodes):
         is_module, options = node.op == "call_module", [*node.args[1:], *node.kwargs.values()]
         is_flatten = node.target in ("flatten", torch.flatten) and options == [1]
-        name = node.target if is_module else " after ".join([node.name, *names[-1:]])
-        known = is_module or is_flatten or node.op == "output"
-        if not known or node.all_input_nodes != [before]:
-            raise ValueError(f"{NEEDS} in a plain chain, which ends at {name}")
+        name = node.target if is_module else " after ".join([node.name, *dict(chain[-1:])])
+        if node.all_input_nodes != [before] or not (is_module or is_flatten or node.op == "output"):
+            raise ValueError(f"{NEEDS} in a plain chain, which breaks at {name}")
         module = network.get_submodule(name) if is_module else nn.Flatten()
         module.inplace = False  # BackPACK needs what an activation in place overwrites
         if node.op != "output" and not isinstance(module, nn.Identity):
-            names.append(name)
-            chain.append(copy.deepcopy(module) if module in chain else module)
+            chain.append((name, copy.deepcopy(module) if name in dict(chain) else module))
     for layer in layers:
-        if (runs := names.count(layer.name)) != 1:
+        if (runs := [name for name, _ in chain].count(layer.name)) != 1:
             raise ValueError(f"{NEEDS}, each once: {layer.name} runs {runs} times")
-    return names, chain
+    return chain
 
 
 @torch.enable_grad()
@@ -119,20 +114,17 @@ def _curved(network: nn.Module, layers: list[Layer], drawn) -> list[Tensor]:
     from backpack import backpack, extend
     from backpack.extensions import DiagHessian
 
-    names, modules = _chain(network, layers)
-    chain, loss = extend(nn.Sequential(*modules)), extend(nn.CrossEntropyLoss())
-    weights = [layer.weight.requires_grad_() for layer in layers]
+    chain, weights = _chain(network, layers), [layer.weight.requires_grad_() for layer in layers]
+    run, loss = extend(nn.Sequential(*(m for _, m in chain))), extend(nn.CrossEntropyLoss())
     totals = [torch.zeros_like(weight, dtype=torch.double) for weight in weights]
     for images, labels in drawn:
         done = []
         with backpack(DiagHessian(), extension_hook=done.append), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Full backward hook is firing")  # for the first layer
             try:
-                loss(chain(images), labels).backward()
+                loss(run(images), labels).backward()
             except NotImplementedError as error:  # of the first batch: all take the same way
-                last = max(n for n, module in enumerate(modules) if module not in done)
-                raise ValueError(f"{NEEDS}, unlike {names[last]}: {error}") from error
-        for total, weight in zip(totals, weights, strict=True):
-            total += weight.diag_h
-            del weight.diag_h, weight.grad
+                name = [name for name, module in chain if module not in done][-1]
+                raise ValueError(f"{NEEDS}, unlike {name}: {error}") from error
+        totals = [h + weight.diag_h for h, weight in zip(totals, weights, strict=True)]
     return [h.clamp(min=0).sqrt().to(w.dtype) for h, w in zip(totals, weights, strict=True)]
