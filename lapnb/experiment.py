@@ -2,10 +2,10 @@
 
 import copy
 import json
-import os
 import pathlib
+import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from filelock import FileLock
@@ -21,6 +21,8 @@ from lapnb.scores import METHODS
 from lapnb.store import CorruptFile, load_tensors, root, save_tensors
 from lapnb.tables import Table, fingerprint
 from lapnb.train import evaluate, train
+
+_ALONE = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -55,26 +57,46 @@ class Task:
 def compute(task: Task) -> list[dict]:
     """Compute the rows of one task; none for a dense network, which is only cached.
 
-    On one thread, so that a result does not depend on how many workers there are.
+    On one thread, so that a result does not depend on how many workers there are, and one task
+    after the other, as random numbers and the number of threads belong to the whole process.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    with _ALONE:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return _compute(task)
+        finally:
+            torch.set_num_threads(threads)
+            progress_file(task).unlink(missing_ok=True)
+
+
+def _compute(task: Task) -> list[dict]:
+    table, rows = task.table, {cell: starting_row(task, *cell) for cell in task.cells}
+    data = load_data(table.dataset, table.image_size, table.channels).to(table.device)
+    if data.source != task.source:
+        raise ValueError(f"this worker's data set is {data.source}, the caller's {task.source}")
     try:
-        table = task.table
-        data = load_data(table.dataset, table.image_size, table.channels).to(table.device)
-        dense, facts = _dense(task, data)
-        if not task.cells:
-            return []
-        models, masks, rows = _prune(task, data, dense)
-        for row, outcome in zip(rows, _retrain(task, data, models, masks), strict=True):
-            row.update(facts | outcome)
-        if table.schedule == "iterative":
-            for cell, model in zip(task.cells, models, strict=True):
-                save_tensors(_retrained_file(task, *cell), model.state_dict(), {})
-        return rows
-    finally:
-        torch.set_num_threads(threads)
-        progress_file(task).unlink(missing_ok=True)
+        dense, dense_facts = _dense(task, data)
+    except FloatingPointError as error:
+        return [row | {"status": f"diverged: {error}"} for row in rows.values()]
+    models, masks = {}, {}
+    for cell, row in rows.items():
+        try:
+            models[cell], masks[cell], facts = _prune(task, *cell, data, dense)
+            row.update(dense_facts | facts)
+        except FloatingPointError as error:  # an earlier round did
+            row.update(status=f"diverged: {error}")
+        except ValueError as error:
+            row.update(status=f"failed: {error}")
+    for cell, outcome in _retrain(task, data, models, masks).items():
+        rows[cell].update(outcome)
+    if table.schedule == "iterative":
+        for cell, row in rows.items():
+            if row["status"] == "ok":
+                save_tensors(_retrained_file(task, *cell), models[cell].state_dict(), {})
+            elif row["status"].startswith("diverged"):
+                _save_diverged(_retrained_file(task, *cell), row["status"])
+    return list(rows.values())
 
 
 def starting_row(task: Task, method: str, round: int) -> dict:
@@ -100,7 +122,10 @@ def progress_file(task: Task) -> pathlib.Path:
 
 
 def _dense(task: Task, data: Data) -> tuple[nn.Module, dict]:
-    """The dense network of a seed and its test error (%), from the cache or trained and cached."""
+    """The dense network of a seed and its test error (%), from the cache or trained and cached.
+
+    Raises FloatingPointError when its training diverges, or is known to.
+    """
     table, path = task.table, _dense_file(task)
     model = build_model(
         table.network,
@@ -111,104 +136,125 @@ def _dense(task: Task, data: Data) -> tuple[nn.Module, dict]:
         channels=table.channels,
         stride=table.stride,
         seed=task.seed,
-    ).to(table.device)
+    ).to(table.device, memory_format=torch.channels_last)  # faster for convolutions
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         try:
-            tensors, metadata = load_tensors(path)
+            tensors, metadata = _load(path)
             model.load_state_dict(tensors)
             return model.eval(), json.loads(metadata["facts"])
         except FileNotFoundError:
             pass
         except CorruptFile as error:
             print(f"{error}; the dense network is trained again")
-        _train(model, data, task, "dense", path.stem)
+        try:
+            _train(model, data, task, "dense", path.stem)
+        except FloatingPointError as error:
+            _save_diverged(path, f"{error} of the dense network")
+            raise FloatingPointError(f"{error} of the dense network") from None
         facts = {"dense_error": _errors(model, data)[0]}
         save_tensors(path, model.state_dict(), {"facts": json.dumps(facts)})
     return model, facts
 
 
-def _prune(task: Task, data: Data, dense: nn.Module) -> tuple[list, list, list[dict]]:
-    """Per cell of the task: the pruned network, its masks and the first half of its row."""
-    table, models, masks, rows = task.table, [], [], []
-    for method, round in task.cells:
-        model = copy.deepcopy(dense)
-        earlier = [t for t in table.rounds if t < round]
-        if table.schedule == "iterative" and earlier:
-            model.load_state_dict(load_tensors(_retrained_file(task, method, earlier[-1]))[0])
-        keep = table.keep(round)
-        if table.scope == "global":
-            sizes = [layer.weight.numel() for layer in prunable_layers(model)]
-            keep = sum(k * n for k, n in zip(keep, sizes, strict=True)) / sum(sizes)
-        facts = _statistics(task, method, round, model, data)
-        start = time.perf_counter()
-        mask = prune_masks(model, method, keep, table.scope, statistics=facts, seed=task.seed)
-        seconds = time.perf_counter() - start
-        apply_masks(model, mask)
-        models.append(model)
-        masks.append(mask)
-        rows.append(
-            starting_row(task, method, round)
-            | {
-                "surviving": surviving(mask),
-                "error_before": _errors(model, data)[0],
-                "distortion": (
-                    relative_distortion(dense, model) if table.activation == "none" else None
-                ),
-                "empty_layers": " ".join(
-                    layer.name
-                    for layer, m in zip(prunable_layers(model), mask, strict=True)
-                    if not m.any()
-                ),
-                "mask_seconds": seconds,
-                "device": _device_name(table.device),
-            }
-        )
-    return models, masks, rows
+def _prune(
+    task: Task, method: str, round: int, data: Data, dense: nn.Module
+) -> tuple[nn.Module, list[Tensor], dict]:
+    """The pruned network, its masks and what its row says of them.
+
+    Raises FloatingPointError when it would start from a round that diverged, ValueError when it
+    would from one that failed or cannot be pruned itself.
+    """
+    table, model = task.table, copy.deepcopy(dense)
+    if table.schedule == "iterative" and round > min(table.rounds):
+        model.load_state_dict(_earlier(task, method, round))
+    keep = table.keep(round)
+    if table.scope == "global":
+        sizes = [layer.weight.numel() for layer in prunable_layers(model)]
+        keep = sum(k * n for k, n in zip(keep, sizes, strict=True)) / sum(sizes)
+    known = _statistics(task, method, round, model, data)
+    start = time.perf_counter()
+    mask = prune_masks(model, method, keep, table.scope, statistics=known, seed=task.seed)
+    seconds = time.perf_counter() - start
+    apply_masks(model, mask)
+    return (
+        model,
+        mask,
+        {
+            "surviving": surviving(mask),
+            "error_before": _errors(model, data)[0],
+            "distortion": relative_distortion(dense, model) if table.activation == "none" else None,
+            "empty_layers": " ".join(
+                layer.name
+                for layer, m in zip(prunable_layers(model), mask, strict=True)
+                if not m.any()
+            ),
+            "mask_seconds": seconds,
+            "device": _device_name(table.device),
+        },
+    )
 
 
-def _retrain(task: Task, data: Data, models: list[nn.Module], masks: list) -> list[dict]:
-    """Retrain in place, sparse networks in stacks, others one by one: the second halves of rows."""
+def _earlier(task: Task, method: str, round: int) -> dict[str, Tensor]:
+    """The retrained network of the round before, from which an iterative schedule goes on."""
+    before = max(t for t in task.table.rounds if t < round)
+    path = _retrained_file(task, method, before)
+    try:
+        return _load(path)[0]
+    except FileNotFoundError:
+        pass  # another worker made it, which does not share its folder
+    except CorruptFile as error:
+        print(f"{error}; round {before} of {method} is computed again")
+    (row,) = compute(replace(task, cells=((method, before),)))
+    if row["status"].startswith("failed"):
+        raise ValueError(f"round {before} {row['status']}")
+    return _load(path)[0]
+
+
+def _retrain(
+    task: Task, data: Data, models: dict[tuple, nn.Module], masks: dict[tuple, list[Tensor]]
+) -> dict[tuple, dict]:
+    """Retrain in place, sparse networks in stacks, others one by one: what rows say of it."""
     table, outcomes, finished = task.table, {}, 0
-    stackable = [n for n in range(len(models)) if sparse.fits(models[n], masks[n])]
+    stackable = [cell for cell in models if sparse.fits(models[cell], masks[cell])]
     groups = [
-        [stackable[n] for n in stack] for stack in sparse.stacks([masks[n] for n in stackable])
+        [stackable[n] for n in stack] for stack in sparse.stacks([masks[c] for c in stackable])
     ]
-    groups += [[n] for n in range(len(models)) if n not in stackable]
+    groups += [[cell] for cell in models if cell not in stackable]
     while groups:
         group = groups.pop(0)
         start = time.perf_counter()
-        stacked = group[0] in stackable
-        if stacked:
-            network = sparse.SparseStack([models[n] for n in group], [masks[n] for n in group])
+        name = f"{task.key}-{fingerprint(group)}"
+        if group[0] in stackable:
+            network = sparse.SparseStack([models[c] for c in group], [masks[c] for c in group])
+            held = None
         else:
-            network = models[group[0]]
-        name = f"{task.key}-{fingerprint([task.cells[n] for n in group])}"
-        held = None if stacked else masks[group[0]]
+            network, held = models[group[0]], masks[group[0]]
+            name += "-dense"
         try:
             _train(network, data, task, "retrain", name, held, finished, len(group))
         except FloatingPointError as error:
             if len(group) > 1:  # each by itself, to find out which one diverged
-                groups = [[n] for n in group] + groups
+                groups = [[cell] for cell in group] + groups
             else:
-                outcomes[group[0]] = {"status": f"diverged: {error}"}
+                outcomes[group[0]] = {"status": f"diverged: {error} of round {group[0][1]}"}
             continue
         seconds = (time.perf_counter() - start) / len(group)
         finished += table.retrain_steps * len(group)
-        if stacked:
-            network.unstack([models[n] for n in group])
-        error = _errors(network, data)
-        train_error = (
+        if held is None:
+            network.unstack([models[cell] for cell in group])
+        errors = _errors(network, data)
+        train_errors = (
             _errors(network, data, "train") if table.network == "fcn" else [None] * len(group)
         )
-        for position, n in enumerate(group):
-            outcomes[n] = {
-                "error": error[position],
-                "train_error": train_error[position],
+        for cell, error, train_error in zip(group, errors, train_errors, strict=True):
+            outcomes[cell] = {
+                "error": error,
+                "train_error": train_error,
                 "retrain_seconds": seconds,
                 "status": "ok",
             }
-    return [outcomes[n] for n in range(len(models))]
+    return outcomes
 
 
 def _errors(network: nn.Module, data: Data, split: str = "test") -> list[float]:
@@ -221,18 +267,22 @@ def _train(network, data, task, stage, name, masks=None, finished=0, networks=1)
     """Train with the table's settings; checkpointed as `name`, and telling how far it is."""
     table = task.table
     checkpoint = root() / "runs" / "checkpoints" / f"{name}.safetensors"
-    train(
-        network,
-        data,
-        table.dense_steps if stage == "dense" else table.retrain_steps,
-        table.lr,
-        table.batch_size,
-        masks=masks,
-        seed=task.seed,
-        stage=stage,
-        checkpoint=checkpoint,
-        progress=_teller(task, finished, networks),
-    )
+    try:
+        train(
+            network,
+            data,
+            table.dense_steps if stage == "dense" else table.retrain_steps,
+            table.lr,
+            table.batch_size,
+            masks=masks,
+            seed=task.seed,
+            stage=stage,
+            checkpoint=checkpoint,
+            progress=_teller(task, finished, networks),
+        )
+    except FloatingPointError:
+        checkpoint.unlink(missing_ok=True)
+        raise
     checkpoint.unlink(missing_ok=True)
 
 
@@ -243,8 +293,6 @@ def _teller(task: Task, finished: int, networks: int):
 
     def tell(done: int) -> None:
         nonlocal last
-        if "LAPNB_PARENT" in os.environ and os.getppid() != int(os.environ["LAPNB_PARENT"]):
-            raise SystemExit("the process that started this worker is gone")
         if time.monotonic() - last > 0.5:
             path.write_text(str(finished + done * networks))
             last = time.monotonic()
@@ -269,10 +317,26 @@ def _statistics(
     path = root() / "runs" / "statistics" / f"{key}.safetensors"
     try:
         return [*load_tensors(path)[0].values()]
-    except (FileNotFoundError, CorruptFile):
-        tensors = statistics(model, kind, data, *count, task.seed)
-        save_tensors(path, {f"{n:03}": tensor for n, tensor in enumerate(tensors)}, {})
-        return tensors
+    except FileNotFoundError:
+        pass
+    except CorruptFile as error:
+        print(f"{error}; it is computed again")
+    tensors = statistics(model, kind, data, *count, task.seed)
+    save_tensors(path, {f"{n:03}": tensor for n, tensor in enumerate(tensors)}, {})
+    return tensors
+
+
+def _load(path: pathlib.Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A cached network; FloatingPointError when it is one that diverged."""
+    tensors, metadata = load_tensors(path)
+    if "diverged" in metadata:
+        raise FloatingPointError(metadata["diverged"])
+    return tensors, metadata
+
+
+def _save_diverged(path: pathlib.Path, reason: str) -> None:
+    """Note in place of a network that its training diverged, so that it is not tried again."""
+    save_tensors(path, {}, {"diverged": reason.removeprefix("diverged: ")})
 
 
 def _dense_file(task: Task) -> pathlib.Path:

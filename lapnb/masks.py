@@ -63,15 +63,15 @@ def prune_masks(
 
 def keep_largest(score: Tensor, count: int) -> Tensor:
     """Mask of the `count` largest entries of `score`; ties go to the lower index."""
-    if not score.isfinite().all():
+    flat = score.flatten()
+    if not torch.stack(flat.aminmax()).isfinite().all():  # one pass: NaN is passed on to both
         raise ValueError("scores must be finite: the network's weights hold NaN or infinity")
     if count in (0, score.numel()):
         return torch.full_like(score, count > 0, dtype=torch.bool)
-    flat = score.flatten()
     threshold = _kth_smallest(flat, flat.numel() - count + 1)
-    mask = flat > threshold
-    missing = count - int(mask.sum())
-    mask[(flat == threshold).nonzero().flatten()[:missing]] = True
+    mask = flat >= threshold
+    if surplus := int(mask.count_nonzero()) - count:
+        mask[(flat == threshold).nonzero().flatten()[-surplus:]] = False
     return mask.view(score.shape)
 
 
@@ -127,8 +127,9 @@ def _score(layers: list[Layer], weights: list[Tensor], i: int, criterion: Method
 
 def _global_masks(layers, weights, criterion, fraction) -> list[Tensor]:
     scores = [_score(layers, weights, i, criterion) ** criterion.power for i in range(len(layers))]
-    norms = [torch.linalg.vector_norm(score).clamp(min=1e-30) for score in scores]
-    flat = torch.cat([(s / n).flatten() for s, n in zip(scores, norms, strict=True)])
+    for score in scores:
+        score /= torch.linalg.vector_norm(score).clamp(min=1e-30)
+    flat = torch.cat([score.flatten() for score in scores])
     mask = keep_largest(flat, round(fraction * flat.numel()))
     parts = mask.split([score.numel() for score in scores])
     return [part.view(score.shape) for part, score in zip(parts, scores, strict=True)]

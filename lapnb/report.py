@@ -7,7 +7,7 @@ import pandas as pd
 
 from lapnb.scores import METHODS
 from lapnb.store import root
-from lapnb.tables import TABLES
+from lapnb.tables import TABLES, Claim
 
 VARIANTS = ["activation", "schedule", "scope"]
 
@@ -91,8 +91,6 @@ def verdicts(results: pd.DataFrame) -> pd.DataFrame:
         chosen = results
         for column, value in claim.where.items():
             chosen = chosen[chosen[column] == value]
-        claimed = f"{claim.better} < {claim.worse}, {claim.column}"
-        claimed += "".join(f", {value}" for value in claim.where.values())
         pairs = paired(chosen, claim.better, claim.worse, claim.column)
         for pair in pairs.tail(claim.rounds).to_dict("records"):
             found = f"{pair[claim.better]:.4g} against {pair[claim.worse]:.4g}"
@@ -103,7 +101,7 @@ def verdicts(results: pd.DataFrame) -> pd.DataFrame:
                 verdict = "reproduced" if pair["high"] < 0 else "not reproduced"
             rows.append(
                 {
-                    "claim": claimed,
+                    "claim": claim_text(claim),
                     "surviving": f"{pair['surviving']:.3g} %",
                     "found [95 % of the difference]": found,
                     "n": pair["n"],
@@ -112,6 +110,12 @@ def verdicts(results: pd.DataFrame) -> pd.DataFrame:
             )
     columns = ["claim", "surviving", "found [95 % of the difference]", "n", "verdict"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def claim_text(claim: Claim) -> str:
+    """A claim in short, as "lap < mp, error": the test error of LAP is below that of MP."""
+    text = f"{claim.better} < {claim.worse}, {claim.column}"
+    return text + "".join(f", {value}" for value in claim.where.values())
 
 
 def plot(results: pd.DataFrame, column: str = "error"):

@@ -6,9 +6,10 @@ import os
 import pathlib
 import signal
 import tempfile
+import threading
 import time
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 
 import pandas as pd
 from filelock import FileLock
@@ -33,6 +34,7 @@ COLUMNS = [
     "device", "status", "changed", "settings",
 ]  # fmt: skip
 KEY = ["source", "settings", "method", "round", "seed"]
+CONNECT_SECONDS = 5  # for a Dask scheduler to answer
 
 
 def figures(scale: str, changed: str = "") -> pathlib.Path:
@@ -53,16 +55,28 @@ def run(
     stopped run goes on where it was, and a finished one only reads.
 
     workers: processes of one thread each; by default the environment variable LAPNB_WORKERS, else
-        one per processor (one in all on a GPU). The number does not change any result.
+        one per processor (one in all on a GPU). The number does not change any result. A script
+        calls `run` under `if __name__ == "__main__":`, as Python's multiprocessing wants it.
     executor: any `concurrent.futures`-style executor to compute on instead, or the address of a
-        Dask scheduler, "tcp://host:8786".
+        Dask scheduler, "tcp://host:8786". It computes one run at a time in each process. Only the
+        caller writes results; a folder shared with the workers saves them training a dense network
+        each, lets them resume a run that another one began, and moves the bar within runs.
     recompute: compute rows that are recorded too, and replace them.
 
     A run that fails is recorded with the reason in `status`, not in the returned rows; the others
     go on, and the next call tries it again. A diverged run is recorded as such and kept.
+
+    Raises ValueError naming a parameter that makes no sense, or a results file that does not;
+    PermissionError where results cannot be written; ConnectionError where no scheduler answers; and
+    RuntimeError when no run at all gave a result.
     """
-    if recompute not in (True, False, "true", "false", "True", "False"):
+    if str(recompute).lower() not in ("true", "false"):
         raise ValueError(f"recompute must be true or false; got {recompute!r}")
+    if not (executor is None or isinstance(executor, str) or hasattr(executor, "submit")):
+        raise ValueError(
+            "executor must be an object with a method submit, as in concurrent.futures, or the "
+            f"address of a Dask scheduler as text; got {executor!r}"
+        )
     count = _workers(table, workers)
     path = figures(table.scale, table.changed) / f"{table.name}.csv"
     _check_writable(path)
@@ -77,8 +91,9 @@ def run(
     tasks = _tasks(table, source, _keys(done))
     if tasks:
         total = sum(task.steps for task in tasks)
-        with Progress(total, f"{table.name} ({table.scale} scale)") as bar:
-            _compute_all(tasks, path, bar, _executor(executor), count)
+        title = f"{table.name} ({table.scale} scale)"
+        with _opened(executor) as opened, Progress(total, title) as bar:
+            _compute_all(tasks, path, bar, opened, count)
     rows = _matching(read(path), wanted)
     bad = rows[rows.status != "ok"]
     if not bad.empty:
@@ -151,6 +166,8 @@ def read(path: pathlib.Path) -> pd.DataFrame:
             raise ValueError("an error is not between 0 and 100 %")
         if not ok.surviving.between(0, 1).all() or not set(rows.method) <= set(METHODS):
             raise ValueError("a surviving fraction or a method's name makes no sense")
+        if not rows.status.str.match("ok$|failed: |diverged: ").all():
+            raise ValueError("a status is not ok, failed or diverged")
         if rows.duplicated(KEY).any():
             raise ValueError("it holds the same run twice")
     except (ValueError, pd.errors.ParserError) as error:
@@ -162,11 +179,21 @@ def read(path: pathlib.Path) -> pd.DataFrame:
 
 
 def _record(path: pathlib.Path, rows: list[dict]) -> None:
-    """Add finished rows; a row of the same run is replaced, so that none is there twice."""
+    """Add finished rows; a row of the same run is replaced, so that none is there twice.
+
+    But a run that failed when it was computed again leaves its recorded result as it is.
+    """
     if not rows:
         return
     with FileLock(root() / "runs" / f"{path.parent.name}-{path.stem}.lock"):
         old, new = read(path), pd.DataFrame(rows, columns=COLUMNS)
+        failed = new[new.status.str.startswith("failed")]
+        kept = _keys(old[old.status == "ok"]) & _keys(failed)
+        if kept:
+            print(f"{failed.status.iloc[0]}; the recorded rows of {len(kept)} runs are kept")
+        new = _matching(new, _keys(new) - kept)
+        if new.empty:
+            return
         old = _matching(old, _keys(old) - _keys(new))
         both = new if old.empty else pd.concat([old, new], ignore_index=True)
         both = both.sort_values(
@@ -213,15 +240,15 @@ def _taken_over(path: pathlib.Path, wanted: set[tuple]) -> list[dict]:
 
 def _check_writable(path: pathlib.Path) -> None:
     read(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path.parent).close()
-        (root() / "runs").mkdir(exist_ok=True)
-    except OSError as error:
-        raise PermissionError(
-            f"results cannot be written to {path.parent} ({error.strerror}); make it writable, or "
-            "set LAPNB_ROOT to a folder that is"
-        ) from error
+    for folder in (path.parent, root() / "runs"):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise PermissionError(
+                f"results cannot be written to {folder} ({error.strerror}); make it writable, or "
+                "set LAPNB_ROOT to a folder that is"
+            ) from error
 
 
 # ---- what is missing, and who computes it --------------------------------------------------------
@@ -291,16 +318,35 @@ def _workers(table: Table, workers: int | str | None) -> int:
     except ValueError:
         count = 0
     if count < 1:
-        raise ValueError(f"workers must be a whole number of at least 1; got {workers!r}")
+        raise ValueError(
+            "workers (by default LAPNB_WORKERS) must be a whole number of at least 1; "
+            f"got {workers!r}"
+        )
     return count
 
 
-def _executor(executor: Executor | str | None) -> Executor | None:
-    if isinstance(executor, str) and executor:
+@contextlib.contextmanager
+def _opened(executor: Executor | str | None) -> Iterator[Executor | None]:
+    """The executor to compute on, if one is given: as it is, or that of a Dask scheduler."""
+    if not isinstance(executor, str) or not executor:
+        yield executor or None
+        return
+    try:
         from dask.distributed import Client
-
-        return Client(executor).get_executor()
-    return executor or None
+    except ImportError as error:
+        raise ImportError(
+            f"executor {executor!r} is text, the address of a Dask scheduler, which needs the "
+            "package distributed: pip install lapnb[cluster]"
+        ) from error
+    try:
+        client = Client(executor, timeout=CONNECT_SECONDS, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise ConnectionError(
+            f"executor {executor!r} is not the address of a Dask scheduler that answers, as in "
+            f"tcp://host:8786 ({error})"
+        ) from error
+    with client:
+        yield client.get_executor(pure=False)
 
 
 class _Here(Executor):
@@ -324,43 +370,72 @@ def _pool(count: int) -> Executor:
 
 def _start_worker(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the caller, who stops the workers
-    os.environ["LAPNB_PARENT"] = str(parent)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this worker when the process that started it is gone, e.g. killed."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def _submit(pool: Executor, task: Task) -> Future:
+    try:
+        return pool.submit(compute, task)
+    except BrokenExecutor as error:
+        future: Future = Future()
+        future.set_exception(error)
+        return future
 
 
 def _compute_all(
     tasks: list[Task], path: pathlib.Path, bar: Progress, executor: Executor | None, workers: int
 ) -> None:
-    """Compute tasks in an order that respects what they start from; record each at once."""
-    waiting, running, finished = list(tasks), {}, 0
+    """Compute tasks in an order that respects what they start from; record each at once.
+
+    When one process of a pool dies, Python gives up all that the pool is computing. These tasks
+    are tried once more, one at a time, so that only a task that kills its worker again has failed.
+    """
+    waiting, running, suspects, finished = list(tasks), {}, [], 0
     slots = min(workers, len(tasks)) if executor is None else len(tasks)
-    pool = executor or _pool(slots)
+    pool, broken = executor or _pool(slots), False
     children = set(multiprocessing.active_children())
     try:
         while waiting or running:
             for task in list(waiting):
                 pending = [*waiting, *running.values()]
-                if len(running) < slots and not any(_blocks(t, task) for t in pending):
-                    running[pool.submit(compute, task)] = task
+                free = not broken and len(running) < (1 if suspects else slots)
+                if free and not any(_blocks(t, task) for t in pending):
+                    running[_submit(pool, task)] = task
                     waiting.remove(task)
             done = [future for future in running if future.done()]
             for future in done:
                 task = running.pop(future)
-                finished += task.steps
-                error = future.exception()
-                if error is None:
+                try:
                     rows = future.result()
+                except BrokenExecutor as error:
+                    broken = executor is None
+                    if broken and task not in suspects:
+                        suspects.append(task)
+                        waiting.insert(0, task)
+                        continue
+                    _record_failure(path, task, f"its worker process died: {error}", waiting)
+                except Exception as error:
+                    _record_failure(path, task, f"{type(error).__name__}: {error}", waiting)
+                else:
                     _record(path, rows)
                     bar.runs += len(rows)
-                elif isinstance(error, BrokenProcessPool):
-                    _record_failure(path, task, "its worker process died", waiting)
-                    if executor is None and not running:
-                        pool = _pool(slots)
-                else:
-                    _record_failure(path, task, f"{type(error).__name__}: {error}", waiting)
+                suspects = [other for other in suspects if other is not task]
+                finished += task.steps
+            if broken and not running:
+                pool, broken = _pool(slots), False
             bar.at(finished + sum(_steps_done(task) for task in running.values()))
             if not done:
                 time.sleep(0.1)
     finally:
+        for future in running:
+            future.cancel()
         if executor is None:
             pool.shutdown(wait=False, cancel_futures=True)
             for child in set(multiprocessing.active_children()) - children:

@@ -88,10 +88,7 @@ def _active(network: nn.Module, layers: list[Layer], drawn) -> list[Tensor]:
 
 
 def _chain(network: nn.Module, layers: list[Layer]) -> list[tuple[str, nn.Module]]:
-    """The modules, by name, as they run one after the other.
-
-    BackPACK can be wrong without an error where other functions, as an addition, come in between.
-    """
+    """The modules, by name, of a plain chain: BackPACK can be silently wrong about all else."""
     chain = []
     for before, node in pairwise(fx.symbolic_trace(network).graph.nodes):
         is_module, options = node.op == "call_module", [*node.args[1:], *node.kwargs.values()]
@@ -100,6 +97,9 @@ def _chain(network: nn.Module, layers: list[Layer]) -> list[tuple[str, nn.Module
         if node.all_input_nodes != [before] or not (is_module or is_flatten or node.op == "output"):
             raise ValueError(f"{NEEDS} in a plain chain, which breaks at {name}")
         module = network.get_submodule(name) if is_module else nn.Flatten()
+        odd = {getattr(module, "padding_mode", "zeros"), getattr(module, "divisor_override", None)}
+        if odd != {"zeros", None}:  # BackPACK overlooks both
+            raise ValueError(f"{NEEDS}, unlike {name}: {module}")
         module.inplace = False  # BackPACK needs what an activation in place overwrites
         if node.op != "output" and not isinstance(module, nn.Identity):
             chain.append((name, copy.deepcopy(module) if name in dict(chain) else module))
@@ -123,7 +123,7 @@ def _curved(network: nn.Module, layers: list[Layer], drawn) -> list[Tensor]:
             warnings.filterwarnings("ignore", "Full backward hook is firing")  # for the first layer
             try:
                 loss(run(images), labels).backward()
-            except NotImplementedError as error:  # of the first batch: all take the same way
+            except (NotImplementedError, AssertionError, TypeError) as error:  # in the first batch
                 name = [name for name, module in chain if module not in done][-1]
                 raise ValueError(f"{NEEDS}, unlike {name}: {error}") from error
         totals = [h + weight.diag_h for h, weight in zip(totals, weights, strict=True)]

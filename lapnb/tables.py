@@ -133,8 +133,15 @@ _CONV6 = dict(
     dense_steps=30_000,
     retrain_steps=20_000,
     smoke=dict(width=0.05, seeds=1, rounds=(12, 18), dense_steps=10, retrain_steps=5),
-    quick=dict(width=0.125, seeds=1, rounds=(12, 14, 16, 18), dense_steps=500, retrain_steps=150),
-    reduced=dict(width=0.5, seeds=1, dense_steps=3000, retrain_steps=1500),
+    quick=dict(
+        width=0.125,
+        image_size=16,
+        seeds=1,
+        rounds=(4, 8, 12, 16),
+        dense_steps=400,
+        retrain_steps=150,
+    ),
+    reduced=dict(width=0.5, seeds=1, dense_steps=3000, retrain_steps=1000),
 )
 
 
@@ -163,11 +170,14 @@ def _vgg_cifar10(depth: int, dense_steps: int, retrain_steps: int) -> dict:
         dense_steps=dense_steps,
         retrain_steps=retrain_steps,
         smoke=dict(rounds=(13, 27)),
-        quick=dict(rounds=(13, 19, 23, 27)),
+        quick=dict(rounds=(7, 13, 19)),
     )
 
 
-def _tiny_imagenet(network: str, title: str, depth: int, first: float, rounds) -> dict:
+def _tiny_imagenet(
+    network: str, title: str, depth: int, first: float, rounds: range, small: int = 16
+) -> dict:
+    """`small`: image size of the quick scale."""
     rounds = tuple(rounds)
     return _declare(
         _deep(depth, first),
@@ -180,7 +190,7 @@ def _tiny_imagenet(network: str, title: str, depth: int, first: float, rounds) -
         dense_steps=60_000,
         retrain_steps=40_000,
         smoke=dict(rounds=(rounds[0], rounds[-1])),
-        quick=dict(rounds=rounds[1::3]),
+        quick=dict(image_size=small, rounds=(6, 12, 18), dense_steps=250, retrain_steps=80),
     )
 
 
@@ -268,6 +278,7 @@ TABLES: dict[str, dict] = {
         methods=("mp", "lap", "obd", "obd_lap", "lap_act"),
         claims=(_LAP_BEATS_MP, Claim("obd_lap", "obd", 2), Claim("lap_act", "mp", 2)),
         curved_batches=(2000, 25),
+        reduced=dict(curved_batches=(100, 25), active_batches=(100, 30)),
     ),
     "conv6_global": _declare(
         _CONV6,
@@ -288,9 +299,9 @@ TABLES: dict[str, dict] = {
         dense_steps=35_000,
         retrain_steps=25_000,
         smoke=dict(rounds=(14, 35)),
-        quick=dict(rounds=(14, 23, 29, 35)),
+        quick=dict(image_size=16, rounds=(8, 14, 20)),
     ),
-    "vgg19_tiny_imagenet": _tiny_imagenet("vgg19", "VGG-19", 17, 0.15, range(13, 21)),
+    "vgg19_tiny_imagenet": _tiny_imagenet("vgg19", "VGG-19", 17, 0.15, range(13, 21), small=64),
     "resnet50_tiny_imagenet": _tiny_imagenet("resnet50", "ResNet-50", 50, 0.0, range(17, 32, 2)),
     "wrn16_8_tiny_imagenet": _tiny_imagenet("wrn16_8", "WRN-16-8", 14, 0.0, range(13, 28, 2)),
 }

@@ -146,10 +146,13 @@ def _resume(path: pathlib.Path, model: nn.Module, optimizer: torch.optim.Adam) -
     model.load_state_dict(
         {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
     )
+    parameters = list(model.parameters())
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith("adam."):
             _, number, name = key.split(".")
+            if value.ndim:  # fused Adam wants its moments in the parameter's memory layout
+                value = torch.empty_like(parameters[int(number)]).copy_(value)
             state.setdefault(int(number), {})[name] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
     return int(metadata["step"])

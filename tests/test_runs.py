@@ -1,28 +1,99 @@
 """Runs: recorded once, resumed, never lost, never trusted when damaged."""
 
-import errno
+import dataclasses
 import multiprocessing
 import os
+import resource
 import signal
-import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import pandas as pd
+import psutil
 import pytest
 
 import lapnb
-from lapnb import runs, store
+from lapnb import experiment, runs
+from lapnb.experiment import Task
+from lapnb.sparse import SparseStack
+from lapnb.store import load_tensors, write_whole
 
 VOLATILE = ["mask_seconds", "retrain_seconds"]
+# Processes to be killed: forked off a process that has imported torch once for all of them
+FORKED = multiprocessing.get_context("forkserver")
+FORKED.set_forkserver_preload(["lapnb"])
 
 
 def tiny(**changes):
-    return lapnb.table("fcn_mnist", "smoke", methods=["mp", "lap"], **changes)
+    return lapnb.table("fcn_mnist", "smoke", **{"methods": ["mp", "lap"], **changes})
+
+
+def iterative(**changes):
+    changes = {"rounds": [1, 3, 7], "schedule": "iterative", "retrain_steps": 75, **changes}
+    return lapnb.table("fcn_iterative", "smoke", methods=["mp", "rp", "lap"], **changes)
 
 
 def csv(root):
     return root / "figures" / "smoke" / "fcn_mnist.csv"
+
+
+def status(root):
+    return pd.read_csv(csv(root)).status
+
+
+def assert_same_rows(first, second):
+    first, second = (
+        rows.sort_values(["method", "round", "seed"]).reset_index(drop=True)
+        for rows in (first, second)
+    )
+    pd.testing.assert_frame_equal(first.drop(columns=VOLATILE), second.drop(columns=VOLATILE))
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """Computes the rows of a table in another folder, in one go."""
+
+    def run(table):
+        with monkeypatch.context() as patch:
+            patch.setenv("LAPNB_ROOT", str(tmp_path / "elsewhere"))
+            return lapnb.run(table, workers=1)
+
+    return run
+
+
+def start(function, root, *arguments):
+    """Call `function` in a process of its own, which leads a process group."""
+    process = FORKED.Process(target=_call, args=(function, str(root), *arguments))
+    process.start()
+    return process
+
+
+def _call(function, root, *arguments):
+    os.setsid()
+    os.environ["LAPNB_ROOT"] = root
+    function(*arguments)
+
+
+def nothing_left_of(group):
+    """Whether the processes of a group are gone, after waiting for that."""
+    for _ in range(600):
+        left = [p for p in psutil.pids() if _group(p) == group]
+        if not left:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def _group(pid):
+    try:
+        dead = psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        return None if dead else os.getpgid(pid)
+    except (ProcessLookupError, psutil.NoSuchProcess):
+        return None
+
+
+# ---- rows ----------------------------------------------------------------------------------------
 
 
 def test_rows_columns_and_resuming(lapnb_root, monkeypatch):
@@ -43,10 +114,9 @@ def test_rows_columns_and_resuming(lapnb_root, monkeypatch):
 
 def test_a_row_computed_alone_equals_the_row_of_a_sweep(lapnb_root):
     sweep = lapnb.run(tiny())
-    store.root().joinpath("figures/smoke/fcn_mnist.csv").unlink()
-    alone = lapnb.run(lapnb.table("fcn_mnist", "smoke", methods=["lap"], rounds=[5]))
-    row = sweep[(sweep["round"] == 5) & (sweep.method == "lap")].reset_index(drop=True)
-    pd.testing.assert_frame_equal(alone.drop(columns=VOLATILE), row.drop(columns=VOLATILE))
+    csv(lapnb_root).unlink()
+    alone = lapnb.run(tiny(methods=["lap"], rounds=[5]))
+    assert_same_rows(alone, sweep[(sweep["round"] == 5) & (sweep.method == "lap")])
 
 
 def test_changed_settings_are_kept_apart(lapnb_root):
@@ -59,22 +129,46 @@ def test_changed_settings_are_kept_apart(lapnb_root):
     assert (lapnb_root / "figures" / "smoke-changed" / "fcn_mnist.csv").exists()
 
 
-def test_recompute_replaces_rows(lapnb_root):
+def test_recompute_replaces_rows_but_not_by_a_failure(lapnb_root, monkeypatch, capsys):
     first = lapnb.run(tiny(rounds=[2]))
     again = lapnb.run(tiny(rounds=[2]), recompute="true")
-    pd.testing.assert_frame_equal(first.drop(columns=VOLATILE), again.drop(columns=VOLATILE))
+    assert_same_rows(first, again)
+    assert again.mask_seconds.tolist() != first.mask_seconds.tolist()
     assert len(pd.read_csv(csv(lapnb_root))) == 2
-    with pytest.raises(ValueError, match="recompute"):
-        lapnb.run(tiny(), recompute="perhaps")
+
+    def breaks(task):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(runs, "compute", breaks)
+    kept = lapnb.run(tiny(rounds=[2]), recompute=True)
+    pd.testing.assert_frame_equal(kept, again)
+    assert "MemoryError: no room; the recorded rows of 2 runs are kept" in capsys.readouterr().out
 
 
-def test_two_workers_give_the_rows_of_one(lapnb_root, tmp_path, monkeypatch):
-    one = lapnb.run(tiny(), workers=1)
-    monkeypatch.setenv("LAPNB_ROOT", str(tmp_path / "other"))
-    two = lapnb.run(tiny(), workers=2)
-    pd.testing.assert_frame_equal(one.drop(columns=VOLATILE), two.drop(columns=VOLATILE))
-    with pytest.raises(ValueError, match="workers"):
-        lapnb.run(tiny(), workers=0)
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (dict(recompute="maybe"), "recompute must be true or false; got 'maybe'"),
+        (dict(recompute=1), "recompute must be true or false; got 1"),
+        (dict(workers="two"), "workers .* must be a whole number of at least 1; got 'two'"),
+        (dict(workers=0), "workers"),
+        (dict(workers=True), "workers"),
+        (dict(executor=2), "executor must be an object with a method submit.* got 2"),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_is_written(lapnb_root, arguments, words):
+    with pytest.raises(ValueError, match=words):
+        lapnb.run(tiny(), **arguments)
+    assert [*lapnb_root.iterdir()] == []
+
+
+@pytest.fixture(scope="module")
+def recorded_text(tmp_path_factory):
+    root = tmp_path_factory.mktemp("recorded")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LAPNB_ROOT", str(root))
+        lapnb.run(tiny(rounds=[2]))
+    return csv(root).read_text()
 
 
 @pytest.mark.parametrize(
@@ -82,6 +176,8 @@ def test_two_workers_give_the_rows_of_one(lapnb_root, tmp_path, monkeypatch):
     [
         lambda text: text.replace("mp", "magnitude"),
         lambda text: text.replace(",ok,", ",ok,9,"),
+        lambda text: text.replace(",ok,", ",fine,"),
+        lambda text: text.replace(",ok,", ",,"),
         lambda text: "\n".join([*text.splitlines(), text.splitlines()[1]]),
         lambda text: "hello\n",
         lambda text: "",
@@ -89,124 +185,343 @@ def test_two_workers_give_the_rows_of_one(lapnb_root, tmp_path, monkeypatch):
         lambda text: text.replace("surviving", "density"),
     ],
 )
-def test_a_results_file_of_nonsense_is_named_and_left_alone(lapnb_root, spoil):
-    lapnb.run(tiny(rounds=[2]))
-    nonsense = spoil(csv(lapnb_root).read_text())
-    assert nonsense != csv(lapnb_root).read_text()
+def test_a_results_file_of_nonsense_is_named_and_left_alone(lapnb_root, recorded_text, spoil):
+    nonsense = spoil(recorded_text)
+    assert nonsense != recorded_text
+    csv(lapnb_root).parent.mkdir(parents=True)
     csv(lapnb_root).write_text(nonsense)
     with pytest.raises(ValueError, match=r"fcn_mnist\.csv is not a results file"):
         lapnb.run(tiny())
     assert csv(lapnb_root).read_text() == nonsense
 
 
-def test_a_folder_that_cannot_be_written_is_refused_before_training(lapnb_root, monkeypatch):
+@pytest.mark.parametrize("folder", ["figures", "runs"])
+def test_a_folder_that_cannot_be_written_is_refused(lapnb_root, monkeypatch, folder):
     monkeypatch.setattr(runs, "compute", lambda task: pytest.fail("trained all the same"))
-    (lapnb_root / "figures").write_text("a file where the folder should be")
-    with pytest.raises(PermissionError, match="results cannot be written to"):
+    (lapnb_root / folder).write_text("a file where the folder should be")
+    with pytest.raises(PermissionError, match=f"results cannot be written to .*{folder}"):
         lapnb.run(tiny())
 
 
-def test_a_full_disk_leaves_the_old_file(lapnb_root, monkeypatch):
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write")
+def test_a_read_only_folder_is_refused(lapnb_root, monkeypatch):
+    monkeypatch.setattr(runs, "compute", lambda task: pytest.fail("trained all the same"))
+    lapnb_root.chmod(0o555)
+    with pytest.raises(PermissionError, match=r"results cannot be written to .*LAPNB_ROOT"):
+        lapnb.run(tiny())
+
+
+def _run_with_small_files(table, largest):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+    try:
+        lapnb.run(table, workers=1)
+    except OSError as error:
+        write_whole(runs.root() / "error.txt", str(error).encode())
+
+
+def test_a_full_disk_leaves_the_old_file(lapnb_root):
     lapnb.run(tiny(rounds=[2]))
     before = csv(lapnb_root).read_bytes()
-
-    def full(handle):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(store.os, "fsync", full)
-    with pytest.raises(OSError, match=r"could not write .*fcn_mnist.csv \(No space left"):
-        runs._record(csv(lapnb_root), pd.read_csv(csv(lapnb_root)).to_dict("records"))
+    process = start(_run_with_small_files, lapnb_root, tiny(), len(before) + 100)
+    process.join()
+    error = (lapnb_root / "error.txt").read_text()
+    assert f"could not write {csv(lapnb_root)} (File too large); what it held is unch" in error
     assert csv(lapnb_root).read_bytes() == before
     assert [f.name for f in csv(lapnb_root).parent.iterdir()] == ["fcn_mnist.csv"]
+    assert len(lapnb.run(tiny())) == 4
+
+
+# ---- runs that fail or diverge -------------------------------------------------------------------
 
 
 def test_a_failed_run_is_recorded_with_its_reason_and_tried_again(lapnb_root, monkeypatch, capsys):
-    real = runs.compute
-
     def breaks(task):
         if task.seed == 1:
             raise RuntimeError("the cat pulled the plug")
-        return real(task)
+        return experiment.compute(task)
 
-    monkeypatch.setattr(runs, "compute", breaks)
-    results = lapnb.run(tiny(seeds=2))
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "compute", breaks)
+        results = lapnb.run(tiny(seeds=2))
     assert set(results.seed) == {0}
     assert "the cat pulled the plug" in capsys.readouterr().out
-    status = pd.read_csv(csv(lapnb_root)).status
-    assert sum("the cat pulled the plug" in s for s in status) == 4
-    monkeypatch.setattr(runs, "compute", real)
+    failed = status(lapnb_root).eq("failed: RuntimeError: the cat pulled the plug")
+    assert failed.sum() == 4
     assert set(lapnb.run(tiny(seeds=2)).seed) == {0, 1}
-    assert (pd.read_csv(csv(lapnb_root)).status == "ok").all()
+    assert status(lapnb_root).eq("ok").all()
 
 
-def test_a_diverged_run_is_no_result_and_is_not_repeated(lapnb_root, monkeypatch):
+def test_a_dense_network_that_diverged_is_recorded_and_not_repeated(lapnb_root, monkeypatch):
     table = tiny(rounds=[2], lr=1e30)
     with pytest.raises(RuntimeError, match="no run of fcn_mnist gave a result"):
         lapnb.run(table)
+    rows = pd.read_csv(lapnb_root / "figures" / "smoke-changed" / "fcn_mnist.csv")
+    assert rows.status.str.match("diverged: the loss was .* of the dense network").all()
+    assert rows.error.isna().all()
+    monkeypatch.setattr(runs, "compute", lambda task: pytest.fail("computed again"))
+    with pytest.raises(RuntimeError, match="no run of fcn_mnist gave a result"):
+        lapnb.run(table)
+    monkeypatch.undo()
+    monkeypatch.setenv("LAPNB_ROOT", str(lapnb_root))
+    monkeypatch.setattr(experiment, "train", lambda *a, **k: pytest.fail("trained again"))
+    with pytest.raises(RuntimeError, match="no run of fcn_mnist gave a result"):
+        lapnb.run(tiny(rounds=[5], lr=1e30))
 
 
-def test_a_damaged_dense_network_is_named_and_trained_again(lapnb_root, capsys):
-    first = lapnb.run(tiny(rounds=[2]))
-    (dense,) = (lapnb_root / "runs" / "dense").glob("*.safetensors")
-    content = bytearray(dense.read_bytes())
-    content[-3] ^= 1
-    dense.write_bytes(content)
-    again = lapnb.run(tiny(rounds=[2]), recompute=True)
-    assert f"{dense} is damaged" in capsys.readouterr().out
-    pd.testing.assert_frame_equal(first.drop(columns=VOLATILE), again.drop(columns=VOLATILE))
+@pytest.fixture
+def spoil_lap(monkeypatch):
+    """LAP's networks of a round get huge weights, or cannot be pruned at all."""
+
+    def spoil(in_round, how):
+        def prune_masks(model, method, keep, *rest, **more):
+            masks = lapnb.prune_masks(model, method, keep, *rest, **more)
+            if method == "lap" and keep[0] == 0.5**in_round:
+                if how == "failed":
+                    raise ValueError("these weights are odd")
+                for layer in model.layers[::2]:
+                    layer.weight.data.mul_(1e30)
+            return masks
+
+        monkeypatch.setattr(experiment, "prune_masks", prune_masks)
+
+    return spoil
 
 
-SWEEP = """
-import lapnb
-if __name__ == "__main__":
-    lapnb.run(lapnb.table("fcn_mnist", "smoke", methods=["mp", "lap"], seeds=3), workers=1)
-"""
+def test_a_network_that_diverges_leaves_the_others_of_its_stack(
+    lapnb_root, spoil_lap, elsewhere, monkeypatch
+):
+    expected = elsewhere(tiny())
+    spoil_lap(5, "diverged")
+    results = lapnb.run(tiny())
+    assert_same_rows(results, expected[(expected.method != "lap") | (expected["round"] != 5)])
+    assert (
+        status(lapnb_root).str.match("diverged: the loss was .* at step .* of round 5").sum() == 1
+    )
+    assert not [*(lapnb_root / "runs" / "checkpoints").glob("*.safetensors")]
+    monkeypatch.setattr(runs, "compute", lambda task: pytest.fail("computed again"))
+    pd.testing.assert_frame_equal(lapnb.run(tiny()), results)
 
 
-def test_kill_in_mid_sweep_then_resume(lapnb_root, tmp_path, monkeypatch):
-    (tmp_path / "sweep.py").write_text(SWEEP)
-    whole = {**os.environ, "LAPNB_ROOT": str(tmp_path / "whole")}
-    subprocess.run([sys.executable, tmp_path / "sweep.py"], env=whole, check=True, timeout=120)
-    sweep = subprocess.Popen([sys.executable, tmp_path / "sweep.py"])
-    deadline = time.monotonic() + 60
-    while not csv(lapnb_root).exists() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    sweep.send_signal(signal.SIGKILL)
-    sweep.wait()
-    assert len(pd.read_csv(csv(lapnb_root))) < 12
-    resumed = lapnb.run(tiny(seeds=3))
-    expected = runs.read(tmp_path / "whole" / "figures" / "smoke" / "fcn_mnist.csv")
-    expected = expected.sort_values(["method", "round", "seed"]).drop(columns=VOLATILE)
-    resumed = resumed.sort_values(["method", "round", "seed"]).drop(columns=VOLATILE)
-    pd.testing.assert_frame_equal(resumed.reset_index(drop=True), expected.reset_index(drop=True))
+@pytest.mark.parametrize("how", ["diverged", "failed"])
+def test_what_starts_from_a_round_without_result_has_none(lapnb_root, spoil_lap, elsewhere, how):
+    expected = elsewhere(iterative())
+    spoil_lap(3, how)
+    results = lapnb.run(iterative())
+    assert_same_rows(results, expected[(expected.method != "lap") | (expected["round"] == 1)])
+    rows = pd.read_csv(lapnb_root / "figures" / "smoke-changed" / "fcn_iterative.csv")
+    rows = rows[rows.status != "ok"]
+    assert rows["round"].tolist() == [3, 7]
+    reason = {"diverged": "the loss was .* of round 3", "failed": ".*these weights are odd"}
+    assert rows.status.str.match(f"{how}: {reason[how]}").all()
+
+
+# ---- processes that die, are stopped, or meet ----------------------------------------------------
+
+
+def _deadly(task):
+    if task.seed == 1 and task.cells:
+        os._exit(9)
+    return experiment.compute(task)
+
+
+def test_a_worker_that_dies_is_a_failed_run_and_the_others_go_on(
+    lapnb_root, elsewhere, monkeypatch
+):
+    expected = elsewhere(tiny(seeds=2))
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "compute", _deadly)
+        by_two = lapnb.run(tiny(seeds=2), workers=2)
+    assert_same_rows(by_two, expected[expected.seed == 0])
+    assert status(lapnb_root).str.startswith("failed: its worker process died").sum() == 4
+    assert_same_rows(lapnb.run(tiny(seeds=2)), expected)
+    for child in multiprocessing.active_children():
+        child.join(60)
+        assert not child.is_alive()
+
+
+def _stop_in_mid_sweep(how, workers):
+    record = runs._record
+
+    def record_and_stop(path, rows):
+        record(path, rows)
+        if rows and how == signal.SIGINT:  # as a terminal does: to caller and workers
+            os.killpg(os.getpid(), how)
+        elif rows:
+            os.kill(os.getpid(), how)
+
+    runs._record = record_and_stop
+    lapnb.run(tiny(seeds=3), workers=workers)
+
+
+@pytest.mark.parametrize(
+    "how, workers", [(signal.SIGKILL, 2), (signal.SIGINT, 1), (signal.SIGINT, 2)]
+)
+def test_stop_in_mid_sweep_then_resume(lapnb_root, elsewhere, how, workers):
+    process = start(_stop_in_mid_sweep, lapnb_root, how, workers)
+    process.join()
+    assert process.exitcode == (-how if how == signal.SIGKILL else 1)
+    assert nothing_left_of(process.pid)
+    assert 0 < len(runs.read(csv(lapnb_root))) < 12
+    assert_same_rows(lapnb.run(tiny(seeds=3)), elsewhere(tiny(seeds=3)))
+    assert not pd.read_csv(csv(lapnb_root)).duplicated(["method", "round", "seed"]).any()
+
+
+def _kill_in_mid_run(table, stack):
+    train = sys.modules["lapnb.train"]
+    save = train._save
+
+    def save_and_die(path, model, optimizer, step):
+        save(path, model, optimizer, step)
+        if step == 50 and isinstance(model, SparseStack) == stack:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    train.CHECKPOINT_SECONDS, train._save = 0, save_and_die
+    lapnb.run(table, workers=1)
+
+
+def kill_in_mid_run_then_resume(root, table, stack, monkeypatch):
+    """The rows, and of which (stage, chunk) batches were drawn after the kill."""
+    process = start(_kill_in_mid_run, root, table, stack)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    (checkpoint,) = (root / "runs" / "checkpoints").glob("*.safetensors")
+    assert load_tensors(checkpoint)[1]["step"] == "50"
+    train, drawn = sys.modules["lapnb.train"], []
+    stream = train.stream
+    monkeypatch.setattr(train, "stream", lambda *a: drawn.append(a[1:]) or stream(*a))
+    rows = lapnb.run(table)
+    assert not checkpoint.exists()
+    return rows, drawn
+
+
+@pytest.mark.parametrize("stage", ["dense", "retrain"])
+def test_kill_in_mid_run_then_resume(lapnb_root, elsewhere, monkeypatch, stage):
+    table = tiny(retrain_steps=75)
+    expected = elsewhere(table)
+    rows, drawn = kill_in_mid_run_then_resume(lapnb_root, table, stage == "retrain", monkeypatch)
+    assert drawn[0] == (stage, 2)
+    assert_same_rows(rows, expected)
+
+
+def test_kill_in_mid_schedule_then_resume(lapnb_root, elsewhere, monkeypatch):
+    expected = elsewhere(iterative())
+    assert expected.groupby("method")["round"].agg(list).tolist() == [[1, 3, 7]] * 3
+    # only from round 3 on networks are sparse enough for a stack
+    rows, drawn = kill_in_mid_run_then_resume(lapnb_root, iterative(), True, monkeypatch)
+    assert drawn == [("retrain", 2), ("retrain", 0), ("retrain", 1), ("retrain", 2)]
+    assert_same_rows(rows, expected)
+
+
+def _sweep(table):
+    lapnb.run(table, workers=1)
 
 
 def test_two_callers_at_once_record_each_row_once(lapnb_root):
-    script = [sys.executable, "-c", SWEEP]
-    both = [subprocess.Popen(script) for _ in range(2)]
-    assert [process.wait(timeout=180) for process in both] == [0, 0]
+    both = [start(_sweep, lapnb_root, tiny(seeds=3)) for _ in range(2)]
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
     rows = pd.read_csv(csv(lapnb_root))
     assert len(rows) == 12
     assert not rows.duplicated(["method", "round", "seed"]).any()
 
 
-def test_a_worker_that_dies_is_a_failed_run(lapnb_root, tmp_path):
-    code = f"""
-import os, lapnb
-from lapnb import runs
-def compute(task):
-    if task.seed == 1 and task.cells and not os.path.exists({str(tmp_path / "died")!r}):
-        open({str(tmp_path / "died")!r}, "w").close()
-        os._exit(9)
-    return original(task)
-original = runs.compute
-runs.compute = compute
-if __name__ == "__main__":
-    lapnb.run(lapnb.table("fcn_mnist", "smoke", methods=["mp", "lap"], seeds=2), workers=2)
-"""
-    (tmp_path / "dies.py").write_text(code)
-    subprocess.run([sys.executable, tmp_path / "dies.py"], check=True, timeout=180)
-    status = pd.read_csv(csv(lapnb_root)).status
-    assert status.str.contains("worker process died").any()
-    assert len(lapnb.run(tiny(seeds=2))) == 8
-    assert multiprocessing.active_children() == []
+def _write_below(folder):
+    os.environ["LAPNB_ROOT"] = folder
+
+
+@pytest.mark.parametrize("kind", ["threads", "processes"])
+def test_executors_of_the_user_give_the_rows_of_one_worker(lapnb_root, elsewhere, tmp_path, kind):
+    if kind == "threads":
+        executor = ThreadPoolExecutor(2)
+    else:
+        executor = ProcessPoolExecutor(2, FORKED, _write_below, (str(tmp_path / "worker"),))
+    with executor:
+        rows = lapnb.run(tiny(seeds=2), executor=executor)
+    assert_same_rows(rows, elsewhere(tiny(seeds=2)))
+    if kind == "processes":
+        assert [*(tmp_path / "worker").iterdir()] == [tmp_path / "worker" / "runs"]
+
+
+# ---- caches --------------------------------------------------------------------------------------
+
+
+def damage(path):
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("kind", ["dense", "statistics"])
+def test_a_damaged_cache_is_named_and_made_again(lapnb_root, capsys, kind):
+    table = tiny(rounds=[2], methods=["lap_act"])
+    first = lapnb.run(table)
+    (file,) = (lapnb_root / "runs" / kind).glob("*.safetensors")
+    damage(file)
+    again = lapnb.run(table, recompute=True)
+    assert f"{file} is damaged" in capsys.readouterr().out
+    load_tensors(file)  # sound again
+    assert_same_rows(first, again)
+
+
+@pytest.mark.parametrize("spoil", [damage, os.unlink])
+def test_an_earlier_round_that_is_damaged_or_gone_is_computed_again(lapnb_root, capsys, spoil):
+    first = lapnb.run(iterative())
+    path = lapnb_root / "figures" / "smoke-changed" / "fcn_iterative.csv"
+    rows = pd.read_csv(path)
+    rows[rows["round"] != 7].to_csv(path, index=False)
+    task = Task(iterative().expand()[0], first.source[0], 0)
+    file = experiment._retrained_file(task, "lap", 3)
+    sound = file.read_bytes()
+    spoil(file)
+    assert_same_rows(lapnb.run(iterative()), first)
+    assert file.read_bytes() == sound
+    if spoil == damage:
+        assert f"{file} is damaged" in capsys.readouterr().out
+
+
+def test_weights_pruned_in_a_round_never_return(lapnb_root):
+    rows = lapnb.run(iterative())
+    task = Task(iterative().expand()[0], rows.source[0], 0)
+    for method in ("mp", "rp", "lap"):
+        before = None
+        for round in (1, 3, 7):
+            tensors = load_tensors(experiment._retrained_file(task, method, round))[0]
+            kept = {name: w != 0 for name, w in tensors.items() if name.endswith("weight")}
+            for name in kept if before else ():
+                assert not (kept[name] & ~before[name]).any(), (method, round, name)
+            before = kept
+
+
+def test_a_checkpoint_belongs_to_one_composition_with_its_settings():
+    """Checkpoints are named by their task's key."""
+    first = Task(tiny().expand()[0], "MNIST, 5,000 digits", 0, (("mp", 2), ("lap", 5)))
+    others = [dict(seed=1), dict(source="MNIST")]
+    others += [
+        dict(cells=cells)
+        for cells in [(), (("mp", 2),), (("mp", 5), ("lap", 5)), (("mp", 2), ("lbp", 5))]
+    ]
+    others += [
+        dict(table=dataclasses.replace(first.table, **change))
+        for change in [
+            dict(lr=1e-3),
+            dict(width=0.2),
+            dict(batch_size=30),
+            dict(dense_steps=70),
+            dict(retrain_steps=70),
+            dict(activation="tanh"),
+            dict(scope="global"),
+            dict(schedule="iterative"),
+            dict(rates=(0.5,) * 5),
+        ]
+    ]
+    keys = {dataclasses.replace(first, **change).key for change in others} | {first.key}
+    assert len(keys) == len(others) + 1
+
+
+def test_each_stack_of_a_task_has_its_own_checkpoint(lapnb_root, monkeypatch):
+    monkeypatch.setattr(sys.modules["lapnb.sparse"], "STACK_WEIGHTS", 1)
+    names, train = [], experiment._train
+    monkeypatch.setattr(experiment, "_train", lambda *a: names.append(a[4]) or train(*a))
+    lapnb.run(tiny(rounds=[5]))
+    assert len(names) == len(set(names)) == 3  # of the dense network and of two stacks

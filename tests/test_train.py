@@ -94,6 +94,20 @@ def test_a_checkpointed_run_ends_as_an_uninterrupted_one(digits, tmp_path, monke
     assert same(whole, resumed)
 
 
+def test_a_convolutional_network_resumes_in_its_memory_layout(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["lapnb.train"], "CHECKPOINT_SECONDS", 0)
+    data = lapnb.load_data("mnist5k", image_size=8, channels=3)
+    file = tmp_path / "run.safetensors"
+
+    def build(seed):
+        model = lapnb.build_model("conv6", width=0.05, image_size=8, seed=seed)
+        return model.to(memory_format=torch.channels_last)
+
+    whole = lapnb.train(build(0), data, 55, checkpoint=file)
+    assert load_tensors(file)[1]["step"] == "50"
+    assert same(whole, lapnb.train(build(1), data, 55, checkpoint=file))
+
+
 def test_a_damaged_checkpoint_is_named_and_not_used(digits, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys.modules["lapnb.train"], "CHECKPOINT_SECONDS", 0)
     file = tmp_path / "run.safetensors"

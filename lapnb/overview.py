@@ -1,0 +1,104 @@
+"""All tables at a glance: what is claimed, what was found. Reads recorded rows, never trains."""
+
+import base64
+import io
+import json
+from html import escape
+from pathlib import Path
+
+import pandas as pd
+
+from lapnb.report import STYLE, VARIANTS, claim_text, colours, verdicts
+from lapnb.runs import recorded
+from lapnb.store import root
+from lapnb.tables import TABLES
+
+
+def summary() -> pd.DataFrame:
+    """Every claim of every table, judged on the largest scale of which rows are recorded.
+
+    One row per claim and surviving fraction, as in `verdicts`, with the scale in a column of its
+    own. The verdict on a claim of which nothing is recorded is "not run".
+    """
+    rows = []
+    for name, declared in TABLES.items():
+        results = _recorded(name)
+        found = pd.DataFrame(columns=["claim"]) if results is None else verdicts(results)
+        for claim in map(claim_text, declared["claims"]):
+            row = {"table": name, "claim": claim, "surviving": "–", "scale": "–", "n": 0}
+            judged = found[found.claim == claim].to_dict("records") or [{"verdict": "not run"}]
+            for verdict in judged:
+                verdict["verdict"], _, scale = verdict["verdict"].partition(" (")
+                rows.append(row | verdict | ({"scale": scale.split()[0]} if scale else {}))
+    columns = ["table", "claim", "surviving", "scale", "n", "verdict"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def index(thumbnail_width: int = 180):
+    """All notebooks, those of tables first: link, small plot, one line of result; an HTML output.
+
+    The plots show the largest scale recorded, and are `thumbnail_width` pixels wide; 0: none.
+    """
+    from IPython.display import HTML
+
+    notebooks = {path.stem: path for path in sorted((root() / "notebooks").glob("*.ipynb"))}
+    notebooks.pop("00_start_here", None)
+    cell = '<td style="text-align: left">'  # JupyterLab aligns cells to the right
+    rows = [f"<tr>{cell}<b>notebook</b></td><td></td>{cell}<b>result</b></td></tr>"]
+    for name in sorted(notebooks, key=lambda name: [*TABLES, name].index(name)):
+        results = _recorded(name) if name in TABLES else None
+        line = one_line(results) if results is not None else "not run" if name in TABLES else ""
+        picture = ""
+        if results is not None and thumbnail_width:
+            source = base64.b64encode(thumbnail(results)).decode()
+            picture = f'<img src="data:image/png;base64,{source}" width="{thumbnail_width}">'
+        link = f'<a href="{name}.ipynb">{escape(_title(notebooks[name]))}</a>'
+        rows.append(f"<tr>{cell}{link}</td><td>{picture}</td>{cell}{escape(line)}</td></tr>")
+    return HTML(f"<table>{''.join(rows)}</table>")
+
+
+def one_line(results: pd.DataFrame) -> str:
+    """What `results` say on the table's first claim at its sparsest round.
+
+    Without claims: how far the dense network can be pruned within one point of its accuracy.
+    """
+    found = verdicts(results)
+    if not found.empty:
+        last = found[found.claim == found.claim[0]].iloc[-1]
+        numbers = last["found [95 % of the difference]"]
+        return f"{last.claim}, at {last.surviving}: {numbers}: {last.verdict}, n = {last.n}"
+    means = results.groupby(["method", "round"])[["surviving", "error", "dense_error"]].mean()
+    near = means[means.error < means.dense_error + 1].groupby("method").surviving.min()
+    least = ", ".join(f"{method} {100 * low:.3g} %" for method, low in near.items()) or "nothing"
+    return f"within 1 point of the dense network down to {least} ({results.scale.iloc[0]} scale)"
+
+
+def thumbnail(results: pd.DataFrame) -> bytes:
+    """Accuracy against surviving weights, as in `plot` but without words; a small PNG."""
+    import matplotlib.pyplot as plt
+
+    parts = [rows for _, rows in results.groupby(VARIANTS, sort=False)]
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, len(parts), figsize=(2, 1.2), sharey=True, squeeze=False)
+        for axis, rows in zip(axes[0], parts, strict=True):
+            for method, own in rows.groupby("method", sort=False):
+                means = own.groupby("round")[["surviving", "error"]].mean()
+                axis.plot(means.surviving, 100 - means.error, ".-", color=colours()[method])
+            axis.set_xscale("log")
+            axis.invert_xaxis()
+            axis.tick_params(which="both", length=0, labelbottom=False, labelleft=False)
+        figure.savefig(file := io.BytesIO(), dpi=120, bbox_inches="tight", pad_inches=0.02)
+        plt.close(figure)
+    return file.getvalue()
+
+
+def _title(notebook: Path) -> str:
+    """The notebook's first line."""
+    return "".join(json.loads(notebook.read_text("utf-8"))["cells"][0]["source"][:1]).strip("# \n")
+
+
+def _recorded(name: str) -> pd.DataFrame | None:
+    try:
+        return recorded(name)
+    except FileNotFoundError:
+        return None
