@@ -1,5 +1,6 @@
 """Your own weights in one of the networks; nothing in the file is executed."""
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -19,8 +20,9 @@ def load_checkpoint(path: Path, network: str, data: Data) -> nn.Module:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
-        safe = path.suffix == ".safetensors"
-        tensors = load_file(path) if safe else torch.load(path, "cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # about pickle's version
+            safe = path.suffix == ".safetensors"
+            tensors = load_file(path) if safe else torch.load(path, "cpu", weights_only=True)
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     except Exception as error:  # whatever an unpickler stumbles over
         raise ValueError(

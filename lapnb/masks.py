@@ -24,7 +24,8 @@ def prune_masks(
     """Boolean masks (True survives), in the order and shapes of `prunable_layers(model)`.
 
     keep: the surviving fraction, in [0, 1]: one for all layers, or one per layer. Of n weights
-        exactly round(keep · n) survive; ties go to the lower index.
+        exactly round(keep · n) survive; ties go to weights that are not zero yet, then to the
+        lower index.
     scope: "layer" ranks each layer by itself. "global" makes one ranking over all layers, each
         layer's scores (|w| for MP, squared distortion for LAP) divided by their Frobenius norm.
     data: a `Data`, for the data-dependent methods (lap_act, obd, obd_lap), unless their
@@ -55,14 +56,18 @@ def prune_masks(
     masks: list = [None] * len(layers)
     for i in reversed(order) if criterion.order == "backward" else order:
         score = _score(layers, weights, i, criterion)
-        masks[i] = keep_largest(score, round(fractions[i] * score.numel()))
+        masks[i] = keep_largest(score, round(fractions[i] * score.numel()), layers[i].weight)
         if criterion.order:
             weights[i] = weights[i] * masks[i]
     return masks
 
 
-def keep_largest(score: Tensor, count: int) -> Tensor:
-    """Mask of the `count` largest entries of `score`; ties go to the lower index."""
+def keep_largest(score: Tensor, count: int, weight: Tensor | None = None) -> Tensor:
+    """Mask of the `count` largest entries of `score`; ties go to the lower index.
+
+    But first to entries of `weight` that are not zero: what was pruned earlier does not come back
+    for a weight that scores 0 because its neighbours are gone.
+    """
     flat = score.flatten()
     if not torch.stack(flat.aminmax()).isfinite().all():  # one pass: NaN is passed on to both
         raise ValueError("scores must be finite: the network's weights hold NaN or infinity")
@@ -71,7 +76,10 @@ def keep_largest(score: Tensor, count: int) -> Tensor:
     threshold = _kth_smallest(flat, flat.numel() - count + 1)
     mask = flat >= threshold
     if surplus := int(mask.count_nonzero()) - count:
-        mask[(flat == threshold).nonzero().flatten()[-surplus:]] = False
+        ties = (flat == threshold).nonzero().flatten()
+        if weight is not None:
+            ties = ties[(weight.flatten()[ties] == 0).int().argsort(stable=True)]
+        mask[ties[-surplus:]] = False
     return mask.view(score.shape)
 
 
@@ -130,7 +138,8 @@ def _global_masks(layers, weights, criterion, fraction) -> list[Tensor]:
     for score in scores:
         score /= torch.linalg.vector_norm(score).clamp(min=1e-30)
     flat = torch.cat([score.flatten() for score in scores])
-    mask = keep_largest(flat, round(fraction * flat.numel()))
+    all_weights = torch.cat([layer.weight.flatten() for layer in layers])
+    mask = keep_largest(flat, round(fraction * flat.numel()), all_weights)
     parts = mask.split([score.numel() for score in scores])
     return [part.view(score.shape) for part, score in zip(parts, scores, strict=True)]
 

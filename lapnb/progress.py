@@ -35,19 +35,29 @@ class Progress:
     def __exit__(self, *error) -> None:
         self.bar.close()
         if self.cell:
-            self.cell.write(f"{self.title}: {self.runs} runs computed")
+            runs = "1 run" if self.runs == 1 else f"{self.runs} runs"
+            self.cell.write(f"{self.title}: {runs} computed")
 
 
 class _Cell:
     """One output of a notebook cell that each write replaces."""
 
     def __init__(self):
+        from IPython import get_ipython
         from IPython.display import display
 
+        # a widget's output area cannot change an output; it is cleared instead
+        message = get_ipython().kernel.get_parent()["header"]
+        self.in_widget = message["msg_type"] == "comm_msg"
         self.handle = display({"text/plain": ""}, raw=True, display_id=True)
 
     def write(self, text: str) -> None:
-        if text.strip():
+        from IPython.display import clear_output, display
+
+        if text.strip() and self.in_widget:
+            clear_output(wait=True)
+            display({"text/plain": text.strip()}, raw=True)
+        elif text.strip():
             self.handle.update({"text/plain": text.strip()}, raw=True)
 
     def flush(self) -> None:
