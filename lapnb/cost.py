@@ -21,8 +21,8 @@ from lapnb.tables import _one_of, _several, _whole, table
 
 LIBRARY, GLOBAL, KEEP = "torch.nn.utils.prune", "lap, global", 0.1
 BACKPACK = ("fcn", "conv6")  # its Hessian diagonals know neither batch norm nor residual sums
-# Width, repeats, and batches that the data-dependent methods look at (None: as many as the paper's)
-SETTINGS = {"smoke": (0.1, 1, 1), "quick": (1, 5, 2), "reduced": (1, 5, 20), "paper": (1, 5, None)}
+# Width, and batches that the data-dependent methods look at (None: as many as the paper's)
+SETTINGS = {"smoke": (0.1, 1), "quick": (1, 2), "reduced": (1, 20), "paper": (1, None)}
 
 
 def cost(
@@ -30,20 +30,20 @@ def cost(
     methods=("mp", "lap", "obd", "lap_act"),
     scale: str = "quick",
     device: str = "auto",
-    repeats: int | None = None,
+    repeats: int = 5,
 ) -> pd.DataFrame:
     """Wall seconds to compute the masks of new networks that keep 10 % of each layer.
 
     One row per device, network and method: `seconds` is the median of `n` times. Beside mp stands
     torch.nn.utils.prune.l1_unstructured, layer by layer, and beside lap its global scope. obd and
     lap_act look, once, at `batches` batches of `batch_size` bundled digits; obd only where BackPACK
-    can. `device` is "cpu", "cuda", or "auto": both where there is a GPU. `repeats` is 5, at the
-    smoke scale 1, unless given. Writes figures/<scale>/pruning_cost.csv. ValueError for bad input.
+    can. `device` is "cpu", "cuda", or "auto": both where there is a GPU. The smoke scale has narrow
+    networks. Writes figures/<scale>/pruning_cost.csv. Raises ValueError naming the parameter.
     """
     networks = _several(_one_of(NETWORKS))("networks", networks)
     chosen = table("fcn_data_dependent", scale=scale, device=device, methods=methods)
-    width, usual, batches = SETTINGS[scale]
-    repeats = usual if repeats is None else _whole(1)("repeats", repeats)
+    repeats = _whole(1)("repeats", repeats)
+    width, batches = SETTINGS[scale]
     places = dict.fromkeys(["cpu" if device == "auto" else chosen.device, chosen.device])
     times = []
     for place, network in product(places, networks):

@@ -3,6 +3,7 @@
 import base64
 import mimetypes
 import re
+from collections import Counter
 from html import escape
 from pathlib import Path
 
@@ -30,7 +31,7 @@ img, svg { max-width: 100%; height: auto; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .6rem; text-align: left; border-bottom: 1px solid #e4e8ec; }
 th { background: #f5f7f9; }
-.output_html th, .output_html td { text-align: right; white-space: nowrap; }
+.dataframe th, .dataframe td { text-align: right; white-space: nowrap; }
 pre { font-size: .84rem; line-height: 1.4; }
 .output_area > .output_subarea > pre { border-left: 3px solid #d8dee4; padding-left: .8rem; }
 .output_stdout > pre { white-space: pre-wrap; } /* sentences, such as those of the check cells */
@@ -49,19 +50,20 @@ _TOGGLE = (
 
 
 def verdict(notebook) -> str:
-    """How many claims the check cells of an executed notebook settled, as "2 reproduced, 1 open".
+    """What the checks of an executed notebook found, as "2 reproduced, 1 open (quick scale)".
 
-    A claim is a printed line that ends as those of `lapnb.verdicts` do: "reproduced (quick scale)".
+    Counted are the lines that end as those of `lapnb.verdicts` do, scale by scale; a table that
+    the notebook shows twice counts once.
     """
     outputs = [o for cell in notebook.cells for o in cell.get("outputs", [])]
-    printed = "\n".join(
-        o.get("text", "") or o.get("data", {}).get("text/plain", "") for o in outputs
-    )
-    found = re.findall(
-        r"\b(not reproduced|reproduced|open) \([^()\n]* scale\)$", printed, re.MULTILINE
-    )
-    kinds = ("reproduced", "not reproduced", "open")
-    return ", ".join(f"{found.count(kind)} {kind}" for kind in kinds if kind in found)
+    printed = {o.get("text", "") or o.get("data", {}).get("text/plain", "") for o in outputs}
+    ending = r"\b(not reproduced|reproduced|open) \(([^()\n]* scale)\)$"
+    found = Counter(hit for text in printed for hit in re.findall(ending, text, re.MULTILINE))
+    parts = []
+    for scale in sorted({scale for _, scale in found}):
+        kinds = [(found[kind, scale], kind) for kind in ("reproduced", "not reproduced", "open")]
+        parts.append(", ".join(f"{n} {kind}" for n, kind in kinds if n) + f" ({scale})")
+    return "; ".join(parts)
 
 
 def build_report(copies: list[Path], folder: Path, notebooks: Path) -> Path:

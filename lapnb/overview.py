@@ -4,14 +4,13 @@ import base64
 import io
 import json
 from html import escape
-from pathlib import Path
 
 import pandas as pd
 
 from lapnb.report import STYLE, VARIANTS, claim_text, colours, verdicts
 from lapnb.runs import recorded
 from lapnb.store import root
-from lapnb.tables import TABLES
+from lapnb.tables import SCALES, TABLES
 
 
 def summary() -> pd.DataFrame:
@@ -22,8 +21,10 @@ def summary() -> pd.DataFrame:
     """
     rows = []
     for name, declared in TABLES.items():
-        results = _recorded(name)
-        found = pd.DataFrame(columns=["claim"]) if results is None else verdicts(results)
+        try:
+            found = verdicts(recorded(name))
+        except FileNotFoundError:
+            found = pd.DataFrame(columns=["claim"])
         for claim in map(claim_text, declared["claims"]):
             row = {"table": name, "claim": claim, "surviving": "–", "scale": "–", "n": 0}
             judged = found[found.claim == claim].to_dict("records") or [{"verdict": "not run"}]
@@ -43,18 +44,19 @@ def index(thumbnail_width: int = 180):
 
     notebooks = {path.stem: path for path in sorted((root() / "notebooks").glob("*.ipynb"))}
     notebooks.pop("00_start_here", None)
-    cell = '<td style="text-align: left">'  # JupyterLab aligns cells to the right
-    rows = [f"<tr>{cell}<b>notebook</b></td><td></td>{cell}<b>result</b></td></tr>"]
+    rows = []
     for name in sorted(notebooks, key=lambda name: [*TABLES, name].index(name)):
-        results = _recorded(name) if name in TABLES else None
-        line = one_line(results) if results is not None else "not run" if name in TABLES else ""
-        picture = ""
-        if results is not None and thumbnail_width:
-            source = base64.b64encode(thumbnail(results)).decode()
-            picture = f'<img src="data:image/png;base64,{source}" width="{thumbnail_width}">'
-        link = f'<a href="{name}.ipynb">{escape(_title(notebooks[name]))}</a>'
-        rows.append(f"<tr>{cell}{link}</td><td>{picture}</td>{cell}{escape(line)}</td></tr>")
-    return HTML(f"<table>{''.join(rows)}</table>")
+        cells = json.loads(notebooks[name].read_text("utf-8"))["cells"]
+        title = "".join(cells[0]["source"]).splitlines()[0].strip("# ")
+        line, png = _result(name)
+        source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+        picture = f'<img src="{source}" width="{thumbnail_width}">'
+        link = f'<a href="{name}.ipynb">{escape(title)}</a>'
+        rows.append((link, picture if png and thumbnail_width else "", escape(line)))
+    head = [f"<b>{word}</b>" for word in ("notebook", "", "result")]
+    align = 'style="text-align: left"'  # JupyterLab aligns cells to the right
+    lines = ["".join(f"<td {align}>{content}</td>" for content in row) for row in [head, *rows]]
+    return HTML(f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>")
 
 
 def one_line(results: pd.DataFrame) -> str:
@@ -92,13 +94,21 @@ def thumbnail(results: pd.DataFrame) -> bytes:
     return file.getvalue()
 
 
-def _title(notebook: Path) -> str:
-    """The notebook's first line."""
-    return "".join(json.loads(notebook.read_text("utf-8"))["cells"][0]["source"][:1]).strip("# \n")
-
-
-def _recorded(name: str) -> pd.DataFrame | None:
-    try:
-        return recorded(name)
-    except FileNotFoundError:
-        return None
+def _result(name: str) -> tuple[str, bytes]:
+    """A notebook's line and picture in the index."""
+    if name in TABLES:
+        try:
+            results = recorded(name)
+        except FileNotFoundError:
+            return "not run", b""
+        return one_line(results), thumbnail(results)
+    if name != "pruning_cost":
+        return "", b""
+    for path in (root() / f"figures/{scale}/{name}.csv" for scale in reversed(SCALES)):
+        if path.exists():
+            seconds = pd.read_csv(path).pivot_table("seconds", ["device", "network"], "method")
+            ratios = (seconds.lap / seconds.mp).describe()
+            line = f"LAP masks: {ratios['min']:.2g} to {ratios['max']:.2g} times MP's seconds"
+            png = path.with_suffix(".png")
+            return f"{line} ({path.parent.name} scale)", png.read_bytes() if png.exists() else b""
+    return "not run", b""
