@@ -11,6 +11,8 @@ import nbformat
 from nbconvert import HTMLExporter
 from pygments.formatters import HtmlFormatter
 
+from lapnb.tables import SCALES
+
 START = "00_start_here"  # its page is the report's index
 
 # nbconvert's "basic" template gives the body alone: no CDN scripts, no theme.
@@ -27,6 +29,7 @@ nav button { margin-left: auto; font: inherit; font-size: .85rem; }
 h1 { font-size: 1.7rem; line-height: 1.25; } h2 { font-size: 1.3rem; margin-top: 2rem; }
 a { color: #0550ae; }
 img, svg { max-width: 100%; height: auto; }
+td img { min-width: 6rem; }
 .wide, pre { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .6rem; text-align: left; border-bottom: 1px solid #e4e8ec; }
@@ -57,12 +60,13 @@ def verdict(notebook) -> str:
     """
     outputs = [o for cell in notebook.cells for o in cell.get("outputs", [])]
     printed = {o.get("text", "") or o.get("data", {}).get("text/plain", "") for o in outputs}
-    ending = r"\b(not reproduced|reproduced|open) \(([^()\n]* scale)\)$"
+    ending = r"\b(not reproduced|reproduced|open) \((\w+) scale\) *$"
     found = Counter(hit for text in printed for hit in re.findall(ending, text, re.MULTILINE))
     parts = []
-    for scale in sorted({scale for _, scale in found}):
+    for scale in SCALES:
         kinds = [(found[kind, scale], kind) for kind in ("reproduced", "not reproduced", "open")]
-        parts.append(", ".join(f"{n} {kind}" for n, kind in kinds if n) + f" ({scale})")
+        if text := ", ".join(f"{n} {kind}" for n, kind in kinds if n):
+            parts.append(f"{text} ({scale} scale)")
     return "; ".join(parts)
 
 
@@ -77,10 +81,11 @@ def build_report(copies: list[Path], folder: Path, notebooks: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     read = {copy.stem: nbformat.read(copy, as_version=4) for copy in copies}
     start = read.pop(START, None)
+    pages = {"index", *read}
     rows = [_row(name, notebook) for name, notebook in read.items()]
     index = f"<table><tr><th>notebook<th>claims<th>run</tr>{''.join(rows)}</table>"
     if start:
-        index = f"{_body(start, notebooks)}<h2>All notebooks</h2>{index}"
+        index = f"{_body(start, notebooks, pages)}<h2>All notebooks</h2>{index}"
     else:
         index = f"<h1>Lookahead pruning: the notebooks</h1>{index}"
     (folder / "index.html").write_text(_page("Lookahead pruning", index, []), encoding="utf-8")
@@ -90,7 +95,7 @@ def build_report(copies: list[Path], folder: Path, notebooks: Path) -> Path:
         links = [("index.html", "all notebooks")]
         links += [(f"{names[i - 1]}.html", f"← {names[i - 1]}")] if i > 0 else []
         links += [(f"{names[i + 1]}.html", f"{names[i + 1]} →")] if i + 1 < len(names) else []
-        page = _page(_title(name, notebook), _body(notebook, notebooks), links)
+        page = _page(_title(name, notebook), _body(notebook, notebooks, pages), links)
         (folder / f"{name}.html").write_text(page, encoding="utf-8")
     return folder / "index.html"
 
@@ -108,18 +113,24 @@ def _title(name, notebook) -> str:
     return heading[1].strip() if heading else name
 
 
-def _body(notebook, notebooks: Path) -> str:
+def _body(notebook, notebooks: Path, pages: set[str]) -> str:
     exporter = HTMLExporter(
         raw_template=_TEMPLATE, template_name="basic", exclude_anchor_links=True
     )
     body, _ = exporter.from_notebook_node(notebook)
-    body = re.sub(r'href="(?:\./)?([\w-]+)\.ipynb', r'href="\1.html', body)
-    body = body.replace(f'href="{START}.html', 'href="index.html')
+    link = r'<a href="(?:\./)?([\w-]+)\.ipynb([^"]*)"[^>]*>(.*?)</a>'
+    body = re.sub(link, lambda m: _linked(*m.groups(), pages), body, flags=re.DOTALL)
     body = re.sub(r'src="(?!data:|https?:)([^"]+)"', lambda m: _embedded(m, notebooks), body)
     body = re.sub(r"<table.*?</table>", r"<div class='wide'>\g<0></div>", body, flags=re.DOTALL)
     if failed := notebook.metadata.get("lapnb", {}).get("failed"):
         body = f"<p class='failed'><b>This notebook failed:</b> {escape(failed)}</p>{body}"
     return body
+
+
+def _linked(name: str, anchor: str, text: str, pages: set[str]) -> str:
+    """A link to a notebook's page; its text alone where the notebook was not executed."""
+    page = "index" if name == START else name
+    return f'<a href="{page}.html{anchor}">{text}</a>' if page in pages else text
 
 
 def _embedded(match, notebooks: Path) -> str:

@@ -1,6 +1,7 @@
 """All tables at a glance: what is claimed, what was found. Reads recorded rows, never trains."""
 
 import base64
+import contextlib
 import io
 import json
 from html import escape
@@ -14,23 +15,20 @@ from lapnb.tables import SCALES, TABLES
 
 
 def summary() -> pd.DataFrame:
-    """Every claim of every table, judged on the largest scale of which rows are recorded.
+    """Every claim of every table, judged on the largest scale of which it has rows.
 
     One row per claim and surviving fraction, as in `verdicts`, with the scale in a column of its
     own. The verdict on a claim of which nothing is recorded is "not run".
     """
     rows = []
     for name, declared in TABLES.items():
-        try:
-            found = verdicts(recorded(name))
-        except FileNotFoundError:
-            found = pd.DataFrame(columns=["claim"])
+        found = [verdicts(results).assign(scale=results.scale[0]) for results in _scales(name)]
         for claim in map(claim_text, declared["claims"]):
             row = {"table": name, "claim": claim, "surviving": "–", "scale": "–", "n": 0}
-            judged = found[found.claim == claim].to_dict("records") or [{"verdict": "not run"}]
-            for verdict in judged:
-                verdict["verdict"], _, scale = verdict["verdict"].partition(" (")
-                rows.append(row | verdict | ({"scale": scale.split()[0]} if scale else {}))
+            judged = [part for part in (f[f.claim == claim] for f in found) if len(part)]
+            for verdict in judged[0].to_dict("records") if judged else [{"verdict": "not run"}]:
+                word = verdict["verdict"].partition(" (")[0]  # the scale has its own column
+                rows.append(row | verdict | {"verdict": word})
     columns = ["table", "claim", "surviving", "scale", "n", "verdict"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -69,10 +67,12 @@ def one_line(results: pd.DataFrame) -> str:
         last = found[found.claim == found.claim[0]].iloc[-1]
         numbers = last["found [95 % of the difference]"]
         return f"{last.claim}, at {last.surviving}: {numbers}: {last.verdict}, n = {last.n}"
+    if TABLES[results.table[0]]["claims"]:
+        return f"no two methods to compare are recorded yet ({results.scale[0]} scale)"
     means = results.groupby(["method", "round"])[["surviving", "error", "dense_error"]].mean()
     near = means[means.error < means.dense_error + 1].groupby("method").surviving.min()
     least = ", ".join(f"{method} {100 * low:.3g} %" for method, low in near.items()) or "nothing"
-    return f"within 1 point of the dense network down to {least} ({results.scale.iloc[0]} scale)"
+    return f"within 1 point of the dense network down to {least} ({results.scale[0]} scale)"
 
 
 def thumbnail(results: pd.DataFrame) -> bytes:
@@ -94,13 +94,22 @@ def thumbnail(results: pd.DataFrame) -> bytes:
     return file.getvalue()
 
 
+def _scales(name: str) -> list[pd.DataFrame]:
+    """The recorded rows of a table, the largest scale first."""
+    found = []
+    for scale in reversed(SCALES):
+        with contextlib.suppress(FileNotFoundError):
+            found.append(recorded(name, scale))
+    return found
+
+
 def _result(name: str) -> tuple[str, bytes]:
     """A notebook's line and picture in the index."""
     if name in TABLES:
-        try:
-            results = recorded(name)
-        except FileNotFoundError:
+        found = _scales(name)
+        if not found:
             return "not run", b""
+        results = next((rows for rows in found if len(verdicts(rows))), found[0])
         return one_line(results), thumbnail(results)
     if name != "pruning_cost":
         return "", b""

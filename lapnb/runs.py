@@ -104,12 +104,12 @@ def run(
     return _in_order(rows, table)
 
 
-def recorded(name: str) -> pd.DataFrame:
-    """The rows of table `name` at the largest scale of which any are recorded.
+def recorded(name: str, scale: str | None = None) -> pd.DataFrame:
+    """The recorded rows of table `name` at a scale, by default the largest that has any.
 
     Raises ValueError for an unknown table, FileNotFoundError when nothing is recorded.
     """
-    for scale in reversed(SCALES):
+    for scale in reversed(SCALES) if scale is None else (scale,):
         declared = declare(name, scale)
         rows = read(figures(scale) / f"{name}.csv")
         expected = {

@@ -9,7 +9,7 @@ import nbformat
 import pytest
 
 from lapnb.__main__ import main
-from lapnb.html import verdict
+from lapnb.html import build_report, verdict
 
 pytestmark = pytest.mark.xdist_group("main")  # one run serves nearly all tests
 
@@ -19,8 +19,8 @@ from IPython.display import display
 display(pd.DataFrame({"surviving": [level]}))
 plt.plot([0, 1])
 plt.show()
-print(f"lap < mp at {level} %: expected a, found b: reproduced (quick scale, n = 3)")
-print("lap < rp: expected a, found b: open (n = 1)")"""
+print(f"lap < mp at {level} %: expected a, found b: reproduced (quick scale)")
+print("lap < rp: expected a, found b: open (quick scale)")"""
 
 
 def write(path, title, code):
@@ -68,7 +68,9 @@ def test_goes_on_after_failures_and_tells(run):
     assert run.returncode == 1
     assert "bad" in run.stdout and "FAILED: ValueError: no <such> thing" in run.stdout
     assert "FAILED: DeadKernelError" in run.stdout
-    assert re.search(r"^good +[\d.]+  1 reproduced, 1 open$", run.stdout, re.MULTILINE)
+    assert re.search(
+        r"^good +[\d.]+  1 reproduced, 1 open \(quick scale\)$", run.stdout, re.MULTILINE
+    )
     assert "2 of 4 notebooks ran through" in run.stdout
     assert "encrypt" not in run.stderr
 
@@ -119,6 +121,25 @@ def test_wrong_arguments_are_refused_before_anything_runs(lapnb_root, capsys, ar
 
 
 def test_verdict_counts_lines_that_end_in_one():
-    text = "a < b: reproduced (n = 3)\nc: not reproduced (n = 3)\nopen: yes\nreproduced\n"
-    cell = nbformat.v4.new_code_cell(outputs=[nbformat.v4.new_output("stream", text=text)])
-    assert verdict(nbformat.v4.new_notebook(cells=[cell])) == "1 reproduced, 1 not reproduced"
+    text = (
+        "a < b: reproduced (quick scale)\n1  not reproduced (quick scale)\nopen: yes\nreproduced\n"
+    )
+    texts = [text, text, "0  open (paper scale)  \n"]  # a table that is shown twice counts once
+    outputs = [nbformat.v4.new_output("stream", text=text) for text in texts]
+    cell = nbformat.v4.new_code_cell(outputs=outputs)
+    expected = "1 reproduced, 1 not reproduced (quick scale); 1 open (paper scale)"
+    assert verdict(nbformat.v4.new_notebook(cells=[cell])) == expected
+
+
+def test_a_link_to_a_notebook_without_a_page_is_text(lapnb_root):
+    copies = []
+    for name, text in (
+        ("00_start_here", "[a](a.ipynb#x) [b](b.ipynb)"),
+        ("a", "[s](00_start_here.ipynb)"),
+    ):
+        cells = [nbformat.v4.new_markdown_cell(text)]
+        copies.append(lapnb_root / f"{name}.ipynb")
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), copies[-1])
+    index = build_report(copies, lapnb_root / "report", lapnb_root)
+    assert '<a href="a.html#x">a</a> b' in index.read_text()
+    assert '<a href="index.html">s</a>' in (index.parent / "a.html").read_text()

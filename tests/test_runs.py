@@ -268,6 +268,17 @@ def test_a_dense_network_that_diverged_is_recorded_and_not_repeated(lapnb_root, 
         lapnb.run(tiny(rounds=[5], lr=1e30))
 
 
+def test_a_run_that_diverged_late_leaves_no_checkpoint(lapnb_root, monkeypatch):
+    def train(*_, checkpoint, **__):
+        write_whole(checkpoint, b"of step 25")
+        raise FloatingPointError("the loss was nan at step 50")
+
+    monkeypatch.setattr(experiment, "train", train)
+    with pytest.raises(RuntimeError, match="gave a result"):
+        lapnb.run(tiny())
+    assert [*(lapnb_root / "runs" / "checkpoints").iterdir()] == []
+
+
 @pytest.fixture
 def spoil_lap(monkeypatch):
     """LAP's networks of a round get huge weights, or cannot be pruned at all."""
@@ -319,7 +330,14 @@ def test_what_starts_from_a_round_without_result_has_none(lapnb_root, spoil_lap,
 
 
 def _deadly(task):
-    if task.seed == 1 and task.cells:
+    """Seed 1 kills its worker, the first time while seed 0 is computed by the other one."""
+    met = runs.root() / "met"
+    if task.cells and task.seed == 0 and not met.exists():
+        met.touch()
+        time.sleep(600)
+    if task.cells and task.seed == 1:
+        while not met.exists():
+            time.sleep(0.01)
         os._exit(9)
     return experiment.compute(task)
 
@@ -441,6 +459,24 @@ def test_executors_of_the_user_give_the_rows_of_one_worker(lapnb_root, elsewhere
     assert_same_rows(rows, elsewhere(tiny(seeds=2)))
     if kind == "processes":
         assert [*(tmp_path / "worker").iterdir()] == [tmp_path / "worker" / "runs"]
+
+
+def test_threads_compute_one_run_at_a_time(lapnb_root, monkeypatch):
+    """As random numbers and the number of threads belong to the process."""
+    active, most, compute = 0, 0, experiment._compute
+
+    def counted(task):
+        nonlocal active, most
+        active += 1
+        most = max(most, active)
+        time.sleep(0.05)
+        active -= 1
+        return compute(task)
+
+    monkeypatch.setattr(experiment, "_compute", counted)
+    with ThreadPoolExecutor(2) as executor:
+        lapnb.run(tiny(seeds=2, rounds=[2]), executor=executor)
+    assert most == 1
 
 
 # ---- caches --------------------------------------------------------------------------------------
