@@ -109,9 +109,9 @@ def recorded(name: str, scale: str | None = None) -> pd.DataFrame:
 
     Raises ValueError for an unknown table, FileNotFoundError when nothing is recorded.
     """
-    for scale in reversed(SCALES) if scale is None else (scale,):
-        declared = declare(name, scale)
-        rows = read(figures(scale) / f"{name}.csv")
+    for wanted in reversed(SCALES) if scale is None else [scale]:
+        declared = declare(name, wanted)
+        rows = read(figures(wanted) / f"{name}.csv")
         expected = {
             (plain.settings(method, round), method, round)
             for plain in declared.expand()

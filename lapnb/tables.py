@@ -213,7 +213,7 @@ TABLES: dict[str, dict] = {
             Claim("lap_all", "lap", 2, "distortion"),
             Claim("lap_all", "lap", 2, "error_before"),
         ),
-        quick=dict(retrain_steps=300),
+        quick=dict(width=0.4, rounds=(1, 2, 4, 6, 8, 10), retrain_steps=300),
     ),
     "fcn_activations": _declare(
         _FCN,
@@ -224,6 +224,7 @@ TABLES: dict[str, dict] = {
             Claim("lap", "mp", 2, where={"activation": name})
             for name in ("sigmoid", "tanh", "relu")
         ),
+        quick=dict(width=0.4, rounds=(4, 6, 8, 10)),
     ),
     # Small steps instead of halving, and no retraining: where does accuracy begin to fall?
     "fcn_before_retraining": _declare(
@@ -235,7 +236,7 @@ TABLES: dict[str, dict] = {
         retrain_steps=0,
         claims=(),
         smoke=dict(rounds=(1, 20, 40), retrain_steps=0),
-        quick=dict(retrain_steps=0),
+        quick=dict(seeds=1, rounds=tuple(range(3, 91, 3)), retrain_steps=0),
         reduced=dict(retrain_steps=0),
     ),
     "fcn_data_dependent": _declare(
@@ -243,6 +244,7 @@ TABLES: dict[str, dict] = {
         title="FCN on MNIST, data-dependent methods",
         methods=("mp", "lap", "obd", "obd_lap", "lap_act"),
         claims=(_LAP_BEATS_MP, Claim("obd_lap", "obd", 2), Claim("lap_act", "mp", 2)),
+        quick=dict(rounds=(4, 6, 8, 10)),
     ),
     "fcn_global": _declare(
         _FCN,
