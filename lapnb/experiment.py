@@ -5,6 +5,7 @@ import json
 import pathlib
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -54,13 +55,19 @@ class Task:
         return all(_retrained_file(self, *cell).exists() for cell in self.cells)
 
 
-def compute(task: Task) -> list[dict]:
+_watch: Callable[[int], None] | None = None
+
+
+def compute(task: Task, watch: Callable[[int], None] | None = None) -> list[dict]:
     """Compute the rows of one task; none for a dense network, which is only cached.
 
     On one thread, so that a result does not depend on how many workers there are, and one task
     after the other, as random numbers and the number of threads belong to the whole process.
+    `watch`, of a caller in this process, is told the steps done.
     """
+    global _watch
     with _ALONE:
+        _watch = watch
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
@@ -294,7 +301,10 @@ def _teller(task: Task, finished: int, networks: int):
     def tell(done: int) -> None:
         nonlocal last
         if time.monotonic() - last > 0.5:
-            path.write_text(str(finished + done * networks))
+            steps = finished + done * networks
+            path.write_text(str(steps))
+            if _watch:
+                _watch(steps)
             last = time.monotonic()
 
     return tell
@@ -351,4 +361,7 @@ def _retrained_file(task: Task, method: str, round: int) -> pathlib.Path:
 
 
 def _device_name(device: str) -> str:
-    return device if device == "cpu" else f"cuda ({torch.cuda.get_device_name()})"
+    if device == "cpu":
+        return device
+    tf32 = ", TF32 convolutions" if torch.backends.cudnn.allow_tf32 else ""
+    return f"cuda ({torch.cuda.get_device_name()}{tf32})"

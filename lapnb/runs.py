@@ -8,7 +8,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 
 import pandas as pd
@@ -350,20 +350,23 @@ def _opened(executor: Executor | str | None) -> Iterator[Executor | None]:
 
 
 class _Here(Executor):
-    """Computes at once, in this process."""
+    """Computes at once, in this process, and tells `watch` the steps done."""
+
+    def __init__(self, watch: Callable[[int], None]):
+        self.watch = watch
 
     def submit(self, function, /, *args) -> Future:
         future: Future = Future()
         try:
-            future.set_result(function(*args))
+            future.set_result(function(*args, self.watch))
         except Exception as error:
             future.set_exception(error)
         return future
 
 
-def _pool(count: int) -> Executor:
+def _pool(count: int, watch: Callable[[int], None]) -> Executor:
     if count == 1:
-        return _Here()
+        return _Here(watch)
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(count, context, _start_worker, (os.getpid(),))
 
@@ -399,7 +402,7 @@ def _compute_all(
     """
     waiting, running, suspects, finished = list(tasks), {}, [], 0
     slots = min(workers, len(tasks)) if executor is None else len(tasks)
-    pool, broken = executor or _pool(slots), False
+    pool, broken = executor or _pool(slots, lambda steps: bar.at(finished + steps)), False
     children = set(multiprocessing.active_children())
     try:
         while waiting or running:
@@ -429,7 +432,7 @@ def _compute_all(
                 suspects = [other for other in suspects if other is not task]
                 finished += task.steps
             if broken and not running:
-                pool, broken = _pool(slots), False
+                pool, broken = _pool(slots, bar.at), False
             bar.at(finished + sum(_steps_done(task) for task in running.values()))
             if not done:
                 time.sleep(0.1)

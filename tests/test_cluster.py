@@ -57,7 +57,7 @@ def test_an_executor_of_a_client_and_a_worker_that_dies(
     expected = elsewhere(tiny(seeds=2))
     workers = set(client.run(os.getpid).values())
 
-    def deadly(task):  # sent to the workers as it is
+    def deadly(task, *watch):  # sent to the workers as it is
         if task.seed == 1 and task.cells:
             os._exit(9)
         return experiment.compute(task)
@@ -88,7 +88,7 @@ def test_only_the_caller_writes_results(client, lapnb_root, cluster, monkeypatch
 @pytest.mark.parametrize("address", ["tcp://nowhere.invalid:1", "tcp://127.0.0.1:1", "nonsense"])
 def test_no_scheduler_at_the_address(lapnb_root, monkeypatch, address):
     monkeypatch.setattr(runs, "CONNECT_SECONDS", 0.5)
-    monkeypatch.setattr(runs, "compute", lambda task: pytest.fail("computed all the same"))
+    monkeypatch.setattr(runs, "compute", lambda task, *watch: pytest.fail("computed all the same"))
     with pytest.raises(ConnectionError, match=f"executor '{address}' is not the address"):
         lapnb.run(tiny(), executor=address)
     assert not csv(lapnb_root).exists()

@@ -108,7 +108,7 @@ def test_rows_columns_and_resuming(lapnb_root, monkeypatch):
     assert results.train_error.between(0, 100).all()
     assert results.surviving.tolist() == [results.surviving[0]] * 2
 
-    monkeypatch.setattr(runs, "compute", lambda task: pytest.fail("recorded, yet computed"))
+    monkeypatch.setattr(runs, "compute", lambda task, *watch: pytest.fail("recorded, yet computed"))
     pd.testing.assert_frame_equal(lapnb.run(tiny(rounds=[2])), results)
 
 
@@ -136,7 +136,7 @@ def test_recompute_replaces_rows_but_not_by_a_failure(lapnb_root, monkeypatch, c
     assert again.mask_seconds.tolist() != first.mask_seconds.tolist()
     assert len(pd.read_csv(csv(lapnb_root))) == 2
 
-    def breaks(task):
+    def breaks(task, *watch):
         raise MemoryError("no room")
 
     monkeypatch.setattr(runs, "compute", breaks)
@@ -197,7 +197,7 @@ def test_a_results_file_of_nonsense_is_named_and_left_alone(lapnb_root, recorded
 
 @pytest.mark.parametrize("folder", ["figures", "runs"])
 def test_a_folder_that_cannot_be_written_is_refused(lapnb_root, monkeypatch, folder):
-    monkeypatch.setattr(runs, "compute", lambda task: pytest.fail("trained all the same"))
+    monkeypatch.setattr(runs, "compute", lambda task, *watch: pytest.fail("trained all the same"))
     (lapnb_root / folder).write_text("a file where the folder should be")
     with pytest.raises(PermissionError, match=f"results cannot be written to .*{folder}"):
         lapnb.run(tiny())
@@ -205,7 +205,7 @@ def test_a_folder_that_cannot_be_written_is_refused(lapnb_root, monkeypatch, fol
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write")
 def test_a_read_only_folder_is_refused(lapnb_root, monkeypatch):
-    monkeypatch.setattr(runs, "compute", lambda task: pytest.fail("trained all the same"))
+    monkeypatch.setattr(runs, "compute", lambda task, *watch: pytest.fail("trained all the same"))
     lapnb_root.chmod(0o555)
     with pytest.raises(PermissionError, match=r"results cannot be written to .*LAPNB_ROOT"):
         lapnb.run(tiny())
@@ -235,7 +235,7 @@ def test_a_full_disk_leaves_the_old_file(lapnb_root):
 
 
 def test_a_failed_run_is_recorded_with_its_reason_and_tried_again(lapnb_root, monkeypatch, capsys):
-    def breaks(task):
+    def breaks(task, *watch):
         if task.seed == 1:
             raise RuntimeError("the cat pulled the plug")
         return experiment.compute(task)
@@ -258,7 +258,7 @@ def test_a_dense_network_that_diverged_is_recorded_and_not_repeated(lapnb_root, 
     rows = pd.read_csv(lapnb_root / "figures" / "smoke-changed" / "fcn_mnist.csv")
     assert rows.status.str.match("diverged: the loss was .* of the dense network").all()
     assert rows.error.isna().all()
-    monkeypatch.setattr(runs, "compute", lambda task: pytest.fail("computed again"))
+    monkeypatch.setattr(runs, "compute", lambda task, *watch: pytest.fail("computed again"))
     with pytest.raises(RuntimeError, match="no run of fcn_mnist gave a result"):
         lapnb.run(table)
     monkeypatch.undo()
@@ -309,7 +309,7 @@ def test_a_network_that_diverges_leaves_the_others_of_its_stack(
         status(lapnb_root).str.match("diverged: the loss was .* at step .* of round 5").sum() == 1
     )
     assert not [*(lapnb_root / "runs" / "checkpoints").glob("*.safetensors")]
-    monkeypatch.setattr(runs, "compute", lambda task: pytest.fail("computed again"))
+    monkeypatch.setattr(runs, "compute", lambda task, *watch: pytest.fail("computed again"))
     pd.testing.assert_frame_equal(lapnb.run(tiny()), results)
 
 
@@ -329,7 +329,7 @@ def test_what_starts_from_a_round_without_result_has_none(lapnb_root, spoil_lap,
 # ---- processes that die, are stopped, or meet ----------------------------------------------------
 
 
-def _deadly(task):
+def _deadly(task, *watch):
     """Seed 1 kills its worker, the first time while seed 0 is computed by the other one."""
     met = runs.root() / "met"
     if task.cells and task.seed == 0 and not met.exists():
@@ -465,7 +465,7 @@ def test_threads_compute_one_run_at_a_time(lapnb_root, monkeypatch):
     """As random numbers and the number of threads belong to the process."""
     active, most, compute = 0, 0, experiment._compute
 
-    def counted(task):
+    def counted(task, *watch):
         nonlocal active, most
         active += 1
         most = max(most, active)
