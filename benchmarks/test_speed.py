@@ -134,7 +134,8 @@ def time_stacks(timed, digits, dense, rounds, label):
         for stack in stacks:
             lapnb.train(stack, digits, steps=STEPS)
 
-    title = f"{label} ({count} networks, {len(stacks)} stacks)"
+    plural = "s" if len(stacks) > 1 else ""
+    title = f"{label} ({count} networks, {len(stacks)} stack{plural})"
     timed(title, train, units=STEPS * count)
 
 

@@ -32,9 +32,9 @@ def load_checkpoint(path: Path, network: str, data: Data) -> nn.Module:
     channels, _, side = data.test_images.shape[1:]
     shape = dict(num_classes=data.classes, image_size=side, channels=channels)
     model = build_model(network, **shape)
-    first, weight = next(iter(model.named_parameters()))
-    if found.get(first):
-        model = build_model(network, width=found[first][0] / len(weight), **shape)
+    widest, weight = max(model.named_parameters(), key=lambda named: len(named[1]))
+    if found.get(widest):  # it tells the width best, as numbers of units are rounded
+        model = build_model(network, width=found[widest][0] / len(weight), **shape)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     for name in wanted | found:
         if wanted.get(name) != found.get(name):

@@ -82,7 +82,7 @@ def panel(network="fcn", method="lap", scope="layer", keep=0.1, checkpoint="", d
         bars.plot.barh(ax=axes[0, 0], title="test accuracy (%)", color=[colour, grey])
         axes[0, 0].bar_label(axes[0, 0].containers[0], fmt="%.1f", padding=3)
         axes[0, 0].set_xlim(0, 115)
-        figure.colorbar(axes[0, 1].imshow(image, vmin=0), ax=axes[0, 1])
+        figure.colorbar(axes[0, 1].imshow(image.numpy(), vmin=0), ax=axes[0, 1])
         axes[0, 1].set_title(f"first layer: survivors per {place}")
         axes[0, 1].axis("off")
         layers.surviving.plot.bar(ax=axes[1, 0], title="surviving weights (%)", color=colour, rot=0)
@@ -111,7 +111,7 @@ def controls(dataset="mnist5k", **start):
     late = dict(continuous_update=False, layout={"width": "28rem"})
     choice = {
         "network": ipywidgets.Dropdown(options=list(NETWORKS)),
-        "method": ipywidgets.Dropdown(options={METHODS[m].title: m for m in METHODS}),
+        "method": ipywidgets.Dropdown(options={METHODS[m].title: m for m in METHODS}, value="lap"),
         "scope": ipywidgets.Dropdown(options={title: name for name, title in SCOPES.items()}),
         "keep": ipywidgets.FloatLogSlider(0.1, min=-3, max=0, readout_format=".2%", **late),
         "checkpoint": ipywidgets.Text(placeholder="path of your own state_dict (optional)", **late),

@@ -132,7 +132,7 @@ def plot(results: pd.DataFrame, column: str = "error"):
     panels = _panels(results)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
-            1, len(panels), figsize=(1.4 + 3.4 * len(panels), 3.6), sharey=True, squeeze=False
+            1, len(panels), figsize=(2.2 + 2.6 * len(panels), 3.6), sharey=True, squeeze=False
         )
         for axis, (title, rows) in zip(axes[0], panels, strict=True):
             _draw(axis, rows, column)
@@ -281,7 +281,9 @@ def _draw(axis, rows: pd.DataFrame, column: str) -> None:
     axis.set_ylabel(AXES[column])
     names = {method: METHODS[method].title for method in METHODS} | {"dense": "dense network"}
     handles, labels = axis.get_legend_handles_labels()
-    axis.legend(handles, [names[label] for label in labels], loc="best", frameon=False)
+    axis.legend(
+        handles, [names[label] for label in labels], loc="best", framealpha=0.8, edgecolor="white"
+    )
 
 
 def _varied(results: pd.DataFrame) -> list[str]:
