@@ -4,6 +4,7 @@
 `images[indices]`, augmented and normalised as one tensor, on whatever device the data is.
 """
 
+import contextlib
 import gzip
 import hashlib
 import math
@@ -16,16 +17,15 @@ from functools import partial
 from http.client import HTTPException
 from importlib import metadata
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
+
+from lapnb.store import CorruptFile, load_tensors, save_tensors
 
 # Per channel, for pixels in [0, 1]
 MNIST_NORM = {"mean": (0.1307,), "std": (0.3081,)}
@@ -389,48 +389,23 @@ def _cached(name: str, folder: Path, fingerprint: str, read) -> dict[str, Tensor
     """
     places = [place / f"{name}.lapnb.safetensors" for place in (folder, _user_cache())]
     for path in places:
-        if tensors := _read_cache(path, fingerprint):
-            return tensors
-    tensors = read()
-    about = {"fingerprint": fingerprint, "checksum": _checksum(tensors)}
-    for path in places:
-        temporary = path.with_suffix(f".{uuid4().hex}")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, temporary, about)
-            temporary.chmod(0o644)  # readable by others who share the data folder
-            os.replace(temporary, path)
+            tensors, about = load_tensors(path)
+            if about.get("fingerprint") == fingerprint:
+                return tensors
+        except CorruptFile as error:
+            warnings.warn(f"{error} and is made again", stacklevel=2)
+        except OSError:
+            continue
+    tensors = read()
+    for path in places:
+        with contextlib.suppress(OSError):
+            save_tensors(path, tensors, {"fingerprint": fingerprint})
             return tensors
-        except (OSError, SafetensorError):
-            temporary.unlink(missing_ok=True)
     warnings.warn(
         f"{name} is read anew each time: neither of {places} can be written", stacklevel=2
     )
     return tensors
-
-
-def _read_cache(path: Path, fingerprint: str) -> dict[str, Tensor] | None:
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, "pt") as file:
-            about = file.metadata()
-            tensors = {split: file.get_tensor(split) for split in SPLITS}
-        if about["fingerprint"] != fingerprint:
-            return None
-        if about["checksum"] == _checksum(tensors):
-            return tensors
-    except (OSError, SafetensorError, KeyError, TypeError):
-        pass
-    warnings.warn(f"{path} is damaged and is made again", stacklevel=2)
-    return None
-
-
-def _checksum(tensors: dict[str, Tensor]) -> str:
-    checksum = 0
-    for split in SPLITS:
-        checksum = zlib.crc32(tensors[split].numpy(), checksum)
-    return str(checksum)
 
 
 # Augmentation --------------------------------------------------------------------------------

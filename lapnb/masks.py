@@ -134,14 +134,14 @@ def _score(layers: list[Layer], weights: list[Tensor], i: int, criterion: Method
 
 
 def _global_masks(layers, weights, criterion, fraction) -> list[Tensor]:
-    scores = [_score(layers, weights, i, criterion) ** criterion.power for i in range(len(layers))]
-    for score in scores:
-        score /= torch.linalg.vector_norm(score).clamp(min=1e-30)
-    flat = torch.cat([score.flatten() for score in scores])
-    all_weights = torch.cat([layer.weight.flatten() for layer in layers])
-    mask = keep_largest(flat, round(fraction * flat.numel()), all_weights)
-    parts = mask.split([score.numel() for score in scores])
-    return [part.view(score.shape) for part, score in zip(parts, scores, strict=True)]
+    sizes = [w.numel() for w in weights]
+    flat = torch.empty(sum(sizes), dtype=weights[0].dtype, device=weights[0].device)
+    for i, part in enumerate(flat.split(sizes)):
+        score = _score(layers, weights, i, criterion).flatten() ** criterion.power
+        torch.div(score, torch.linalg.vector_norm(score).clamp(min=1e-30), out=part)
+    dense = torch.cat([layer.weight.flatten() for layer in layers])
+    parts = keep_largest(flat, round(fraction * flat.numel()), dense).split(sizes)
+    return [part.view(w.shape) for part, w in zip(parts, weights, strict=True)]
 
 
 def _weights(model, layers, method, data, statistics, seed) -> list[Tensor]:
@@ -150,7 +150,8 @@ def _weights(model, layers, method, data, statistics, seed) -> list[Tensor]:
     weights = [layer.weight.detach() for layer in layers]
     if kind == "random":
         generator = torch.Generator().manual_seed(seed)
-        return [torch.rand(w.shape, generator=generator).to(w.device) for w in weights]
+        # times w ≠ 0: what an earlier round has pruned does not return
+        return [torch.rand(w.shape, generator=generator).to(w.device) * (w != 0) for w in weights]
     if kind in ("active", "curved"):
         from lapnb import statistics as stats
 

@@ -526,14 +526,14 @@ def test_damaged_cache_is_named_and_made_again(folder, decoded, damage):
 
 def test_read_only_data_folder_uses_the_users_cache(folder, tmp_path, decoded, monkeypatch):
     make_cifar(folder)
-    save = lapdata.save_file
+    save = lapdata.save_tensors
 
-    def refuse(tensors, path, about):
+    def refuse(path, tensors, about):
         if path.parent == folder:
             raise PermissionError("read-only")
-        save(tensors, path, about)
+        save(path, tensors, about)
 
-    monkeypatch.setattr(lapdata, "save_file", refuse)
+    monkeypatch.setattr(lapdata, "save_tensors", refuse)
     load_data("cifar10")
     assert same(load_data("cifar10"), load_data("cifar10")) and len(decoded) == 30
     assert (tmp_path / "cache" / "lapnb" / "cifar10.lapnb.safetensors").is_file()
@@ -542,11 +542,10 @@ def test_read_only_data_folder_uses_the_users_cache(folder, tmp_path, decoded, m
 def test_nowhere_to_cache_is_a_warning_only(folder, monkeypatch):
     make_cifar(folder)
 
-    def full(tensors, path, about):
-        Path(path).write_bytes(b"half")
-        raise OSError("no space left")
+    def full(handle):
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(lapdata, "save_file", full)
+    monkeypatch.setattr("lapnb.store.os.fsync", full)
     with pytest.warns(UserWarning, match="cifar10 is read anew each time"):
         assert len(load_data("cifar10").train_images) == 20
     assert not [path for path in folder.iterdir() if path.is_file()]

@@ -134,6 +134,16 @@ def test_random_masks_depend_on_the_seed_only(net):
     assert any(not torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("method", ["mp", "rp", "lap"])
+def test_what_is_pruned_does_not_return(net, method, scope):
+    first = lapnb.prune_masks(net, method, 0.4, scope)
+    lapnb.apply_masks(net, first)
+    for keep in (0.4, 0.1):
+        again = lapnb.prune_masks(net, method, keep, scope, seed=5)
+        assert not any((b & ~a).any() for a, b in zip(first, again, strict=True))
+
+
 def test_whole_network_lap_is_the_end_to_end_distortion(net):
     layers = [w.double() for w in weights(net)]
     whole = torch.linalg.multi_dot(layers[::-1])
