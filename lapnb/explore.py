@@ -133,7 +133,7 @@ def _network(network, dataset, path, written) -> tuple[Data, nn.Module, float]:
     data = load_data(dataset, declared.image_size, declared.channels)
     task = Task(declared, data.source, seed=0)
     if not path and not task.cached():
-        with Progress(task.steps, f"{network}, once") as bar, ThreadPoolExecutor() as pool:
+        with Progress(task.steps, f"dense {network}") as bar, ThreadPoolExecutor() as pool:
             training = pool.submit(compute, task)
             while not training.done():
                 bar.at(_steps_done(task))
