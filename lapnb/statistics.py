@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, fx, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from lapnb.chain import Layer, prunable_layers
 from lapnb.data import Data, augment
