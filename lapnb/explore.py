@@ -2,8 +2,6 @@
 
 import copy
 import os
-import time
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,7 +15,6 @@ from lapnb.experiment import Task, _dense, compute
 from lapnb.masks import apply_masks, prune_masks, surviving
 from lapnb.progress import Progress
 from lapnb.report import STYLE, colours
-from lapnb.runs import _steps_done
 from lapnb.scores import METHODS
 from lapnb.statistics import statistics
 from lapnb.tables import table
@@ -133,12 +130,8 @@ def _network(network, dataset, path, written) -> tuple[Data, nn.Module, float]:
     data = load_data(dataset, declared.image_size, declared.channels)
     task = Task(declared, data.source, seed=0)
     if not path and not task.cached():
-        with Progress(task.steps, f"dense {network}") as bar, ThreadPoolExecutor() as pool:
-            training = pool.submit(compute, task)
-            while not training.done():
-                bar.at(_steps_done(task))
-                time.sleep(0.1)
-            training.result()
+        with Progress(task.steps, f"dense {network}") as bar:
+            compute(task, bar.at)
             bar.runs = 1
     model = load_checkpoint(path, network, data) if path else _dense(task, data)[0]
     return data, model, evaluate(model, data)[1]
