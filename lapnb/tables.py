@@ -171,6 +171,7 @@ def _vgg_cifar10(depth: int, dense_steps: int, retrain_steps: int) -> dict:
         retrain_steps=retrain_steps,
         smoke=dict(rounds=(13, 27)),
         quick=dict(rounds=(7, 13, 19)),
+        reduced=dict(dense_steps=6000, retrain_steps=4000),
     )
 
 
@@ -302,6 +303,7 @@ TABLES: dict[str, dict] = {
         retrain_steps=25_000,
         smoke=dict(rounds=(14, 35)),
         quick=dict(image_size=16, rounds=(8, 14, 20)),
+        reduced=dict(dense_steps=5000, retrain_steps=3000),
     ),
     "vgg19_tiny_imagenet": _tiny_imagenet("vgg19", "VGG-19", 17, 0.15, range(13, 21), small=64),
     # A narrow ResNet-50 learns slowly: more pixels and steps, fewer rounds.
