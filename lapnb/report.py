@@ -184,7 +184,7 @@ def save(figure, results: pd.DataFrame, suffix: str = "") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.tight_layout()
     figure.text(0.5, -0.01, caption(results), ha="center", va="top", fontsize=6.5, color="0.3")
-    figure.savefig(path, dpi=200, bbox_inches="tight", facecolor="white")
+    figure.savefig(path, dpi=150, bbox_inches="tight", facecolor="white")
     plt.close(figure)
 
 

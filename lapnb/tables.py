@@ -201,6 +201,7 @@ TABLES: dict[str, dict] = {
         title="FCN on MNIST",
         methods=(*_FIVE, "lap_forward", "lap_backward"),
         claims=(_LAP_BEATS_MP, *_ONE_SIDED),
+        quick=dict(rounds=(4, 6, 8, 9, 10)),
     ),
     "fcn_linear": _declare(
         _FCN,
