@@ -13,7 +13,7 @@ from lapnb.chain import prunable_layers
 from lapnb.data import Data, load_data
 from lapnb.masks import prune_masks
 from lapnb.models import NETWORKS, build_model
-from lapnb.report import STYLE, colours
+from lapnb.report import COLOURS, STYLE
 from lapnb.scores import METHODS
 from lapnb.statistics import statistics
 from lapnb.store import root, write_whole
@@ -67,7 +67,7 @@ def plot(rows: pd.DataFrame):
     import seaborn
 
     (scale, width, threads), png = rows[["scale", "width", "threads"]].iloc[0], io.BytesIO()
-    shades = colours() | {LIBRARY: "0.6", GLOBAL: "#f4b183"}
+    shades = COLOURS | {LIBRARY: "0.6", GLOBAL: "#f4b183"}
     what = dict(kind="bar", x="network", y="seconds", hue="method", col="device", palette=shades)
     caption = f"{scale} scale · 10 % kept · width × {width:g} · CPU threads: {threads}"
     with plt.rc_context(STYLE):

@@ -14,7 +14,7 @@ from lapnb.data import Data, load_data
 from lapnb.experiment import Task, _dense, compute
 from lapnb.masks import apply_masks, prune_masks, surviving
 from lapnb.progress import Progress
-from lapnb.report import STYLE, colours
+from lapnb.report import COLOURS, STYLE
 from lapnb.scores import METHODS
 from lapnb.statistics import statistics
 from lapnb.tables import table
@@ -75,7 +75,7 @@ def panel(network="fcn", method="lap", scope="layer", keep=0.1, checkpoint="", d
         title = f"{path.name if path else network}, {METHODS[method].title}, {SCOPES[scope]}: "
         title += f"{100 * surviving(masks):.3g} % of {total:,} weights survive ({data.source})"
         figure.suptitle(title)
-        colour, grey = colours()[method], "0.6"
+        colour, grey = COLOURS[method], "0.6"
         bars.plot.barh(ax=axes[0, 0], title="test accuracy (%)", color=[colour, grey])
         axes[0, 0].bar_label(axes[0, 0].containers[0], fmt="%.1f", padding=3)
         axes[0, 0].set_xlim(0, 115)

@@ -8,7 +8,7 @@ from html import escape
 
 import pandas as pd
 
-from lapnb.report import STYLE, VARIANTS, claim_text, colours, verdicts
+from lapnb.report import COLOURS, STYLE, VARIANTS, claim_text, verdicts
 from lapnb.runs import recorded
 from lapnb.store import root
 from lapnb.tables import SCALES, TABLES
@@ -85,7 +85,7 @@ def thumbnail(results: pd.DataFrame) -> bytes:
         for axis, rows in zip(axes[0], parts, strict=True):
             for method, own in rows.groupby("method", sort=False):
                 means = own.groupby("round")[["surviving", "error"]].mean()
-                axis.plot(means.surviving, 100 - means.error, ".-", color=colours()[method])
+                axis.plot(means.surviving, 100 - means.error, ".-", color=COLOURS[method])
             axis.set_xscale("log")
             axis.invert_xaxis()
             axis.tick_params(which="both", length=0, labelbottom=False, labelleft=False)

@@ -53,7 +53,7 @@ def paired(results: pd.DataFrame, better: str, worse: str, column: str = "error"
     Columns: surviving (%); the two methods' means; difference, `better` − `worse`; low and high,
     its 95 % interval (Student's t over the seeds' differences); n, the number of seeds.
     """
-    from scipy.stats import t
+    from scipy.special import stdtrit  # scipy.stats would take a second to import
 
     rows = []
     for _, part in results[results.method.isin([better, worse])].groupby("round"):
@@ -62,7 +62,7 @@ def paired(results: pd.DataFrame, better: str, worse: str, column: str = "error"
             continue
         difference = pairs[better] - pairs[worse]
         n, mean = len(pairs), difference.mean()
-        half = t.ppf(0.975, n - 1) * difference.std() / n**0.5 if n > 1 else float("nan")
+        half = stdtrit(n - 1, 0.975) * difference.std() / n**0.5 if n > 1 else float("nan")
         rows.append(
             {
                 "surviving": 100 * part.surviving.mean(),
@@ -161,8 +161,8 @@ def scatter(results: pd.DataFrame, x: str, y: str):
             y="accuracy",
             hue="method",
             style="method",
-            palette=colours(),
-            markers=dict(zip(METHODS, MARKERS, strict=True)),
+            palette=COLOURS,
+            markers=MARKERS,
             alpha=0.8,
             ax=axis,
         )
@@ -213,7 +213,21 @@ STYLE = {
     "legend.fontsize": 7,
     "figure.facecolor": "white",
 }
-MARKERS = "osv^DPXp*hd"
+# seaborn's "colorblind" palette; the same colour and marker of a method in every figure.
+COLOURS = {
+    "mp": "#0173b2",
+    "rp": "#949494",
+    "lfp": "#029e73",
+    "lbp": "#de8f05",
+    "lap": "#d55e00",
+    "lap_forward": "#cc78bc",
+    "lap_backward": "#56b4e9",
+    "lap_all": "#ca9161",
+    "lap_act": "#ece133",
+    "obd": "#333333",
+    "obd_lap": "#fbafe4",
+}
+MARKERS = dict(zip(COLOURS, "osv^DPXp*hd", strict=True))
 AXES = {
     "error": "test accuracy (%)",
     "error_before": "test accuracy before retraining (%)",
@@ -222,68 +236,35 @@ AXES = {
 }
 
 
-def colours() -> dict:
-    """The colour of each method, the same in every figure, colour-blind safe."""
-    import seaborn
-
-    palette = [*seaborn.color_palette("colorblind"), (0.2, 0.2, 0.2)]
-    numbers = dict(
-        mp=0, rp=7, lfp=2, lbp=1, lap=3, lap_forward=4, lap_backward=9, lap_all=5, lap_act=8,
-        obd=10, obd_lap=6,
-    )  # fmt: skip
-    return {method: palette[numbers[method]] for method in METHODS}
-
-
 def _draw(axis, rows: pd.DataFrame, column: str) -> None:
-    import seaborn
-
-    methods = list(dict.fromkeys(rows.method))
-    markers = dict(zip(METHODS, MARKERS, strict=True))
-    shown = rows.assign(
-        accuracy=100 - rows[column],
-        weights=100 * rows.groupby("round").surviving.transform("mean"),
-    )
-    if column != "train_error":
-        axis.axhline(100 - rows.dense_error.mean(), color="0.5", linewidth=1, label="dense")
-    seaborn.lineplot(
-        shown,
-        x="weights",
-        y="accuracy",
-        hue="method",
-        style="method",
-        hue_order=methods,
-        style_order=methods,
-        palette=colours(),
-        markers=markers,
-        dashes=False,
-        errorbar="sd",
-        ax=axis,
-    )
+    weights = 100 * rows.groupby("round").surviving.mean()
     published = paper()[paper().table == rows.table.iloc[0]] if column == "error" else paper()[:0]
-    for method in methods:
-        points = published[(published.method == method) & published["round"].isin(rows["round"])]
+    if column != "train_error":
+        axis.axhline(100 - rows.dense_error.mean(), color="0.5", linewidth=1, label="dense network")
+    for method, runs in rows.groupby("method", sort=False):
+        colour, marker = COLOURS[method], MARKERS[method]
+        ours = (100 - runs[column]).groupby(runs["round"]).agg(["mean", "std"])
+        x = weights[ours.index]
         axis.plot(
-            points.surviving_pct,
-            100 - points.error_pct,
-            linestyle="",
-            marker=markers[method],
-            markerfacecolor="none",
-            markeredgecolor=colours()[method],
-            markersize=7,
-        )
+            x, ours["mean"], color=colour, marker=marker, markeredgecolor="white",
+            markeredgewidth=0.6, label=METHODS[method].title,
+        )  # fmt: skip
+        low, high = ours["mean"] - ours["std"], ours["mean"] + ours["std"]
+        axis.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+        points = published[(published.method == method) & published["round"].isin(ours.index)]
+        axis.plot(
+            points.surviving_pct, 100 - points.error_pct, linestyle="", marker=marker,
+            markerfacecolor="none", markeredgecolor=colour, markersize=7,
+        )  # fmt: skip
     axis.set_xscale("log")
     axis.invert_xaxis()
-    ticks = sorted(shown.weights.unique())
+    ticks = sorted(weights)
     ticks = ticks if len(ticks) <= 9 else ticks[:: -(-len(ticks) // 8)]
     axis.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks], rotation=45 if len(ticks) > 6 else 0)
     axis.set_xticks([], minor=True)
     axis.set_xlabel("surviving weights (%)")
     axis.set_ylabel(AXES[column])
-    names = {method: METHODS[method].title for method in METHODS} | {"dense": "dense network"}
-    handles, labels = axis.get_legend_handles_labels()
-    axis.legend(
-        handles, [names[label] for label in labels], loc="best", framealpha=0.8, edgecolor="white"
-    )
+    axis.legend(loc="best", framealpha=0.8, edgecolor="white")
 
 
 def _varied(results: pd.DataFrame) -> list[str]:

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 import lapnb
-from lapnb.report import caption, colours, paper
+from lapnb.report import COLOURS, MARKERS, caption, paper
 from lapnb.scores import METHODS
 from lapnb.tables import table
 
@@ -90,5 +90,6 @@ def test_a_caption_tells_what_was_changed():
     assert "50,000 dense + 50,000 retraining steps" in text
 
 
-def test_each_method_has_a_colour_of_its_own():
-    assert len(set(colours().values())) == len(METHODS)
+def test_each_method_has_a_colour_and_a_marker_of_its_own():
+    assert COLOURS.keys() == MARKERS.keys() == METHODS.keys()
+    assert len(set(COLOURS.values())) == len(set(MARKERS.values())) == len(METHODS)

@@ -131,7 +131,7 @@ def test_settings_tell_runs_apart():
     assert changed.changed == "retrain_steps = 7"
     assert quick.settings("mp", 4) != changed.settings("mp", 4)
     assert quick.settings("mp", 4) == lapnb.table("fcn_mnist", seeds=1).settings("mp", 4)
-    iterative = lapnb.table("fcn_mnist", schedule="iterative")
+    iterative = lapnb.table("fcn_mnist", schedule="iterative", rounds=[4, 5, 6])
     skipping = lapnb.table("fcn_mnist", schedule="iterative", rounds=[4, 6])
     assert iterative.settings("mp", 4) == skipping.settings("mp", 4)
     assert iterative.settings("mp", 6) != skipping.settings("mp", 6)
