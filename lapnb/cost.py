@@ -17,7 +17,7 @@ from lapnb.report import COLOURS, STYLE
 from lapnb.scores import METHODS
 from lapnb.statistics import statistics
 from lapnb.store import root, write_whole
-from lapnb.tables import _one_of, _several, _whole, table
+from lapnb.tables import one_of, several, table, whole
 
 LIBRARY, GLOBAL, KEEP = "torch.nn.utils.prune", "lap, global", 0.1
 BACKPACK = ("fcn", "conv6")  # its Hessian diagonals know neither batch norm nor residual sums
@@ -40,9 +40,9 @@ def cost(
     can. `device` is "cpu", "cuda", or "auto": both where there is a GPU. The smoke scale has narrow
     networks. Writes figures/<scale>/pruning_cost.csv. Raises ValueError naming the parameter.
     """
-    networks = _several(_one_of(NETWORKS))("networks", networks)
+    networks = several(one_of(NETWORKS))("networks", networks)
     chosen = table("fcn_data_dependent", scale=scale, device=device, methods=methods)
-    repeats = _whole(1)("repeats", repeats)
+    repeats = whole(1)("repeats", repeats)
     width, batches = SETTINGS[scale]
     places = dict.fromkeys(["cpu" if device == "auto" else chosen.device, chosen.device])
     times = []

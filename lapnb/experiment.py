@@ -83,7 +83,7 @@ def _compute(task: Task) -> list[dict]:
     if data.source != task.source:
         raise ValueError(f"this worker's data set is {data.source}, the caller's {task.source}")
     try:
-        dense, dense_facts = _dense(task, data)
+        dense, dense_facts = dense_network(task, data)
     except FloatingPointError as error:
         return [row | {"status": f"diverged: {error}"} for row in rows.values()]
     models, masks = {}, {}
@@ -128,7 +128,7 @@ def progress_file(task: Task) -> pathlib.Path:
     return root() / "runs" / "progress" / task.key
 
 
-def _dense(task: Task, data: Data) -> tuple[nn.Module, dict]:
+def dense_network(task: Task, data: Data) -> tuple[nn.Module, dict]:
     """The dense network of a seed and its test error (%), from the cache or trained and cached.
 
     Raises FloatingPointError when its training diverges, or is known to.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lapnb.chain import neighbours, prunable_layers
 from lapnb.checkpoint import load_checkpoint
 from lapnb.data import Data, load_data
-from lapnb.experiment import Task, _dense, compute
+from lapnb.experiment import Task, compute, dense_network
 from lapnb.masks import apply_masks, prune_masks, surviving
 from lapnb.progress import Progress
 from lapnb.report import COLOURS, STYLE
@@ -133,7 +133,7 @@ def _network(network, dataset, path, written) -> tuple[Data, nn.Module, float]:
         with Progress(task.steps, f"dense {network}") as bar:
             compute(task, bar.at)
             bar.runs = 1
-    model = load_checkpoint(path, network, data) if path else _dense(task, data)[0]
+    model = load_checkpoint(path, network, data) if path else dense_network(task, data)[0]
     return data, model, evaluate(model, data)[1]
 
 

@@ -102,6 +102,10 @@ _ONE_SIDED = tuple(
     Claim(*pair) for pair in [("lfp", "mp"), ("lbp", "mp"), ("lap", "lfp"), ("lap", "lbp")]
 )
 _FIVE = ("mp", "rp", "lfp", "lbp", "lap")
+_DATA_DEPENDENT = dict(
+    methods=("mp", "lap", "obd", "obd_lap", "lap_act"),
+    claims=(_LAP_BEATS_MP, Claim("obd_lap", "obd", 2), Claim("lap_act", "mp", 2)),
+)
 
 _FCN = dict(
     network="fcn",
@@ -244,8 +248,7 @@ TABLES: dict[str, dict] = {
     "fcn_data_dependent": _declare(
         _FCN,
         title="FCN on MNIST, data-dependent methods",
-        methods=("mp", "lap", "obd", "obd_lap", "lap_act"),
-        claims=(_LAP_BEATS_MP, Claim("obd_lap", "obd", 2), Claim("lap_act", "mp", 2)),
+        **_DATA_DEPENDENT,
         quick=dict(rounds=(4, 6, 8, 10)),
     ),
     "fcn_global": _declare(
@@ -279,8 +282,7 @@ TABLES: dict[str, dict] = {
     "conv6_data_dependent": _declare(
         _CONV6,
         title="Conv-6 on CIFAR-10, data-dependent methods",
-        methods=("mp", "lap", "obd", "obd_lap", "lap_act"),
-        claims=(_LAP_BEATS_MP, Claim("obd_lap", "obd", 2), Claim("lap_act", "mp", 2)),
+        **_DATA_DEPENDENT,
         curved_batches=(2000, 25),
         reduced=dict(curved_batches=(100, 25), active_batches=(100, 30)),
     ),
@@ -361,7 +363,8 @@ def _choice(parameter: str, value, allowed) -> str:
     return value
 
 
-def _one_of(allowed):
+def one_of(allowed):
+    """A check of a parameter: it must be one of `allowed`."""
     return lambda parameter, value: _choice(parameter, value, allowed)
 
 
@@ -382,7 +385,9 @@ def _number(parameter: str, value) -> float:
     return float(number)
 
 
-def _whole(at_least: int):
+def whole(at_least: int):
+    """A check of a parameter: a whole number of at least `at_least`."""
+
     def check(parameter: str, value) -> int:
         number = _literal(value)
         if isinstance(number, bool) or not isinstance(number, int) or number < at_least:
@@ -394,8 +399,11 @@ def _whole(at_least: int):
     return check
 
 
-def _several(check):
-    """A list without repetitions; text may be a literal list or words between commas or spaces."""
+def several(check):
+    """A check of a parameter: a list of what `check` accepts, without repetitions.
+
+    Text may be a literal list or words between commas or spaces.
+    """
 
     def check_all(parameter: str, value) -> tuple:
         items = _literal(value)
@@ -414,7 +422,7 @@ def _several(check):
 
 
 def _rounds(parameter: str, value) -> tuple[int, ...]:
-    return tuple(sorted(_several(_whole(1))(parameter, value)))
+    return tuple(sorted(several(whole(1))(parameter, value)))
 
 
 def _device(parameter: str, value) -> str:
@@ -428,19 +436,17 @@ def _device(parameter: str, value) -> str:
 
 
 _CHECKS = {
-    "methods": _several(_one_of(METHODS)),
+    "methods": several(one_of(METHODS)),
     "rounds": _rounds,
-    "seeds": _whole(1),
-    "dataset": _one_of(DATASETS),
+    "seeds": whole(1),
+    "dataset": one_of(DATASETS),
     "device": _device,
-    "dense_steps": _whole(1),
-    "retrain_steps": _whole(0),
-    "batch_size": _whole(1),
+    "dense_steps": whole(1),
+    "retrain_steps": whole(0),
+    "batch_size": whole(1),
     "width": _number,
     "lr": _number,
-    "activation": _one_of(ACTIVATIONS),
-    "scope": _one_of(("layer", "global")),
-    "schedule": _one_of(("oneshot", "iterative")),
+    "activation": one_of(ACTIVATIONS),
+    "scope": one_of(("layer", "global")),
+    "schedule": one_of(("oneshot", "iterative")),
 }
-
-__all__ = ["SCALES", "TABLES", "Claim", "Table", "fingerprint", "table"]
