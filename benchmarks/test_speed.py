@@ -1,7 +1,9 @@
 """Speed of the fast paths, beside the obvious way and beside the arithmetic alone: `make bench`."""
 
 import copy
+import multiprocessing
 import os
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from itertools import islice
 
@@ -149,6 +151,34 @@ def test_sparse(timed, digits, dense, t):
 @fcn
 def test_sparse_table(timed, digits, dense):
     time_stacks(timed, digits, dense, TABLE.rounds, "sparse, all rounds")
+
+
+def prepare(barrier):
+    """In a new process: the stacks of one seed, on one thread."""
+    global together, work
+    torch.set_num_threads(1)
+    digits = lapnb.load_data("mnist5k")
+    dense = lapnb.train(lapnb.build_model("fcn", seed=0), digits, steps=300)
+    stacks = stacked(dense, TABLE.rounds)
+    together, work = barrier, lambda: [lapnb.train(s, digits, steps=STEPS) for s in stacks]
+
+
+def train_together(_):
+    together.wait()  # so that each process takes one seed
+    work()
+
+
+@fcn
+def test_sparse_table_two_processes(timed):
+    """Two seeds side by side, as `lapnb.run` trains them on two cores; wall time."""
+    spawn = multiprocessing.get_context("spawn")
+    count = 2 * len(TABLE.rounds) * len(TABLE.methods)
+    with ProcessPoolExecutor(2, spawn, prepare, (spawn.Barrier(2),)) as pool:
+        timed(
+            f"sparse, all rounds, two processes ({count} networks)",
+            lambda: list(pool.map(train_together, range(2))),
+            units=STEPS * count,
+        )
 
 
 @masks
