@@ -5,7 +5,7 @@ import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice, repeat
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ from lapnb import sparse
 from lapnb.data import augment
 from lapnb.masks import surviving
 
-BATCH, STEPS = 60, 50
+BATCH, STEPS = 60, 200
 PLAIN, PRODUCTS, LIBRARY = "plain PyTorch loop", "matrix products alone", "torch.nn.utils.prune"
 TABLE = lapnb.table("fcn_mnist", scale="paper", methods=["mp", "rp", "lfp", "lbp", "lap"])
 
@@ -79,10 +79,10 @@ def loader(data):
 def test_plain_loop(timed, digits, dense):
     model = masked(dense, lapnb.prune_masks(dense, "mp", TABLE.keep(7)))
     optimizer = torch.optim.Adam(model.parameters(), lr=TABLE.lr)
-    batches = loader(digits)
+    epochs = repeat(loader(digits))  # of 66 steps
 
     def train():
-        for images, labels in islice(batches, STEPS):
+        for images, labels in islice(chain.from_iterable(epochs), STEPS):
             loss = F.cross_entropy(model(images), labels)
             optimizer.zero_grad()
             loss.backward()

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 aten = torch.ops.aten
 
-# activation: in place on its input; gradient from the gradient and the value of its output
+# activation, and its gradient from the gradient and the value of its output; both in place
 ACTIVATIONS = {
-    nn.ReLU: (torch.relu_, lambda grad, out: aten.threshold_backward(grad, out, 0)),
-    nn.Sigmoid: (torch.sigmoid_, aten.sigmoid_backward),
-    nn.Tanh: (torch.tanh_, aten.tanh_backward),
+    nn.ReLU: (torch.relu_, lambda grad, out: aten.threshold_backward(grad, out, 0, grad_input=grad)),
+    nn.Sigmoid: (torch.sigmoid_, lambda grad, out: aten.sigmoid_backward(grad, out, grad_input=grad)),
+    nn.Tanh: (torch.tanh_, lambda grad, out: aten.tanh_backward(grad, out, grad_input=grad)),
     nn.Identity: (lambda x: x, lambda grad, out: grad),
 }
 LANES = 16  # the batch is padded to whole vectors of this many floats
@@ -64,7 +64,9 @@ class _Network(torch.autograd.Function):
                 units = torch.empty(len(h) - 1, columns)
                 torch.addmm(units, stack.transposed[layer - 1], grad, beta=0, out=units)
                 grad = stack.slope(units, h[:-1])
-        return stack.gradient, None, None  # autograd copies it, as the stack keeps it
+        # A new view, which autograd takes as it is where it would copy a tensor that others hold;
+        # the next backward overwrites it, as after zero_grad nobody needs it.
+        return stack.gradient.detach(), None, None
 
 
 class SparseStack(nn.Module):
