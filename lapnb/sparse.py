@@ -17,10 +17,10 @@ aten = torch.ops.aten
 
 # activation, and its gradient from the gradient and the value of its output; both in place
 ACTIVATIONS = {
-    nn.ReLU: (torch.relu_, lambda grad, out: aten.threshold_backward(grad, out, 0, grad_input=grad)),
-    nn.Sigmoid: (torch.sigmoid_, lambda grad, out: aten.sigmoid_backward(grad, out, grad_input=grad)),
-    nn.Tanh: (torch.tanh_, lambda grad, out: aten.tanh_backward(grad, out, grad_input=grad)),
-    nn.Identity: (lambda x: x, lambda grad, out: grad),
+    nn.ReLU: (torch.relu_, lambda g, out: aten.threshold_backward(g, out, 0, grad_input=g)),
+    nn.Sigmoid: (torch.sigmoid_, lambda g, out: aten.sigmoid_backward(g, out, grad_input=g)),
+    nn.Tanh: (torch.tanh_, lambda g, out: aten.tanh_backward(g, out, grad_input=g)),
+    nn.Identity: (lambda x: x, lambda g, out: g),
 }
 LANES = 16  # the batch is padded to whole vectors of this many floats
 # Measured on two cores, one thread each, 784-500-500-500-500-10, batch 60:
