@@ -394,7 +394,9 @@ def _cached(name: str, folder: Path, fingerprint: str, read) -> dict[str, Tensor
             if about.get("fingerprint") == fingerprint:
                 return tensors
         except CorruptFile as error:
-            warnings.warn(f"{error} and is made again", stacklevel=2)
+            warnings.warn(f"{error} and is not used", stacklevel=2)
+            with contextlib.suppress(OSError):
+                path.unlink()
         except OSError:
             continue
     tensors = read()
