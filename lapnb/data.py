@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
+from lapnb.progress import progress
 from lapnb.store import CorruptFile, load_tensors, save_tensors
 
 # Per channel, for pixels in [0, 1]
@@ -352,9 +352,8 @@ def _decoded(name: str, folder: Path, train: list, test: list, side: int) -> dic
 
     def read() -> dict[str, Tensor]:
         images = torch.empty(len(train + test), 3, side, side, dtype=torch.uint8)
-        quiet = bool(os.environ.get("TQDM_DISABLE"))
-        progress = tqdm(train + test, f"decoding {name}, once", disable=quiet, unit=" images")
-        for image, (path, _, _) in zip(images, progress, strict=True):
+        files = progress(train + test, f"decoding {name}, once", "images")
+        for image, (path, _, _) in zip(images, files, strict=True):
             image.copy_(_decode(path, side))
         labels = torch.tensor([label for _, _, label in train + test])
         parts = (

@@ -132,7 +132,6 @@ def _network(network, dataset, path, written) -> tuple[Data, nn.Module, float]:
     if not path and not task.cached():
         with Progress(task.steps, f"dense {network}") as bar:
             compute(task, bar.at)
-            bar.runs = 1
     model = load_checkpoint(path, network, data) if path else dense_network(task, data)[0]
     return data, model, evaluate(model, data)[1]
 

@@ -2,27 +2,32 @@
 
 import os
 import sys
+from collections.abc import Iterator, Sequence
 
 from tqdm import tqdm
 
 
 class Progress:
-    """Shows steps, steps per second and the time left; at the end the number of runs computed."""
+    """Shows steps, steps per second and the time left; in a notebook at the end `title`: `done`.
 
-    def __init__(self, total: int, title: str):
-        self.title, self.runs = title, 0
+    `delay`: seconds before anything is shown. Without effect where TQDM_DISABLE is set.
+    """
+
+    def __init__(self, total: int, title: str, unit: str = "steps", delay: float = 0):
+        self.title, self.done = title, f"{total:,} {unit}"
         off = bool(os.environ.get("TQDM_DISABLE"))
         self.cell = None if off or not _in_notebook() else _Cell()
         self.bar = tqdm(
             total=total,
             desc=title,
-            unit=" steps",
+            unit=f" {unit}",
             unit_scale=True,
             leave=False,
             disable=off,
             file=self.cell or sys.stderr,
             ncols=100 if self.cell else None,
             mininterval=0.5,
+            delay=delay,
         )
 
     def __enter__(self) -> "Progress":
@@ -34,9 +39,16 @@ class Progress:
 
     def __exit__(self, *error) -> None:
         self.bar.close()
-        if self.cell:
-            runs = "1 run" if self.runs == 1 else f"{self.runs} runs"
-            self.cell.write(f"{self.title}: {runs} computed")
+        if self.cell and self.cell.handle:
+            self.cell.write(f"{self.title}: {self.done}")
+
+
+def progress(items: Sequence, title: str, unit: str) -> Iterator:
+    """The items, with a bar when they take more than two seconds."""
+    with Progress(len(items), title, unit, delay=2) as bar:
+        for n, item in enumerate(items, 1):
+            yield item
+            bar.at(n)
 
 
 class _Cell:
@@ -44,21 +56,25 @@ class _Cell:
 
     def __init__(self):
         from IPython import get_ipython
-        from IPython.display import display
 
         # a widget's output area cannot change an output; it is cleared instead
         message = get_ipython().kernel.get_parent()["header"]
         self.in_widget = message["msg_type"] == "comm_msg"
-        self.handle = display({"text/plain": ""}, raw=True, display_id=True)
+        self.handle = None
 
     def write(self, text: str) -> None:
         from IPython.display import clear_output, display
 
-        if text.strip() and self.in_widget:
+        if not text.strip():
+            return
+        output = {"text/plain": text.strip()}
+        if self.handle is None:
+            self.handle = display(output, raw=True, display_id=True)
+        elif self.in_widget:
             clear_output(wait=True)
-            display({"text/plain": text.strip()}, raw=True)
-        elif text.strip():
-            self.handle.update({"text/plain": text.strip()}, raw=True)
+            display(output, raw=True)
+        else:
+            self.handle.update(output, raw=True)
 
     def flush(self) -> None:
         pass

@@ -93,7 +93,8 @@ def run(
         total = sum(task.steps for task in tasks)
         title = f"{table.name} ({table.scale} scale)"
         with _opened(executor) as opened, Progress(total, title) as bar:
-            _compute_all(tasks, path, bar, opened, count)
+            computed = _compute_all(tasks, path, bar, opened, count)
+            bar.done = "1 run computed" if computed == 1 else f"{computed} runs computed"
     rows = _matching(read(path), wanted)
     bad = rows[rows.status != "ok"]
     if not bad.empty:
@@ -372,6 +373,7 @@ def _pool(count: int, watch: Callable[[int], None]) -> Executor:
 
 
 def _start_worker(parent: int) -> None:
+    os.environ["TQDM_DISABLE"] = "1"  # the caller's bar tells of all workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the caller, who stops the workers
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
@@ -394,13 +396,15 @@ def _submit(pool: Executor, task: Task) -> Future:
 
 def _compute_all(
     tasks: list[Task], path: pathlib.Path, bar: Progress, executor: Executor | None, workers: int
-) -> None:
+) -> int:
     """Compute tasks in an order that respects what they start from; record each at once.
+
+    Returns the number of runs that gave rows.
 
     When one process of a pool dies, Python gives up all that the pool is computing. These tasks
     are tried once more, one at a time, so that only a task that kills its worker again has failed.
     """
-    waiting, running, suspects, finished = list(tasks), {}, [], 0
+    waiting, running, suspects, finished, computed = list(tasks), {}, [], 0, 0
     slots = min(workers, len(tasks)) if executor is None else len(tasks)
     pool, broken = executor or _pool(slots, lambda steps: bar.at(finished + steps)), False
     children = set(multiprocessing.active_children())
@@ -428,7 +432,7 @@ def _compute_all(
                     _record_failure(path, task, f"{type(error).__name__}: {error}", waiting)
                 else:
                     _record(path, rows)
-                    bar.runs += len(rows)
+                    computed += len(rows)
                 suspects = [other for other in suspects if other is not task]
                 finished += task.steps
             if broken and not running:
@@ -443,6 +447,7 @@ def _compute_all(
             pool.shutdown(wait=False, cancel_futures=True)
             for child in set(multiprocessing.active_children()) - children:
                 child.terminate()
+    return computed
 
 
 def _record_failure(path: pathlib.Path, task: Task, reason: str, waiting: list[Task]) -> None:

@@ -1,16 +1,15 @@
 """What the data-dependent methods (lap_act, obd, obd_lap) know of the training data."""
 
 import copy
-import os
 import warnings
 from itertools import pairwise
 
 import torch
 from torch import Tensor, fx, nn
-from tqdm import tqdm
 
 from lapnb.chain import Layer, prunable_layers
 from lapnb.data import Data, augment
+from lapnb.progress import progress
 from lapnb.train import stream
 
 PAPER = {"active": (2000, 30), "curved": (1000, 60)}  # batches, batch size
@@ -50,8 +49,7 @@ def statistics(
 
 def _draw(data, batches, batch_size, seed, weight):
     """Images and labels of each batch, on the device of `weight`."""
-    quiet = bool(os.environ.get("TQDM_DISABLE"))
-    for n in tqdm(range(batches), "statistics", leave=False, delay=2, disable=quiet):
+    for n in progress(range(batches), "statistics of the data", "batches"):
         rng = stream(seed, "statistics", n)
         batch = torch.from_numpy(rng.choice(len(data.train_labels), batch_size, replace=False))
         images = augment(data.train_images[batch], data.augmentation, rng)

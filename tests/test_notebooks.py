@@ -27,7 +27,7 @@ def test_notebook_runs_at_the_smoke_scale(notebook, shared_root, tmp_path):
         command += ["-p", "scale", "smoke"]
     environment = {**os.environ, "LAPNB_ROOT": str(shared_root), "JUPYTER_PREFER_ENV_PATH": "1"}
     run = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=550
     )
     assert run.returncode == 0, run.stderr[-3000:]
 

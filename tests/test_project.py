@@ -9,12 +9,14 @@ import sys
 import tomllib
 
 import nbformat
+import numpy as np
 import papermill
 import pytest
 import yaml
 from packaging.requirements import Requirement
 
 import lapnb
+from lapnb.runs import read
 
 
 def versions(lines):
@@ -83,3 +85,20 @@ def test_notebooks_are_committed_executed(notebook):
     for cell in code:
         if "nbval-check-output" in cell.metadata.get("tags", []):
             assert cell.outputs, f"nothing to compare with in {cell.source!r}"
+
+
+@pytest.mark.parametrize(
+    "methods", [["mp", "rp", "lfp", "lbp", "lap"], ["lap", "lap_forward", "lap_backward"]]
+)
+def test_the_readme_shows_the_recorded_rows(checkout, methods):
+    rows = read(checkout / "figures" / "paper" / "fcn_mnist.csv")
+    table = lapnb.compare(rows[rows.method.isin(methods)]).set_index(["surviving", "method"])
+    for surviving in table.index.unique("surviving"):
+        line = f"| {surviving:.2f} |"
+        for cell in (table.loc[surviving, method] for method in methods):
+            assert cell.n == 5
+            published = (
+                "" if np.isnan(cell.paper) else f" ∣ {cell.paper:.2f} ± {cell.paper_std:.2f}"
+            )
+            line += f" {cell.error:.2f} ± {cell['std']:.2f}{published} |"
+        assert line in (checkout / "README.md").read_text().splitlines()
