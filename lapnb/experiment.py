@@ -45,8 +45,10 @@ class Task:
 
     @property
     def steps(self) -> int:
-        """Training steps, added up over networks."""
-        return self.table.retrain_steps * len(self.cells) if self.cells else self.table.dense_steps
+        """Training steps, added up over networks; without retraining, the number of networks."""
+        if not self.cells:
+            return self.table.dense_steps
+        return (self.table.retrain_steps or 1) * len(self.cells)
 
     def cached(self) -> bool:
         """Whether the networks that other tasks start from are there."""
