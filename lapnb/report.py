@@ -189,15 +189,17 @@ def save(figure, results: pd.DataFrame, suffix: str = "") -> None:
 
 
 def caption(results: pd.DataFrame) -> str:
-    """What a figure or table shows: scale, data, width, steps and number of seeds."""
+    """What a figure or table shows: scale, data, what differs from the paper, number of seeds."""
     first = results.iloc[0]
     seeds = results.groupby(["method", *VARIANTS, "round"]).seed.nunique()
     n = f"n = {seeds.min()}" if seeds.min() == seeds.max() else f"n = {seeds.min()}–{seeds.max()}"
     width = "" if first.width == 1 else f", width × {first.width:g}"
     steps = f"{first.dense_steps:,.0f} dense + {first.retrain_steps:,.0f} retraining steps"
+    lr = TABLES[first.table][first.scale].get("lr")  # only where it is not the paper's
+    rate = f", learning rate {lr:g}" if lr and "lr = " not in first.changed else ""
     changed = f", changed: {first.changed}" if first.changed else ""
     return (
-        f"{_scale(results)} · {first.source}{width} · {steps}{changed}\n"
+        f"{_scale(results)} · {first.source}{width} · {steps}{rate}{changed}\n"
         f"mean ± 1 standard deviation, {n} seed{'s' if seeds.max() > 1 else ''}"
         + (" · hollow: published means" if _published(results) else "")
     )

@@ -90,6 +90,12 @@ def test_a_caption_tells_what_was_changed():
     assert "50,000 dense + 50,000 retraining steps" in text
 
 
+def test_a_caption_tells_of_another_learning_rate_than_the_papers():
+    one = rows({"mp": [1.0]}).assign(table="resnet50_tiny_imagenet", scale="quick")
+    assert "learning rate 0.002" in caption(one)
+    assert "learning rate" not in caption(one.assign(scale="paper"))
+
+
 def test_each_method_has_a_colour_and_a_marker_of_its_own():
     assert COLOURS.keys() == MARKERS.keys() == METHODS.keys()
     assert len(set(COLOURS.values())) == len(set(MARKERS.values())) == len(METHODS)
