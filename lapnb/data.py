@@ -384,7 +384,7 @@ def _decode(path: str, side: int) -> Tensor:
 def _cached(name: str, folder: Path, fingerprint: str, read) -> dict[str, Tensor]:
     """`read()`, kept as memory-mapped tensors in `folder`, else in the user's cache folder.
 
-    A cache with another fingerprint is made again, a damaged one too, with a warning.
+    A cache with another fingerprint is made again; a damaged one is removed, with a warning.
     """
     places = [place / f"{name}.lapnb.safetensors" for place in (folder, _user_cache())]
     for path in places:
