@@ -5,17 +5,17 @@ import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import chain, islice, repeat
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
 from torch.utils.data import DataLoader
 from torchvision import transforms
-from torchvision.datasets import MNIST
+from torchvision.datasets import CIFAR10, MNIST
 
 import lapnb
 from lapnb import sparse
@@ -23,12 +23,13 @@ from lapnb.data import augment
 from lapnb.masks import surviving
 
 BATCH, STEPS = 60, 200
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PLAIN, PRODUCTS, LIBRARY = "plain PyTorch loop", "matrix products alone", "torch.nn.utils.prune"
 TABLE = lapnb.table("fcn_mnist", scale="paper", methods=["mp", "rp", "lfp", "lbp", "lap"])
 
 fcn = pytest.mark.benchmark(group="FCN: one network, one training step, batch 60")
 masks = pytest.mark.benchmark(group="VGG-19, 20 million weights: masks, 10 % kept")
-conv6 = pytest.mark.benchmark(group="Conv-6: one training step, batch 60")
+convolutional = pytest.mark.benchmark(group="augmentation of one CIFAR-10 image")
 loading = pytest.mark.benchmark(group="full MNIST: load")
 
 
@@ -48,65 +49,80 @@ def vgg19():
     return lapnb.build_model("vgg19", seed=0)
 
 
-class MaskedLinear(nn.Linear):
-    """The usual way to keep a mask: multiply it into the weights in every forward pass."""
+def plain_loop(model, masks, data, steps, lr):
+    """The usual way: weights times masks in every forward pass, images one by one.
 
-    def __init__(self, linear, mask):
-        super().__init__(linear.in_features, linear.out_features)
-        self.register_buffer("mask", mask.float())
+    Torchvision's own data sets over the bundled digits, with the usual transforms.
+    """
+    lapnb.to_torch_prune(model, masks)
+    device = next(model.parameters()).device
+    images = data.train_images.permute(0, 2, 3, 1).cpu()
+    pipeline = [transforms.ToTensor(), transforms.Normalize(data.mean, data.std)]
+    if data.augmentation:
+        crop = transforms.RandomCrop(images.shape[1], padding=4)
+        pipeline = [crop, transforms.RandomHorizontalFlip(), *pipeline]
+    kind = CIFAR10 if data.augmentation else MNIST
+    dataset = kind.__new__(kind)  # it would look for the files of the data set
+    dataset.data = images.numpy() if kind is CIFAR10 else images.squeeze(-1)
+    dataset.targets, dataset.target_transform = data.train_labels.tolist(), None
+    dataset.transform = transforms.Compose(pipeline)
+    epochs = repeat(DataLoader(dataset, batch_size=BATCH, shuffle=True))
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
 
-    def forward(self, x):
-        return F.linear(x, self.weight * self.mask, self.bias)
+    def train():
+        for images, labels in islice(chain.from_iterable(epochs), steps):
+            loss = F.cross_entropy(model(images.to(device)), labels.to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        loss.item()  # a GPU is asked for a result, so that it has to finish
 
-
-def masked(model, masks):
-    pairs = zip(model.layers[::2], masks, strict=True)
-    layers = [layer for pair in pairs for layer in (MaskedLinear(*pair), nn.ReLU())]
-    return nn.Sequential(nn.Flatten(), *layers[:-1])
-
-
-def loader(data):
-    """Torchvision's own MNIST class over the bundled digits, with the usual two transforms."""
-    dataset = MNIST.__new__(MNIST)  # it would look for the files of full MNIST
-    dataset.data, dataset.targets = data.train_images.squeeze(1), data.train_labels
-    normalise = transforms.Normalize(data.mean, data.std)
-    dataset.transform = transforms.Compose([transforms.ToTensor(), normalise])
-    dataset.target_transform = None
-    return DataLoader(dataset, batch_size=BATCH, shuffle=True)
+    return train
 
 
 @fcn
 def test_plain_loop(timed, digits, dense):
-    model = masked(dense, lapnb.prune_masks(dense, "mp", TABLE.keep(7)))
-    optimizer = torch.optim.Adam(model.parameters(), lr=TABLE.lr)
-    epochs = repeat(loader(digits))  # of 66 steps
-
-    def train():
-        for images, labels in islice(chain.from_iterable(epochs), STEPS):
-            loss = F.cross_entropy(model(images), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-
+    masks = lapnb.prune_masks(dense, "mp", TABLE.keep(7))
+    train = plain_loop(copy.deepcopy(dense), masks, digits, STEPS, TABLE.lr)
     timed(PLAIN, train, units=STEPS, reference=True)
 
 
-@fcn
-def test_matrix_products(timed, dense):
+def products(dense):
     """Forward, input gradients (none for the images), weight gradients: five layers, no more."""
     weights = [layer.weight.detach() for layer in lapnb.prunable_layers(dense)]
     inputs = [torch.randn(BATCH, w.shape[1]) for w in weights]
     grads = [torch.randn(BATCH, w.shape[0]) for w in weights]
 
     def multiply():
-        for _ in range(STEPS):
-            for layer, (w, x, g) in enumerate(zip(weights, inputs, grads, strict=True)):
-                x @ w.t()
-                g.t() @ x
-                if layer > 0:
-                    g @ w
+        for layer, (w, x, g) in enumerate(zip(weights, inputs, grads, strict=True)):
+            x @ w.t()
+            g.t() @ x
+            if layer > 0:
+                g @ w
 
-    timed(PRODUCTS, multiply, units=STEPS, reference=True)
+    return multiply
+
+
+@fcn
+def test_matrix_products(timed, dense):
+    multiply = products(dense)
+    timed(PRODUCTS, lambda: [multiply() for _ in range(STEPS)], units=STEPS, reference=True)
+
+
+@fcn
+def test_matrix_products_and_adam(timed, dense):
+    """What no dense step can do without, in memory that is there: a bound for PyTorch's kernels."""
+    model = copy.deepcopy(dense)
+    multiply, optimizer = products(model), torch.optim.Adam(model.parameters(), fused=True)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+
+    def multiply_and_update():
+        for _ in range(STEPS):
+            multiply()
+            optimizer.step()
+
+    timed("matrix products and fused Adam alone", multiply_and_update, units=STEPS)
 
 
 @fcn
@@ -199,18 +215,33 @@ def test_masks(timed, vgg19, method, scope):
     timed(label, lambda: lapnb.prune_masks(vgg19, method, 0.1, scope), reference=label == "mp")
 
 
-@conv6
-def test_conv6_step(timed):
-    digits = replace(lapnb.load_data("mnist5k", 32, 3), augmentation="crop_flip")
-    model = lapnb.build_model("conv6", seed=0)
-    timed("dense", lambda: lapnb.train(model, digits, 2, 3e-4), units=2, rounds=3, reference=True)
+@pytest.fixture(scope="module")
+def objects():
+    """The bundled digits in the shape of CIFAR-10, and augmented like it."""
+    data = lapnb.load_data("mnist5k", 32, 3).to(DEVICE)
+    return replace(data, augmentation="crop_flip")
 
 
-@conv6
-def test_conv6_augmentation(timed):
-    images = lapnb.load_data("mnist5k", 32, 3).train_images[:BATCH]
-    rng = np.random.default_rng(0)
-    timed("augmentation alone", lambda: augment(images, "crop_flip", rng), rounds=20)
+@convolutional
+@pytest.mark.parametrize("plain", [True, False], ids=["plain", "ours"])
+@pytest.mark.parametrize("network", ["conv6", "vgg19", "resnet18"])
+def test_convolutional_step(timed, benchmark, objects, network, plain):
+    benchmark.group = f"{network}: one image of a training step, batch {BATCH}, {DEVICE}"
+    steps = 4 if DEVICE == "cpu" else 50
+    model = lapnb.build_model(network, seed=0).to(DEVICE)
+    masks = lapnb.prune_masks(model, "mp", 0.1)
+    if plain:
+        label, train = PLAIN, plain_loop(model, masks, objects, steps, 3e-4)
+    else:
+        model = model.to(memory_format=torch.channels_last)  # as a run does
+        label, train = "ours", partial(lapnb.train, model, objects, steps, 3e-4, masks=masks)
+    timed(label, train, units=BATCH * steps, rounds=3, reference=plain)
+
+
+@convolutional
+def test_augmentation(timed, objects):
+    images, rng = objects.train_images[:BATCH], np.random.default_rng(0)
+    timed("ours", lambda: augment(images, "crop_flip", rng), units=BATCH, rounds=20)
 
 
 @loading
