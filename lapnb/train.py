@@ -97,7 +97,7 @@ def train(
                 if checkpoint and done < steps and time.monotonic() - saved > CHECKPOINT_SECONDS:
                     _save(checkpoint, model, optimizer, done)
                     saved = time.monotonic()
-    if masks is not None and any(w[~m].any() for w, m in zip(weights, masks, strict=True)):
+    if masks is not None and any((w * ~m).any() for w, m in zip(weights, masks, strict=True)):
         raise AssertionError("a pruned weight came back during retraining")
     model.eval()
     return model
