@@ -358,6 +358,8 @@ def test_a_worker_that_dies_is_a_failed_run_and_the_others_go_on(
 
 
 def _stop_in_mid_sweep(how, workers):
+    # a shell starts background jobs with SIGINT ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     record = runs._record
 
     def record_and_stop(path, rows):
