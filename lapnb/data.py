@@ -13,7 +13,7 @@ import tempfile
 import warnings
 import zlib
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from http.client import HTTPException
 from importlib import metadata
 from pathlib import Path
@@ -68,11 +68,13 @@ class Data:
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 (B, C, H, W) -> float32 (pixel / 255 - mean) / std, on the images' device."""
-        mean, std = (
-            torch.tensor(values, device=images.device).view(-1, 1, 1)
-            for values in (self.mean, self.std)
-        )
+        mean, std = _per_channel(self.mean, images.device), _per_channel(self.std, images.device)
         return images.float().div_(255).sub_(mean).div_(std)
+
+
+@cache
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 def data_folder() -> Path:

@@ -100,9 +100,21 @@ def run(
     if not bad.empty:
         print(f"{len(bad)} of {len(wanted)} runs gave no result, the first of them:")
         print(bad[["method", "round", "seed", "status"]].head().to_string(index=False))
+    _tell_mixed_seeds(rows[rows.status == "ok"])
     if len(bad) == len(rows):
         raise RuntimeError(f"no run of {table.name} gave a result; {path} says why in its rows")
     return _in_order(rows, table)
+
+
+def _tell_mixed_seeds(rows: pd.DataFrame) -> None:
+    """All rows of a seed should start from one dense network; other machines round otherwise."""
+    for (_, seed), errors in rows.groupby(["activation", "seed"]).dense_error.unique().items():
+        if len(errors) > 1:
+            print(
+                f"recorded rows of seed {seed} start from different dense networks, with "
+                f"{' and '.join(f'{e:g}' for e in sorted(errors))} % error, as computed on "
+                "different machines; recompute=True starts all of them from one"
+            )
 
 
 def recorded(name: str, scale: str | None = None) -> pd.DataFrame:

@@ -68,6 +68,7 @@ def train(
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
     start = _resume(checkpoint, model, optimizer) if checkpoint else 0
     labels, device = data.train_labels, data.train_images.device
+    share = torch.tensor(1 / batch_size, device=device)  # of an image in the mean over its batch
     model.train()
     saved = time.monotonic()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -80,18 +81,18 @@ def train(
             images = data.train_images.index_select(0, batch)
             images = augment(images, data.augmentation, rng)
             logits = model(data.normalise(images))
-            target = labels[batch].expand(logits.shape[:-1])
+            target = labels.index_select(0, batch).expand(logits.shape[:-1])
             # the classes' axis second, as cross_entropy wants it
-            loss = F.cross_entropy(logits.movedim(-1, 1), target, reduction="sum") / batch_size
-            optimizer.zero_grad()
-            loss.backward()
+            loss = F.cross_entropy(logits.movedim(-1, 1), target, reduction="sum")
+            model.zero_grad()
+            loss.backward(share)
             for weight, mask in zip(weights, kept, strict=True):
                 weight.grad.mul_(mask)
             optimizer.step()
             done = step + 1
             if done % CHUNK == 0 or done == steps:
                 if not loss.isfinite():
-                    raise FloatingPointError(f"the loss was {loss.item()} at step {done}")
+                    raise FloatingPointError(f"the loss was {(loss * share).item()} at step {done}")
                 if progress:
                     progress(done)
                 if checkpoint and done < steps and time.monotonic() - saved > CHECKPOINT_SECONDS:

@@ -87,6 +87,12 @@ def test_notebooks_are_committed_executed(notebook):
             assert cell.outputs, f"nothing to compare with in {cell.source!r}"
 
 
+def test_committed_rows_of_a_seed_start_from_one_dense_network(checkout):
+    for path in checkout.glob("figures/*/*.csv"):
+        if path.parent.name in ("paper", "reduced"):
+            assert (read(path).groupby(["activation", "seed"]).dense_error.nunique() == 1).all()
+
+
 @pytest.mark.parametrize(
     "methods", [["mp", "rp", "lfp", "lbp", "lap"], ["lap", "lap_forward", "lap_backward"]]
 )

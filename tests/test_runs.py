@@ -145,6 +145,16 @@ def test_recompute_replaces_rows_but_not_by_a_failure(lapnb_root, monkeypatch, c
     assert "MemoryError: no room; the recorded rows of 2 runs are kept" in capsys.readouterr().out
 
 
+def test_rows_of_different_dense_networks_are_told(lapnb_root, capsys):
+    lapnb.run(tiny())
+    assert "dense networks" not in capsys.readouterr().out
+    rows = pd.read_csv(csv(lapnb_root))
+    rows.loc[rows["round"] == 5, "dense_error"] += 0.5  # as another machine may record it
+    rows.to_csv(csv(lapnb_root), index=False)
+    lapnb.run(tiny())
+    assert "rows of seed 0 start from different dense networks" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [
