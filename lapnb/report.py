@@ -183,8 +183,11 @@ def save(figure, results: pd.DataFrame, suffix: str = "") -> None:
     path = root() / "figures" / folder / f"{results.table.iloc[0]}{suffix}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.tight_layout()
-    figure.text(0.5, -0.01, caption(results), ha="center", va="top", fontsize=6.5, color="0.3")
-    figure.savefig(path, dpi=150, bbox_inches="tight", facecolor="white")
+    words = caption(results)
+    figure.text(0.5, -0.01, words, ha="center", va="top", fontsize=6.5, color="0.3")
+    figure.savefig(
+        path, dpi=150, bbox_inches="tight", facecolor="white", metadata={"Description": words}
+    )
     plt.close(figure)
 
 

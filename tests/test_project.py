@@ -14,6 +14,7 @@ import papermill
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from PIL import Image
 
 import lapnb
 from lapnb.runs import read
@@ -91,6 +92,15 @@ def test_committed_rows_of_a_seed_start_from_one_dense_network(checkout):
     for path in checkout.glob("figures/*/*.csv"):
         if path.parent.name in ("paper", "reduced"):
             assert (read(path).groupby(["activation", "seed"]).dense_error.nunique() == 1).all()
+
+
+def test_committed_plots_show_the_recorded_rows(checkout, monkeypatch):
+    """As far as their captions tell, which say scale, data and number of seeds."""
+    monkeypatch.setenv("LAPNB_ROOT", str(checkout))
+    for path in checkout.glob("figures/*/*.png"):
+        if path.parent.name in ("paper", "reduced"):
+            rows = lapnb.recorded(path.stem.split("-")[0], path.parent.name)
+            assert Image.open(path).text["Description"] == lapnb.caption(rows), path
 
 
 @pytest.mark.parametrize(
