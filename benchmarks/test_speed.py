@@ -135,13 +135,10 @@ def stacked(dense, rounds):
     """The stacks in which a run trains the networks of one seed."""
     cells = [(method, t) for t in rounds for method in TABLE.methods]
     masks = [lapnb.prune_masks(dense, method, TABLE.keep(t)) for method, t in cells]
-    parts = [
-        masks[n : n + sparse.LARGEST_STACK] for n in range(0, len(masks), sparse.LARGEST_STACK)
-    ]
+    size = sum(mask.numel() for mask in masks[0])
     return [
-        sparse.SparseStack([copy.deepcopy(dense) for _ in stack], [part[n] for n in stack])
-        for part in parts
-        for stack in sparse.stacks(part)
+        sparse.SparseStack([copy.deepcopy(dense) for _ in stack], [masks[n] for n in stack])
+        for stack in sparse.stacks([surviving(m) for m in masks], size)
     ]
 
 

@@ -223,12 +223,10 @@ def _earlier(task: Task, method: str, round: int) -> dict[str, Tensor]:
 def _retrain(
     task: Task, data: Data, models: dict[tuple, nn.Module], masks: dict[tuple, list[Tensor]]
 ) -> dict[tuple, dict]:
-    """Retrain in place, sparse networks in stacks, others one by one: what rows say of it."""
+    """Retrain in place, sparse networks in a stack, others one by one: what rows say of it."""
     table, outcomes, finished = task.table, {}, 0
     stackable = [cell for cell in models if sparse.fits(models[cell], masks[cell])]
-    groups = [
-        [stackable[n] for n in stack] for stack in sparse.stacks([masks[c] for c in stackable])
-    ]
+    groups = [stackable] if stackable else []
     groups += [[cell] for cell in models if cell not in stackable]
     while groups:
         group = groups.pop(0)

@@ -15,8 +15,10 @@ import pandas as pd
 from filelock import FileLock
 
 from lapnb import sparse
+from lapnb.chain import prunable_layers
 from lapnb.data import load_data
 from lapnb.experiment import Task, compute, progress_file, starting_row
+from lapnb.models import build_model
 from lapnb.progress import Progress
 from lapnb.scores import METHODS
 from lapnb.store import root, write_whole
@@ -268,32 +270,44 @@ def _check_writable(path: pathlib.Path) -> None:
 
 
 def _tasks(table: Table, source: str, done: set[tuple]) -> list[Task]:
-    """The dense networks that are needed, then the cells that are not `done`.
-
-    Cells of a fully-connected network share a task, since they train together as sparse stacks; in
-    an iterative schedule only those of the same round can.
-    """
+    """The dense networks that are needed, then the cells that are not `done`."""
     tasks: list[Task] = []
     for plain in table.expand():
+        groups = _together(plain)
         for seed in range(plain.seeds):
             cells = _cells(plain, source, seed, done)
-            if plain.network != "fcn":
-                size = 1
-            elif plain.schedule == "iterative":
-                size = len(plain.methods)
-            else:
-                size = sparse.LARGEST_STACK
-            pruned = []
-            for cell in cells:
-                full = not pruned or len(pruned[-1]) == size
-                if full or (plain.schedule == "iterative" and pruned[-1][0][1] != cell[1]):
-                    pruned.append([])
-                pruned[-1].append(cell)
             dense = Task(plain, source, seed)
             if cells and not dense.cached():
                 tasks.append(dense)
-            tasks += [Task(plain, source, seed, tuple(group)) for group in pruned]
+            missing = [tuple(cell for cell in group if cell in cells) for group in groups]
+            tasks += [Task(plain, source, seed, group) for group in missing if group]
     return tasks
+
+
+def _together(plain: Table) -> list[list[tuple[str, int]]]:
+    """All cells of a seed by round, in groups that are trained, and recorded, together.
+
+    Sparse fully-connected networks train in stacks; in an iterative schedule only those of one
+    round can. What is recorded already does not count, so that a stack which was interrupted is
+    put together as before and finds its checkpoint.
+    """
+    rounds = [[(method, t) for method in plain.methods] for t in plain.rounds]
+    if plain.network != "fcn" or plain.device != "cpu":
+        return [[cell] for cells in rounds for cell in cells]
+    parts = rounds if plain.schedule == "iterative" else [[c for cells in rounds for c in cells]]
+    shape = dict(width=plain.width, image_size=plain.image_size, channels=plain.channels)
+    sizes = [layer.weight.numel() for layer in prunable_layers(build_model("fcn", **shape))]
+    surviving = {
+        t: sum(k * n for k, n in zip(plain.keep(t), sizes, strict=True)) / sum(sizes)
+        if plain.retrain_steps
+        else 0.0  # nothing is trained: as many at once as possible
+        for t in plain.rounds
+    }
+    return [
+        [cells[n] for n in stack]
+        for cells in parts
+        for stack in sparse.stacks([surviving[t] for _, t in cells], sum(sizes))
+    ]
 
 
 def _cells(plain: Table, source: str, seed: int, done: set[tuple]) -> list[tuple[str, int]]:

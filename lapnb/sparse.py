@@ -7,6 +7,7 @@ surviving weights to the output cannot change the loss, and its gradient is exac
 out and keeps its weights and bias.
 """
 
+import math
 import warnings
 from itertools import accumulate
 
@@ -161,13 +162,17 @@ def fits(model: nn.Module, masks: list[Tensor]) -> bool:
     )
 
 
-def stacks(masks: list[list[Tensor]]) -> list[list[int]]:
-    """Which networks, by their position, to train together: in order, in stacks not too large."""
+def stacks(surviving: list[float], size: int) -> list[list[int]]:
+    """Which pruned networks, by their position, to train together: in order, not too large.
+
+    surviving: the fraction that each keeps of its `size` prunable weights; those that keep more
+    than `DENSEST` stay alone.
+    """
     groups: list[list[int]] = []
-    total = 0
-    for number, network in enumerate(masks):
-        weights = sum(int(m.sum()) for m in network)
-        if not groups or total + weights > STACK_WEIGHTS or len(groups[-1]) == LARGEST_STACK:
+    total = math.inf
+    for number, fraction in enumerate(surviving):
+        weights = fraction * size if fraction <= DENSEST else math.inf
+        if total + weights > STACK_WEIGHTS or len(groups[-1]) == LARGEST_STACK:
             groups.append([])
             total = 0
         groups[-1].append(number)

@@ -569,9 +569,25 @@ def test_a_checkpoint_belongs_to_one_composition_with_its_settings():
     assert len(keys) == len(others) + 1
 
 
-def test_each_stack_of_a_task_has_its_own_checkpoint(lapnb_root, monkeypatch):
-    monkeypatch.setattr(sys.modules["lapnb.sparse"], "STACK_WEIGHTS", 1)
-    names, train = [], experiment._train
-    monkeypatch.setattr(experiment, "_train", lambda *a: names.append(a[4]) or train(*a))
-    lapnb.run(tiny(rounds=[5]))
-    assert len(names) == len(set(names)) == 3  # of the dense network and of two stacks
+def test_each_stack_is_recorded_once_it_is_trained(lapnb_root, monkeypatch):
+    monkeypatch.setattr(sys.modules["lapnb.sparse"], "LARGEST_STACK", 3)
+    events, train, record = [], experiment._train, runs._record
+    monkeypatch.setattr(experiment, "_train", lambda *a: events.append("train") or train(*a))
+    monkeypatch.setattr(
+        runs, "_record", lambda path, rows: events.append(len(rows)) or record(path, rows)
+    )
+    lapnb.run(tiny(rounds=[5, 6]))
+    # what other tables have recorded; the dense network; stacks of three and of one
+    assert events == [0, "train", 0, "train", 3, "train", 1]
+
+
+def test_an_interrupted_stack_is_put_together_as_before(lapnb_root, monkeypatch):
+    """Whatever has been recorded beside it since: its checkpoint has the name of its runs."""
+    monkeypatch.setattr(sys.modules["lapnb.sparse"], "LARGEST_STACK", 3)
+    table = tiny(rounds=[5, 6, 7, 8])
+    tasks = runs._tasks(table, "MNIST", set())
+    assert [len(task.cells) for task in tasks] == [0, 3, 3, 2]
+    done = {("MNIST", table.settings(*cell), *cell, 0) for cell in tasks[1].cells[1:]}
+    again = runs._tasks(table, "MNIST", done)
+    assert again[1].cells == tasks[1].cells[:1]
+    assert [task.key for task in again[2:]] == [task.key for task in tasks[2:]]

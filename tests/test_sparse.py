@@ -173,13 +173,12 @@ def test_fits():
 
 
 def test_stacks_hold_every_network_once_and_are_not_too_large():
-    networks = [
-        [torch.rand(500, 784) < keep, torch.rand(1000, 1500) < keep]
-        for keep in [0.5, 0.3, 0.1, 0.1] + [0.001] * 50
-    ]
-    found = stacks(networks)
-    assert [n for stack in found for n in stack] == list(range(54))
+    size, surviving = 1_000_000, [0.5, 0.3, 0.2, 0.1, 0.5, 0.1, 0.1] + [0.001] * 50
+    found = stacks(surviving, size)
+    assert [n for stack in found for n in stack] == list(range(len(surviving)))
+    assert found[:5] == [[0], [1], [2, 3], [4], [*range(5, 25)]]
     for stack in found:
-        weights = sum(int(m.sum()) for n in stack for m in networks[n])
+        weights = sum(surviving[n] * size for n in stack)
         assert len(stack) == 1 or (weights <= STACK_WEIGHTS and len(stack) <= LARGEST_STACK)
-    assert stacks([]) == []
+    assert stacks([], size) == []
+    assert stacks([0.1, 0.1], 10 * STACK_WEIGHTS) == [[0], [1]]
