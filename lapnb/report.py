@@ -218,7 +218,7 @@ STYLE = {
     "legend.fontsize": 7,
     "figure.facecolor": "white",
 }
-# seaborn's "colorblind" palette; the same colour and marker of a method in every figure.
+# seaborn's "colorblind" palette with a darker yellow; a method looks the same in every figure.
 COLOURS = {
     "mp": "#0173b2",
     "rp": "#949494",
@@ -228,7 +228,7 @@ COLOURS = {
     "lap_forward": "#cc78bc",
     "lap_backward": "#56b4e9",
     "lap_all": "#ca9161",
-    "lap_act": "#ece133",
+    "lap_act": "#bfa800",
     "obd": "#333333",
     "obd_lap": "#fbafe4",
 }
