@@ -96,6 +96,9 @@ def controls(dataset="mnist5k", **start):
     `start` are the first values. Where progress bars are off (TQDM_DISABLE: reports, tests,
     committed outputs) nobody can move a slider, and a line is printed in its place.
     """
+    # Not even made there: an Output widget can leave a client without a browser waiting for ever.
+    if os.environ.get("TQDM_DISABLE"):
+        return print("The controls need a browser: open this notebook in JupyterLab.")
     import ipywidgets
     from IPython.display import display
 
@@ -117,10 +120,7 @@ def controls(dataset="mnist5k", **start):
         widget.description = name
     for name, value in start.items():
         choice[name].value = value
-    output = ipywidgets.interactive_output(show, choice)
-    if os.environ.get("TQDM_DISABLE"):
-        return print("The controls need a browser: open this notebook in JupyterLab.")
-    return ipywidgets.VBox([*choice.values(), output])
+    return ipywidgets.VBox([*choice.values(), ipywidgets.interactive_output(show, choice)])
 
 
 @lru_cache(maxsize=8)

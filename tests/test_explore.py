@@ -192,6 +192,6 @@ def test_controls_redraw_when_a_value_changes(monkeypatch, capsys):
 
 
 def test_controls_without_a_browser(monkeypatch, capsys):
-    monkeypatch.setattr(explore, "panel", lambda **choice: "picture")
+    monkeypatch.setattr(explore, "panel", lambda **choice: pytest.fail("nobody would see it"))
     assert explore.controls() is None
     assert "open this notebook in JupyterLab" in capsys.readouterr().out
