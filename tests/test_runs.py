@@ -571,14 +571,21 @@ def test_a_checkpoint_belongs_to_one_composition_with_its_settings():
 
 def test_each_stack_is_recorded_once_it_is_trained(lapnb_root, monkeypatch):
     monkeypatch.setattr(sys.modules["lapnb.sparse"], "LARGEST_STACK", 3)
-    events, train, record = [], experiment._train, runs._record
-    monkeypatch.setattr(experiment, "_train", lambda *a: events.append("train") or train(*a))
+    events, checkpoints, train, record = [], set(), experiment._train, runs._record
+
+    def trained(*arguments):
+        events.append("train")
+        checkpoints.add(arguments[4])
+        train(*arguments)
+
+    monkeypatch.setattr(experiment, "_train", trained)
     monkeypatch.setattr(
         runs, "_record", lambda path, rows: events.append(len(rows)) or record(path, rows)
     )
     lapnb.run(tiny(rounds=[5, 6]))
     # what other tables have recorded; the dense network; stacks of three and of one
     assert events == [0, "train", 0, "train", 3, "train", 1]
+    assert len(checkpoints) == 3  # each its own
 
 
 def test_an_interrupted_stack_is_put_together_as_before(lapnb_root, monkeypatch):
