@@ -16,7 +16,6 @@ import pytest
 import lapnb
 from lapnb import experiment, runs
 from lapnb.experiment import Task
-from lapnb.sparse import SparseStack
 from lapnb.store import load_tensors, write_whole
 
 VOLATILE = ["mask_seconds", "retrain_seconds"]
@@ -398,14 +397,14 @@ def test_stop_in_mid_sweep_then_resume(lapnb_root, elsewhere, how, workers):
 
 def _kill_in_mid_run(table, stack):
     train = sys.modules["lapnb.train"]
-    save = train._save
+    save = train.save_tensors
 
-    def save_and_die(path, model, optimizer, step):
-        save(path, model, optimizer, step)
-        if step == 50 and isinstance(model, SparseStack) == stack:
+    def save_and_die(path, tensors, metadata):
+        save(path, tensors, metadata)
+        if metadata["step"] == "50" and ("model.values" in tensors) == stack:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    train.CHECKPOINT_SECONDS, train._save = 0, save_and_die
+    train.CHECKPOINT_SECONDS, train.save_tensors = 0, save_and_die
     lapnb.run(table, workers=1)
 
 

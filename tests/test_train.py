@@ -6,11 +6,13 @@ import sys
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import lapnb
 from lapnb.chain import prunable_layers
 from lapnb.models import FCN
 from lapnb.store import CorruptFile, load_tensors, save_tensors
+from lapnb.train import CHUNK, stream
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +37,33 @@ def test_it_learns_and_the_same_seed_gives_the_same_network(digits):
     loss, accuracy = lapnb.evaluate(first, digits)
     assert 0 < loss < 1
     assert 70 < accuracy <= 100
+
+
+def test_it_is_adam_on_the_mean_loss_to_the_last_bit(digits):
+    class WithSpare(FCN):
+        """Its last parameter gets no gradient, and its first is not trained."""
+
+        def __init__(self):
+            super().__init__((784, 20, 10))
+            self.spare = nn.Parameter(torch.ones(3))
+            self.layers[0].weight.requires_grad_(False)
+
+    torch.manual_seed(0)
+    model = WithSpare()
+    reference = copy.deepcopy(model)
+    lapnb.train(model, digits, 30, lr=3e-3, seed=4, stage="some")
+    optimizer = torch.optim.Adam(reference.parameters(), lr=3e-3, fused=True)
+    for step in range(30):
+        if step % CHUNK == 0:
+            rng = stream(4, "some", step // CHUNK)
+            rng.integers(2**63)
+        batch = rng.choice(len(digits.train_labels), 60, replace=False, shuffle=False)
+        logits = reference(digits.normalise(digits.train_images[batch]))
+        loss = F.cross_entropy(logits, digits.train_labels[batch], reduction="sum") / 60
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert same(model, reference)
 
 
 def test_evaluate_counts_the_right_answers(digits):
