@@ -96,17 +96,21 @@ def controls(dataset="mnist5k", **start):
     `start` are the first values. Where progress bars are off (TQDM_DISABLE: reports, tests,
     committed outputs) nobody can move a slider, and a line is printed in its place.
     """
-    # Not even made there: an Output widget can leave a client without a browser waiting for ever.
     if os.environ.get("TQDM_DISABLE"):
         return print("The controls need a browser: open this notebook in JupyterLab.")
     import ipywidgets
-    from IPython.display import display
+    from IPython.display import Pretty, clear_output, display
 
-    def show(**choice):
+    def drawn():
         try:
-            display(panel(**choice, dataset=dataset))
+            return panel(**{name: widget.value for name, widget in choice.items()}, dataset=dataset)
         except (ValueError, OSError, RuntimeError) as error:
-            print(" ".join(str(error).split()))
+            return Pretty(" ".join(str(error).split()))
+
+    def redraw(_):
+        with output:
+            clear_output(wait=True)
+            display(drawn())
 
     late = dict(continuous_update=False, layout={"width": "28rem"})
     choice = {
@@ -120,7 +124,12 @@ def controls(dataset="mnist5k", **start):
         widget.description = name
     for name, value in start.items():
         choice[name].value = value
-    return ipywidgets.VBox([*choice.values(), ipywidgets.interactive_output(show, choice)])
+    output = ipywidgets.Output()
+    # Not `with output`: that would sometimes leave papermill, which knows it, waiting for ever.
+    output.append_display_data(drawn())
+    for widget in choice.values():
+        widget.observe(redraw, "value")
+    return ipywidgets.VBox([*choice.values(), output])
 
 
 @lru_cache(maxsize=8)

@@ -4,8 +4,10 @@ import os
 import pickle
 
 import matplotlib
+import nbformat
 import pytest
 import torch
+from nbclient import NotebookClient
 from safetensors.torch import save_file
 
 import lapnb
@@ -169,13 +171,15 @@ def test_what_cannot_be_done_is_said(choice, words):
 
 
 def test_controls_redraw_when_a_value_changes(monkeypatch, capsys):
-    drawn = []
+    drawn, shown = [], []
     monkeypatch.setattr(explore, "panel", lambda **choice: drawn.append(choice) or "picture")
+    monkeypatch.setattr("ipywidgets.Output.append_display_data", lambda _, data: shown.append(data))
+    monkeypatch.setattr("IPython.display.display", shown.append)
     monkeypatch.delenv("TQDM_DISABLE")
     box = explore.controls("mnist", network="fcn", keep=0.05)
     _, method, _, keep, checkpoint, _ = box.children
     start = dict(network="fcn", method="lap", scope="layer", keep=0.05, checkpoint="")
-    assert drawn == [start | {"dataset": "mnist"}]
+    assert drawn == [start | {"dataset": "mnist"}] and shown == ["picture"]
     assert not keep.continuous_update and not checkpoint.continuous_update
     method.value, keep.value, keep.value = "mp", 0.5, 0.5
     assert [(choice["method"], choice["keep"]) for choice in drawn[1:]] == [
@@ -188,7 +192,21 @@ def test_controls_redraw_when_a_value_changes(monkeypatch, capsys):
 
     monkeypatch.setattr(explore, "panel", fail)
     checkpoint.value = "x"
-    assert "there is no file x\n" in capsys.readouterr().out
+    assert shown[-1].data == "there is no file x"
+
+
+def test_controls_in_a_client_without_a_browser(tmp_path, monkeypatch):
+    """papermill and nbclient know Output widgets, and waited for ever for one in some runs."""
+    monkeypatch.delenv("TQDM_DISABLE")
+    monkeypatch.setenv("LAPNB_ROOT", str(tmp_path))
+    source = (
+        "from lapnb import explore\nexplore.panel = lambda **choice: 'picture'\nexplore.controls()"
+    )
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
+    (states,) = notebook.metadata.widgets.values()
+    outputs = [state["state"].get("outputs") for state in states["state"].values()]
+    assert [output[0]["data"]["text/plain"] for output in outputs if output] == ["'picture'"]
 
 
 def test_controls_without_a_browser(monkeypatch, capsys):
