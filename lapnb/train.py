@@ -53,8 +53,8 @@ def train(
     `checkpoint` is a file: a run longer than a minute saves itself there and, when called again,
     goes on at the step where it was. `progress` is called with the number of finished steps.
 
-    Raises ValueError for a batch larger than the training set, and FloatingPointError when the
-    loss is no longer finite.
+    Raises ValueError for a batch larger than the training set or a checkpoint of another network,
+    and FloatingPointError when the loss is no longer finite.
     """
     if steps < 0 or not 0 < batch_size <= len(data.train_labels):
         raise ValueError(
@@ -174,6 +174,10 @@ def _resume(path: pathlib.Path, state: dict[str, Tensor]) -> int:
         print(f"{error}; this run starts again from its first step")
         os.unlink(path)
         return 0
+    if {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in state.items()}:
+        raise ValueError(
+            f"checkpoint {path} is of another network; name another file, or delete it"
+        )
     for name, value in state.items():
         value.copy_(tensors[name])
     return int(metadata["step"])

@@ -170,7 +170,7 @@ def test_what_cannot_be_done_is_said(choice, words):
         explore.panel(**choice)
 
 
-def test_controls_redraw_when_a_value_changes(monkeypatch, capsys):
+def test_controls_redraw_when_a_value_changes(monkeypatch):
     drawn, shown = [], []
     monkeypatch.setattr(explore, "panel", lambda **choice: drawn.append(choice) or "picture")
     monkeypatch.setattr("ipywidgets.Output.append_display_data", lambda _, data: shown.append(data))

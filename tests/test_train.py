@@ -151,6 +151,18 @@ def test_a_damaged_checkpoint_is_named_and_not_used(digits, tmp_path, monkeypatc
     assert same(whole, again)
 
 
+def test_a_checkpoint_of_another_network_is_refused(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["lapnb.train"], "CHECKPOINT_SECONDS", 0)
+    file = tmp_path / "run.safetensors"
+    lapnb.train(small(), digits, 30, checkpoint=file)
+    for sizes in ((784, 20, 10), (784, 20, 20, 20, 20, 10)):
+        other = FCN(sizes)
+        before = copy.deepcopy(other)
+        with pytest.raises(ValueError, match=f"{file} is of another network"):
+            lapnb.train(other, digits, 30, checkpoint=file)
+        assert same(other, before)
+
+
 def test_truncated_and_foreign_files_are_refused(tmp_path):
     file = tmp_path / "tensors.safetensors"
     save_tensors(file, {"a": torch.ones(3)}, {"step": "1"})
