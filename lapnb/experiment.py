@@ -69,13 +69,14 @@ def compute(task: Task, watch: Callable[[int], None] | None = None) -> list[dict
     """
     global _watch
     with _ALONE:
-        _watch = watch
+        before, _watch = _watch, watch or _watch  # an earlier round is computed within a later one
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
             return _compute(task)
         finally:
             torch.set_num_threads(threads)
+            _watch = before
             progress_file(task).unlink(missing_ok=True)
 
 

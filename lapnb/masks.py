@@ -1,7 +1,7 @@
 """From scores to boolean masks: layer-wise, sequential, global."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -96,6 +96,8 @@ def _kth_smallest(flat: Tensor, k: int) -> Tensor:
 def apply_masks(model: nn.Module, masks: list[Tensor]) -> None:
     """Zero the weights outside the masks, in place. ValueError when they do not fit the model."""
     layers = prunable_layers(model)
+    if not isinstance(masks, list | tuple) or not all(isinstance(m, Tensor) for m in masks):
+        raise ValueError(f"masks must be a list of boolean tensors, got {type(masks).__name__}")
     if len(masks) != len(layers):
         raise ValueError(f"masks must be one per prunable layer ({len(layers)}), got {len(masks)}")
     for layer, mask in zip(layers, masks, strict=True):
@@ -164,15 +166,13 @@ def _weights(model, layers, method, data, statistics, seed) -> list[Tensor]:
 
 
 def _fractions(keep, count: int, scope: str) -> list[float]:
-    single = isinstance(keep, int | float)
+    single = isinstance(keep, Real)
     if not single and scope == "global":
         raise ValueError('keep must be one fraction when scope="global", got one per layer')
-    fractions = [keep] * count if single else list(keep)
+    fractions = [keep] * count if single else list(keep) if isinstance(keep, Iterable) else []
     if len(fractions) != count:
-        raise ValueError(f"keep must be one fraction or {count}, one per layer; got {len(keep)}")
+        raise ValueError(f"keep must be one fraction or {count}, one per layer; got {keep!r}")
     for fraction in fractions:
-        if not (
-            isinstance(fraction, int | float) and math.isfinite(fraction) and 0 <= fraction <= 1
-        ):
+        if not (isinstance(fraction, Real) and 0 <= fraction <= 1):
             raise ValueError(f"keep must lie in [0, 1], got {fraction!r}")
     return fractions

@@ -79,10 +79,18 @@ def run(
             "executor must be an object with a method submit, as in concurrent.futures, or the "
             f"address of a Dask scheduler as text; got {executor!r}"
         )
+    if not isinstance(table, Table):
+        raise ValueError(f"table must be one that lapnb.table declares; got {table!r}")
     count = _workers(table, workers)
+    data = load_data(table.dataset, table.image_size, table.channels)
+    source, largest = data.source, len(data.train_labels)
+    if table.batch_size > largest:
+        raise ValueError(
+            f"batch_size must be at most {largest}, the number of training images of {source}; "
+            f"got {table.batch_size}"
+        )
     path = figures(table.scale, table.changed) / f"{table.name}.csv"
     _check_writable(path)
-    source = load_data(table.dataset, table.image_size, table.channels).source
     wanted = _wanted(table, source)
     if str(recompute).lower() == "true":
         done = read(path)[:0]
@@ -488,5 +496,5 @@ def _record_failure(path: pathlib.Path, task: Task, reason: str, waiting: list[T
 def _steps_done(task: Task) -> int:
     try:
         return int(progress_file(task).read_text())
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return 0

@@ -1,10 +1,11 @@
 """Training, retraining with a fixed mask, and evaluation (the paper's protocol, Section 5)."""
 
-import os
+import math
 import pathlib
 import time
 import zlib
 from collections.abc import Callable
+from numbers import Integral, Real
 
 import numpy as np
 import torch
@@ -53,14 +54,29 @@ def train(
     `checkpoint` is a file: a run longer than a minute saves itself there and, when called again,
     goes on at the step where it was. `progress` is called with the number of finished steps.
 
-    Raises ValueError for a batch larger than the training set or a checkpoint of another network,
-    and FloatingPointError when the loss is no longer finite.
+    Raises ValueError for a number that makes no sense, a batch larger than the training set or a
+    checkpoint of another network or training, and FloatingPointError when the loss is no longer
+    finite.
     """
-    if steps < 0 or not 0 < batch_size <= len(data.train_labels):
+    largest = len(data.train_labels)
+    for name, number, least in (
+        ("steps", steps, 0),
+        ("batch_size", batch_size, 1),
+        ("seed", seed, 0),
+    ):
+        if not isinstance(number, Integral) or number < least:
+            raise ValueError(f"{name} must be a whole number of at least {least}; got {number!r}")
+    if batch_size > largest:
         raise ValueError(
-            f"steps must be at least 0 and batch_size between 1 and {len(data.train_labels)}, "
-            f"the size of the training set; got steps={steps}, batch_size={batch_size}"
+            f"batch_size must be at most {largest}, the size of the training set; got {batch_size}"
         )
+    if not (isinstance(lr, Real) and 0 < lr < math.inf):
+        raise ValueError(f"lr must be a number above 0; got {lr!r}")
+    if checkpoint is not None:
+        checkpoint = pathlib.Path(checkpoint)
+        if checkpoint.is_dir():
+            raise ValueError(f"checkpoint must name a file; {checkpoint} is a folder")
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
     # Adam's moments of weights that get no gradient decay into denormal numbers, which are slow
     torch.set_flush_denormal(True)
     weights, kept = [], []
@@ -73,7 +89,11 @@ def train(
         (torch.zeros_like(p), torch.zeros_like(p), torch.zeros((), device=p.device))
         for p in parameters
     ]
-    start = _resume(checkpoint, _state(model, moments)) if checkpoint else 0
+    identity = zlib.crc32(
+        b"".join([repr(model).encode(), *(bytes(m.cpu().numpy()) for m in masks or ())])
+    )
+    training = f"seed {seed}, stage {stage}, lr {lr}, batch size {batch_size}, {identity:08x}"
+    start = _resume(checkpoint, _state(model, moments), training, steps) if checkpoint else 0
     labels, device = data.train_labels, data.train_images.device
     share = torch.tensor(1 / batch_size, device=device)  # of an image in the mean over its batch
     model.train()
@@ -99,7 +119,8 @@ def train(
                 parameter.grad = None
             loss.backward(share)
             for weight, mask in zip(weights, kept, strict=True):
-                weight.grad.mul_(mask)
+                if weight.grad is not None:  # a layer may be frozen
+                    weight.grad.mul_(mask)
             _step(parameters, moments, lr)
             done = step + 1
             if done % CHUNK == 0 or done == steps:
@@ -108,7 +129,8 @@ def train(
                 if progress:
                     progress(done)
                 if checkpoint and done < steps and time.monotonic() - saved > CHECKPOINT_SECONDS:
-                    save_tensors(checkpoint, _state(model, moments), {"step": str(done)})
+                    about = {"training": training, "step": str(done)}
+                    save_tensors(checkpoint, _state(model, moments), about)
                     saved = time.monotonic()
     if masks is not None and any((w * ~m).any() for w, m in zip(weights, masks, strict=True)):
         raise AssertionError("a pruned weight came back during retraining")
@@ -164,7 +186,7 @@ def _state(model: nn.Module, moments: list[tuple[Tensor, Tensor, Tensor]]) -> di
     return state
 
 
-def _resume(path: pathlib.Path, state: dict[str, Tensor]) -> int:
+def _resume(path: pathlib.Path, state: dict[str, Tensor], training: str, steps: int) -> int:
     """Fill `state` from a checkpoint and return its step; 0, the beginning, without a sound one."""
     try:
         tensors, metadata = load_tensors(path)
@@ -172,12 +194,14 @@ def _resume(path: pathlib.Path, state: dict[str, Tensor]) -> int:
         return 0
     except CorruptFile as error:
         print(f"{error}; this run starts again from its first step")
-        os.unlink(path)
         return 0
-    if {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in state.items()}:
+    found, step = metadata.get("training"), int(metadata.get("step", 0))
+    same = {n: t.shape for n, t in tensors.items()} == {n: t.shape for n, t in state.items()}
+    if not same or found != training or step > steps:
         raise ValueError(
-            f"checkpoint {path} is of another network; name another file, or delete it"
+            f"checkpoint {path} is of another network or training ({found}, step {step}; this one: "
+            f"{training}, {steps} steps); name another file, or delete it"
         )
     for name, value in state.items():
         value.copy_(tensors[name])
-    return int(metadata["step"])
+    return step

@@ -597,3 +597,21 @@ def test_an_interrupted_stack_is_put_together_as_before(lapnb_root, monkeypatch)
     again = runs._tasks(table, "MNIST", done)
     assert again[1].cells == tasks[1].cells[:1]
     assert [task.key for task in again[2:]] == [task.key for task in tasks[2:]]
+
+
+def test_a_batch_larger_than_the_data_set_is_refused_before_anything_is_written(lapnb_root):
+    with pytest.raises(ValueError, match="batch_size must be at most 4000"):
+        lapnb.run(tiny(batch_size=4001), workers=1)
+    assert not any(lapnb_root.iterdir())
+    with pytest.raises(ValueError, match="table must be one that"):
+        lapnb.run("fcn_mnist")
+
+
+def test_steps_are_told_while_an_earlier_round_is_computed_again(lapnb_root):
+    (table,) = iterative(retrain_steps=300).expand()
+    lapnb.run(table, workers=1)
+    task = Task(table, "MNIST, 5,000 digits", 0, (("mp", 3),))
+    experiment._retrained_file(task, "mp", 1).unlink()
+    told = []
+    experiment.compute(task, told.append)
+    assert told

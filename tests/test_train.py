@@ -163,6 +163,60 @@ def test_a_checkpoint_of_another_network_is_refused(digits, tmp_path, monkeypatc
         assert same(other, before)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(seed=1),
+        dict(stage="retrain"),
+        dict(lr=1e-2),
+        dict(batch_size=30),
+        dict(steps=20),
+        "masks",
+    ],
+)
+def test_a_checkpoint_of_another_training_is_refused(digits, tmp_path, monkeypatch, change):
+    monkeypatch.setattr(sys.modules["lapnb.train"], "CHECKPOINT_SECONDS", 0)
+    file = tmp_path / "folder" / "run.safetensors"
+    lapnb.train(small(), digits, 30, checkpoint=str(file))
+    if change == "masks":
+        change = dict(masks=lapnb.prune_masks(small(), "lap", 0.2))
+    with pytest.raises(ValueError, match=f"{file} is of another network or training"):
+        lapnb.train(small(), digits, **{"steps": 30, "checkpoint": file, **change})
+
+
+def test_a_file_that_is_no_checkpoint_stays(digits, tmp_path):
+    file = tmp_path / "mine.pt"
+    torch.save({"my": "only copy"}, file)
+    content = file.read_bytes()
+    lapnb.train(small(), digits, 5, checkpoint=file)
+    assert file.read_bytes() == content
+    with pytest.raises(ValueError, match="checkpoint must name a file"):
+        lapnb.train(small(), digits, 5, checkpoint=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("steps", -1), ("steps", 1.5), ("batch_size", "2"), ("seed", -1)]
+    + [("lr", value) for value in (0, -1.0, float("nan"), float("inf"), "0.1")]
+    + [("masks", value) for value in ("lap", [None] * 5, 5)],
+)
+def test_what_makes_no_sense_is_named_before_training(digits, name, value):
+    model, before = small(), small()
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        lapnb.train(model, digits, **{"steps": 5, name: value})
+    assert same(model, before)
+
+
+def test_a_frozen_layer_keeps_its_surviving_weights(digits):
+    model = small()
+    model.layers[0].requires_grad_(False)
+    masks = lapnb.prune_masks(model, "lap", 0.2)
+    first, last = (layer.weight.detach().clone() for layer in (model.layers[0], model.layers[-1]))
+    lapnb.train(model, digits, 5, masks=masks)
+    assert torch.equal(model.layers[0].weight, first * masks[0])
+    assert not torch.equal(model.layers[-1].weight, last * masks[-1])
+
+
 def test_truncated_and_foreign_files_are_refused(tmp_path):
     file = tmp_path / "tensors.safetensors"
     save_tensors(file, {"a": torch.ones(3)}, {"step": "1"})
@@ -182,7 +236,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(digits):
         lapnb.train(model, digits, 50)
 
 
-@pytest.mark.parametrize("arguments", [dict(batch_size=0), dict(batch_size=5000), dict(steps=-1)])
+@pytest.mark.parametrize("arguments", [dict(batch_size=0), dict(batch_size=5000)])
 def test_bad_arguments(digits, arguments):
     with pytest.raises(ValueError, match="batch_size"):
         lapnb.train(small(), digits, **{"steps": 1, **arguments})
