@@ -10,6 +10,7 @@ from lapnb.store import root
 from lapnb.tables import TABLES, Claim
 
 VARIANTS = ["activation", "schedule", "scope"]
+MEAN, RUNS = "mean ± 1 standard deviation", "one point per run"
 
 
 @cache
@@ -132,14 +133,14 @@ def plot(results: pd.DataFrame, column: str = "error"):
     panels = _panels(results)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
-            1, len(panels), figsize=(2.2 + 2.6 * len(panels), 3.6), sharey=True, squeeze=False
+            1, len(panels), figsize=(3.6 + 2.6 * len(panels), 3.6), sharey=True, squeeze=False
         )
         for axis, (title, rows) in zip(axes[0], panels, strict=True):
             _draw(axis, rows, column)
             axis.set_title(title)
         for axis in axes[0][1:]:
             axis.set_ylabel("")
-            axis.get_legend().remove()
+        _legend(axes[0][-1])
         figure.suptitle(TABLES[results.table.iloc[0]]["title"], fontsize=10)
         save(figure, results, "" if column == "error" else f"-{column}")
     return figure
@@ -154,7 +155,7 @@ def scatter(results: pd.DataFrame, x: str, y: str):
     import seaborn
 
     with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(4.8, 3.6))
+        figure, axis = plt.subplots(figsize=(6.2, 3.6))
         seaborn.scatterplot(
             results.assign(accuracy=100 - results[y]),
             x=x,
@@ -169,13 +170,14 @@ def scatter(results: pd.DataFrame, x: str, y: str):
         axis.set_xscale("log")
         axis.set_xlabel(AXES.get(x, x))
         axis.set_ylabel(AXES.get(y, y))
-        axis.legend(frameon=False)
+        handles, methods = axis.get_legend_handles_labels()
+        _legend(axis, handles=handles, labels=[METHODS[method].title for method in methods])
         axis.set_title(TABLES[results.table.iloc[0]]["title"])
-        save(figure, results, f"-{x}")
+        save(figure, results, f"-{x}", RUNS)
     return figure
 
 
-def save(figure, results: pd.DataFrame, suffix: str = "") -> None:
+def save(figure, results: pd.DataFrame, suffix: str = "", shown: str = MEAN) -> None:
     """Put the caption under a figure (scale, data, steps, n) and save it beside its rows."""
     import matplotlib.pyplot as plt
 
@@ -183,7 +185,7 @@ def save(figure, results: pd.DataFrame, suffix: str = "") -> None:
     path = root() / "figures" / folder / f"{results.table.iloc[0]}{suffix}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.tight_layout()
-    words = caption(results)
+    words = caption(results, shown)
     figure.text(0.5, -0.01, words, ha="center", va="top", fontsize=6.5, color="0.3")
     figure.savefig(
         path, dpi=150, bbox_inches="tight", facecolor="white", metadata={"Description": words}
@@ -191,7 +193,7 @@ def save(figure, results: pd.DataFrame, suffix: str = "") -> None:
     plt.close(figure)
 
 
-def caption(results: pd.DataFrame) -> str:
+def caption(results: pd.DataFrame, shown: str = MEAN) -> str:
     """What a figure or table shows: scale, data, what differs from the paper, number of seeds."""
     first = results.iloc[0]
     seeds = results.groupby(["method", *VARIANTS, "round"]).seed.nunique()
@@ -203,7 +205,7 @@ def caption(results: pd.DataFrame) -> str:
     changed = f", changed: {first.changed}" if first.changed else ""
     return (
         f"{_scale(results)} · {first.source}{width} · {steps}{rate}{changed}\n"
-        f"mean ± 1 standard deviation, {n} seed{'s' if seeds.max() > 1 else ''}"
+        f"{shown}, {n} seed{'s' if seeds.max() > 1 else ''}"
         + (" · hollow: published means" if _published(results) else "")
     )
 
@@ -269,7 +271,11 @@ def _draw(axis, rows: pd.DataFrame, column: str) -> None:
     axis.set_xticks([], minor=True)
     axis.set_xlabel("surviving weights (%)")
     axis.set_ylabel(AXES[column])
-    axis.legend(loc="best", framealpha=0.8, edgecolor="white")
+
+
+def _legend(axis, **entries) -> None:
+    """The legend at the right of the axes, where it covers no point."""
+    axis.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, **entries)
 
 
 def _varied(results: pd.DataFrame) -> list[str]:
