@@ -286,9 +286,9 @@ def _tiny_imagenet(folder: Path) -> Data:
         raise FileNotFoundError(
             f"{val} has no image of class {', '.join(sorted(missing))}: {AGAIN}"
         )
-    source = "Tiny-ImageNet"
-    if (len(train), len(test)) != (100_000, 10_000):
-        source = f"Tiny-ImageNet ({len(train):,} + {len(test):,} images)"
+    source = "Tiny-ImageNet" if len(wnids) == 200 else f"Tiny-ImageNet, {len(wnids)} classes"
+    if (len(train), len(test)) != (500 * len(wnids), 50 * len(wnids)):
+        source += f" ({len(train):,} + {len(test):,} images)"
     tensors = _decoded("tiny_imagenet", root, train, test, 64)
     about = {**IMAGENET_NORM, "classes": len(wnids), "augmentation": "resized_crop_flip"}
     return Data("tiny_imagenet", source, **tensors, **about)

@@ -41,7 +41,8 @@ class Task:
     @property
     def key(self) -> str:
         settings = [(m, t, self.table.settings(m, t)) for m, t in self.cells]
-        return fingerprint([self.table.dense_settings(), self.source, self.seed, settings])
+        start = [self.table.dense_settings(), self.source, self.seed, settings]
+        return fingerprint([*start, *_precise(self)])
 
     @property
     def steps(self) -> int:
@@ -200,7 +201,7 @@ def _prune(
                 if not m.any()
             ),
             "mask_seconds": seconds,
-            "device": _device_name(table.device),
+            "device": _device_name(table),
         },
     )
 
@@ -227,6 +228,8 @@ def _retrain(
     """Retrain in place, sparse networks in a stack, others one by one: what rows say of it."""
     table, outcomes, finished = task.table, {}, 0
     stackable = [cell for cell in models if sparse.fits(models[cell], masks[cell])]
+    if table.precision != "float32":  # a stack computes in float32 only
+        stackable = []
     groups = [stackable] if stackable else []
     groups += [[cell] for cell in models if cell not in stackable]
     while groups:
@@ -287,6 +290,7 @@ def _train(network, data, task, stage, name, masks=None, finished=0, networks=1)
             stage=stage,
             checkpoint=checkpoint,
             progress=_teller(task, finished, networks),
+            precision=table.precision,
         )
     except FloatingPointError:
         checkpoint.unlink(missing_ok=True)
@@ -324,6 +328,7 @@ def _statistics(
     # the network is the dense one, or that of an earlier round of the same schedule
     settings = task.table.settings(method, round)
     start = [] if task.table.schedule == "oneshot" else [round, method, settings]
+    start += _precise(task)
     key = fingerprint([task.table.dense_settings(), task.source, task.seed, kind, count, *start])
     path = root() / "runs" / "statistics" / f"{key}.safetensors"
     try:
@@ -350,19 +355,25 @@ def _save_diverged(path: pathlib.Path, reason: str) -> None:
     save_tensors(path, {}, {"diverged": reason.removeprefix("diverged: ")})
 
 
+def _precise(task: Task) -> list[str]:
+    """What tells cached networks of one precision from those of another."""
+    return [] if task.table.precision == "float32" else [task.table.precision]
+
+
 def _dense_file(task: Task) -> pathlib.Path:
-    key = fingerprint([task.table.dense_settings(), task.source, task.seed])
+    key = fingerprint([task.table.dense_settings(), task.source, task.seed, *_precise(task)])
     return root() / "runs" / "dense" / f"{key}.safetensors"
 
 
 def _retrained_file(task: Task, method: str, round: int) -> pathlib.Path:
     settings = task.table.settings(method, round)
-    key = fingerprint([settings, task.source, task.seed, round, method])
+    key = fingerprint([settings, task.source, task.seed, round, method, *_precise(task)])
     return root() / "runs" / "retrained" / f"{key}.safetensors"
 
 
-def _device_name(device: str) -> str:
-    if device == "cpu":
-        return device
-    tf32 = ", TF32 convolutions" if torch.backends.cudnn.allow_tf32 else ""
-    return f"cuda ({torch.cuda.get_device_name()}{tf32})"
+def _device_name(table: Table) -> str:
+    name = table.device
+    if name != "cpu":
+        tf32 = ", TF32 convolutions" if torch.backends.cudnn.allow_tf32 else ""
+        name = f"cuda ({torch.cuda.get_device_name()}{tf32})"
+    return name if table.precision == "float32" else f"{name}, {table.precision}"

@@ -203,8 +203,10 @@ def caption(results: pd.DataFrame, shown: str = MEAN) -> str:
     lr = TABLES[first.table][first.scale].get("lr")  # only where it is not the paper's
     rate = f", learning rate {lr:g}" if lr and "lr = " not in first.changed else ""
     changed = f", changed: {first.changed}" if first.changed else ""
+    precise = sorted({"bfloat16" if "bfloat16" in d else "float32" for d in results.device})
+    bits = "" if precise == ["float32"] else f", {' and '.join(precise)}"
     return (
-        f"{_scale(results)} · {first.source}{width} · {steps}{rate}{changed}\n"
+        f"{_scale(results)} · {first.source}{width} · {steps}{rate}{bits}{changed}\n"
         f"{shown}, {n} seed{'s' if seeds.max() > 1 else ''}"
         + (" · hollow: published means" if _published(results) else "")
     )

@@ -125,6 +125,9 @@ def _tell_mixed_seeds(rows: pd.DataFrame) -> None:
                 f"{' and '.join(f'{e:g}' for e in sorted(errors))} % error, as computed on "
                 "different machines; recompute=True starts all of them from one"
             )
+    for (_, seed), devices in rows.groupby(["activation", "seed"]).device.unique().items():
+        if len(devices) > 1:
+            print(f"recorded rows of seed {seed} were computed on {' and '.join(devices)}")
 
 
 def recorded(name: str, scale: str | None = None) -> pd.DataFrame:
@@ -300,7 +303,7 @@ def _together(plain: Table) -> list[list[tuple[str, int]]]:
     put together as before and finds its checkpoint.
     """
     rounds = [[(method, t) for method in plain.methods] for t in plain.rounds]
-    if plain.network != "fcn" or plain.device != "cpu":
+    if plain.network != "fcn" or plain.device != "cpu" or plain.precision != "float32":
         return [[cell] for cells in rounds for cell in cells]
     parts = rounds if plain.schedule == "iterative" else [[c for cells in rounds for c in cells]]
     shape = dict(width=plain.width, image_size=plain.image_size, channels=plain.channels)

@@ -13,8 +13,11 @@ import torch
 from lapnb.data import DATASETS
 from lapnb.models import ACTIVATIONS
 from lapnb.scores import METHODS
+from lapnb.train import PRECISIONS
 
 SCALES = ("smoke", "quick", "reduced", "paper")
+# What a caller may choose without changing what a row is: which rows, and how they are computed
+FREE = ("methods", "rounds", "seeds", "device", "precision")
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Table:
     active_batches: tuple[int, int] = (2000, 30)
     curved_batches: tuple[int, int] = (1000, 60)
     device: str = "cpu"
+    precision: str = "float32"
     claims: tuple[Claim, ...] = ()
     variants: tuple[dict, ...] = ({},)
     changed: str = ""
@@ -145,7 +149,7 @@ _CONV6 = dict(
         dense_steps=400,
         retrain_steps=150,
     ),
-    reduced=dict(width=0.5, seeds=1, dense_steps=3000, retrain_steps=1000),
+    reduced=dict(width=0.5, dense_steps=3000, retrain_steps=1000),
 )
 
 
@@ -158,7 +162,7 @@ def _deep(depth: int, first: float, **more) -> dict:
             claims=(_LAP_BEATS_MP,),
             smoke=dict(width=0.05, seeds=1, dense_steps=5, retrain_steps=3),
             quick=dict(width=0.125, seeds=1, dense_steps=300, retrain_steps=100),
-            reduced=dict(width=0.25, seeds=1, dense_steps=3000, retrain_steps=1500),
+            reduced=dict(width=0.25, dense_steps=3000, retrain_steps=1500),
         )
         | more
     )
@@ -175,14 +179,14 @@ def _vgg_cifar10(depth: int, dense_steps: int, retrain_steps: int) -> dict:
         retrain_steps=retrain_steps,
         smoke=dict(rounds=(13, 27)),
         quick=dict(rounds=(7, 13, 19)),
-        reduced=dict(dense_steps=6000, retrain_steps=4000),
+        reduced=dict(rounds=(13, 21, 25, 27), dense_steps=6000, retrain_steps=4000),
     )
 
 
 def _tiny_imagenet(
-    network: str, title: str, depth: int, first: float, rounds: range, small: int = 16
+    network: str, title: str, depth: int, first: float, rounds: range, few: tuple, small: int = 16
 ) -> dict:
-    """`small`: image size of the quick scale."""
+    """`few`: rounds of the reduced scale, `small`: image size of the quick scale."""
     rounds = tuple(rounds)
     return _declare(
         _deep(depth, first),
@@ -196,6 +200,7 @@ def _tiny_imagenet(
         retrain_steps=40_000,
         smoke=dict(rounds=(rounds[0], rounds[-1])),
         quick=dict(image_size=small, rounds=(6, 12, 18), dense_steps=250, retrain_steps=80),
+        reduced=dict(rounds=few),
     )
 
 
@@ -306,15 +311,19 @@ TABLES: dict[str, dict] = {
         retrain_steps=25_000,
         smoke=dict(rounds=(14, 35)),
         quick=dict(image_size=16, rounds=(8, 14, 20)),
-        reduced=dict(dense_steps=5000, retrain_steps=3000),
+        reduced=dict(rounds=(14, 26, 32, 35), dense_steps=5000, retrain_steps=3000),
     ),
-    "vgg19_tiny_imagenet": _tiny_imagenet("vgg19", "VGG-19", 17, 0.15, range(13, 21), small=64),
+    "vgg19_tiny_imagenet": _tiny_imagenet(
+        "vgg19", "VGG-19", 17, 0.15, range(13, 21), few=(13, 17, 19, 20), small=64
+    ),
     # A narrow ResNet-50 learns slowly: more pixels, steps and learning rate, fewer rounds.
     "resnet50_tiny_imagenet": _declare(
-        _tiny_imagenet("resnet50", "ResNet-50", 50, 0.0, range(17, 32, 2)),
+        _tiny_imagenet("resnet50", "ResNet-50", 50, 0.0, range(17, 32, 2), few=(17, 25, 29, 31)),
         quick=dict(image_size=32, rounds=(6, 14), dense_steps=400, retrain_steps=80, lr=2e-3),
     ),
-    "wrn16_8_tiny_imagenet": _tiny_imagenet("wrn16_8", "WRN-16-8", 14, 0.0, range(13, 28, 2)),
+    "wrn16_8_tiny_imagenet": _tiny_imagenet(
+        "wrn16_8", "WRN-16-8", 14, 0.0, range(13, 28, 2), few=(13, 21, 25, 27)
+    ),
 }
 
 # The bundled data set stands in at the two small scales, on every table.
@@ -325,9 +334,10 @@ def table(name: str, scale: str = "quick", **changes) -> Table:
     """The table `name` of the paper at a scale: "smoke", "quick", "reduced" or "paper".
 
     `changes` select or change: methods, rounds, seeds (how many: 0 … seeds−1), dataset, device
-    ("auto", "cpu", "cuda"), dense_steps, retrain_steps, width, lr, batch_size, activation, scope,
-    schedule. None leaves a setting as declared. Text as papermill hands it over ("[4, 5]", "3") is
-    coerced. Raises ValueError naming the parameter, what was given and what is allowed.
+    ("auto", "cpu", "cuda"), precision ("float32", "bfloat16": see `train`), dense_steps,
+    retrain_steps, width, lr, batch_size, activation, scope, schedule. None leaves a setting as
+    declared. Text as papermill hands it over ("[4, 5]", "3") is coerced. Raises ValueError naming
+    the parameter, what was given and what is allowed.
 
     >>> import lapnb
     >>> lapnb.table("fcn_mnist", scale="quick", methods=["mp", "lap"]).methods
@@ -346,9 +356,7 @@ def table(name: str, scale: str = "quick", **changes) -> Table:
     changes = {key: _CHECKS[key](key, value) for key, value in changes.items()}
     different = []
     for key, value in changes.items():
-        if key not in ("methods", "rounds", "seeds", "device") and value != settings.get(
-            key, getattr(Table, key, None)
-        ):
+        if key not in FREE and value != settings.get(key, getattr(Table, key, None)):
             different.append(f"{key} = {value}")
     varied = {key for change in settings.get("variants", ()) for key in change}
     if varied & changes.keys():
@@ -441,6 +449,7 @@ _CHECKS = {
     "seeds": whole(1),
     "dataset": one_of(DATASETS),
     "device": _device,
+    "precision": one_of(PRECISIONS),
     "dense_steps": whole(1),
     "retrain_steps": whole(0),
     "batch_size": whole(1),

@@ -18,6 +18,7 @@ from lapnb.data import Data, augment
 from lapnb.masks import apply_masks
 from lapnb.store import CorruptFile, load_tensors, save_tensors
 
+PRECISIONS = ("float32", "bfloat16")
 CHUNK = 25  # steps between two fresh random streams; checkpoints fall on its multiples
 CHECKPOINT_SECONDS = 60.0
 # PyTorch's defaults
@@ -40,6 +41,7 @@ def train(
     stage: str = "dense",
     checkpoint: pathlib.Path | None = None,
     progress: Callable[[int], None] | None = None,
+    precision: str = "float32",
 ) -> nn.Module:
     """Train `model` in place with Adam at a constant learning rate, and return it.
 
@@ -54,9 +56,12 @@ def train(
     `checkpoint` is a file: a run longer than a minute saves itself there and, when called again,
     goes on at the step where it was. `progress` is called with the number of finished steps.
 
-    Raises ValueError for a number that makes no sense, a batch larger than the training set or a
-    checkpoint of another network or training, and FloatingPointError when the loss is no longer
-    finite.
+    `precision` "bfloat16" computes the network and the loss under autocast; weights, Adam and
+    `evaluate` stay float32.
+
+    Raises ValueError for a number or precision that makes no sense, a batch larger than the
+    training set or a checkpoint of another network or training, and FloatingPointError when the
+    loss is no longer finite.
     """
     largest = len(data.train_labels)
     for name, number, least in (
@@ -72,6 +77,8 @@ def train(
         )
     if not (isinstance(lr, Real) and 0 < lr < math.inf):
         raise ValueError(f"lr must be a number above 0; got {lr!r}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
     if checkpoint is not None:
         checkpoint = pathlib.Path(checkpoint)
         if checkpoint.is_dir():
@@ -93,12 +100,17 @@ def train(
         b"".join([repr(model).encode(), *(bytes(m.cpu().numpy()) for m in masks or ())])
     )
     training = f"seed {seed}, stage {stage}, lr {lr}, batch size {batch_size}, {identity:08x}"
+    if precision != "float32":
+        training += f", {precision}"
     start = _resume(checkpoint, _state(model, moments), training, steps) if checkpoint else 0
     labels, device = data.train_labels, data.train_images.device
     share = torch.tensor(1 / batch_size, device=device)  # of an image in the mean over its batch
     model.train()
     saved = time.monotonic()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        torch.autocast(device.type, enabled=False),  # the caller's, which would reach backward too
+    ):
         for step in range(start, steps):
             if step % CHUNK == 0:
                 rng = stream(seed, stage, step // CHUNK)
@@ -111,10 +123,14 @@ def train(
             batch = torch.from_numpy(next(batches)).to(device)
             images = data.train_images.index_select(0, batch)
             images = augment(images, data.augmentation, rng)
-            logits = model(data.normalise(images))
-            target = labels.index_select(0, batch).expand(logits.shape[:-1])
-            # the classes' axis second, as cross_entropy wants it
-            loss = F.cross_entropy(logits.movedim(-1, 1), target, reduction="sum")
+            # no cache of cast weights: they change in place
+            with torch.autocast(
+                device.type, torch.bfloat16, precision != "float32", cache_enabled=False
+            ):
+                logits = model(data.normalise(images))
+                target = labels.index_select(0, batch).expand(logits.shape[:-1])
+                # the classes' axis second, as cross_entropy wants it
+                loss = F.cross_entropy(logits.movedim(-1, 1), target, reduction="sum")
             for parameter in parameters:
                 parameter.grad = None
             loss.backward(share)

@@ -192,7 +192,7 @@ def test_official_cifar10_comes_first(folder, monkeypatch):
 def test_tiny_imagenet(folder):
     make_tiny(folder)
     data = load_data("tiny_imagenet")
-    assert data.source == "Tiny-ImageNet (6 + 3 images)" and data.classes == 3
+    assert data.source == "Tiny-ImageNet, 3 classes (6 + 3 images)" and data.classes == 3
     assert data.train_images.shape == (6, 3, 64, 64)
     assert data.augmentation == "resized_crop_flip"
     assert data.train_labels.tolist() == [0, 0, 1, 1, 2, 2]

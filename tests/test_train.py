@@ -260,3 +260,17 @@ def test_several_networks_in_one_train_as_if_alone(digits):
         assert lapnb.evaluate(model, digits) == pytest.approx(
             (loss.item(), accuracy.item()), rel=1e-4
         )
+
+
+def test_bfloat16_learns_and_keeps_weights_in_float32(digits):
+    model = lapnb.train(small(), digits, 100, precision="bfloat16")
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert not same(model, lapnb.train(small(), digits, 100))
+    assert lapnb.evaluate(model, digits)[1] > 60
+    with torch.autocast("cpu", torch.bfloat16):  # the caller's own
+        within = lapnb.train(small(), digits, 100, precision="bfloat16")
+        exact = lapnb.train(small(), digits, 100)
+    assert same(model, within)
+    assert same(exact, lapnb.train(small(), digits, 100))
+    with pytest.raises(ValueError, match="precision must be one of float32, bfloat16; got 'int8'"):
+        lapnb.train(small(), digits, 100, precision="int8")
