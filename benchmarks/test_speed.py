@@ -18,9 +18,9 @@ from torchvision import transforms
 from torchvision.datasets import CIFAR10, MNIST
 
 import lapnb
-from lapnb import sparse
-from lapnb.data import augment
-from lapnb.masks import surviving
+from lapnb.pruning.masks import surviving
+from lapnb.training import sparse_stack as sparse
+from lapnb.training.data import augment
 
 BATCH, STEPS = 60, 200
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,13 +1,13 @@
 """Lookahead pruning (Park et al., ICLR 2020), reproduced: see README.md and notebooks/."""
 
-from lapnb.chain import prunable_layers
-from lapnb.data import load_data
-from lapnb.masks import apply_masks, prune_masks, to_torch_prune
-from lapnb.models import build_model
-from lapnb.report import caption, compare, paired, plot, scatter, verdicts
-from lapnb.runs import recorded, run
-from lapnb.tables import table
-from lapnb.train import evaluate, train
+from lapnb.paper.tables import table
+from lapnb.pruning.layers import prunable_layers
+from lapnb.pruning.masks import apply_masks, prune_masks, to_torch_prune
+from lapnb.report.compare import caption, compare, paired, plot, scatter, verdicts
+from lapnb.runs.run import recorded, run
+from lapnb.training.data import load_data
+from lapnb.training.networks import build_model
+from lapnb.training.train import evaluate, train
 
 __all__ = [
     "apply_masks",

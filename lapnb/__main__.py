@@ -14,9 +14,9 @@ import nbformat
 import papermill
 from tqdm import tqdm
 
-from .html import START, build_report, verdict
-from .notebooks import run_all
-from .runs import root
+from lapnb.report.html import START, build_report, verdict
+from lapnb.report.notebooks import run_all
+from lapnb.runs.run import root
 
 
 def parse(argv: list[str] | None, sources: dict[str, Path]) -> tuple[list[tuple], int]:

@@ -18,7 +18,7 @@ def root() -> pathlib.Path:
     """
     if "LAPNB_ROOT" in os.environ:
         return pathlib.Path(os.environ["LAPNB_ROOT"]).resolve()
-    checkout = pathlib.Path(__file__).resolve().parent.parent
+    checkout = pathlib.Path(__file__).resolve().parents[1]
     return checkout if (checkout / "notebooks").is_dir() else pathlib.Path.cwd()
 
 

@@ -9,7 +9,7 @@ import nbformat
 import pytest
 
 from lapnb.__main__ import main
-from lapnb.html import build_report, verdict
+from lapnb.report.html import build_report, verdict
 
 pytestmark = pytest.mark.xdist_group("main")  # one run serves nearly all tests
 

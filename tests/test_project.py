@@ -17,8 +17,8 @@ from packaging.requirements import Requirement
 from PIL import Image
 
 import lapnb
-from lapnb.report import MEAN, RUNS
-from lapnb.runs import read
+from lapnb.report.compare import MEAN, RUNS
+from lapnb.runs.run import read
 
 
 def versions(lines):

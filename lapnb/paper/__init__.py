@@ -1,0 +1,1 @@
+"""The paper's tables, declared; its published numbers."""

@@ -1,0 +1,1 @@
+"""Pruning criteria, the layers that they look at, and masks."""

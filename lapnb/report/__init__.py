@@ -1,0 +1,1 @@
+"""Reads rows: comparisons, verdicts, plots. Trains no table."""

@@ -1,0 +1,1 @@
+"""Tables to rows: what is computed, recorded and resumed."""
