@@ -1,0 +1,182 @@
+"""Sphinx settings of the report; docs/build.py stages the pages and calls Sphinx."""
+
+import base64
+import inspect
+import mimetypes
+import os
+import platform
+import re
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from bs4 import BeautifulSoup
+from docutils import nodes
+from PIL import Image
+from sphinx.transforms import SphinxTransform
+
+from lapnb.store import root
+
+project = "Lookahead pruning"
+html_title = project
+root_doc = "contents"
+exclude_patterns = [".doctrees"]
+extensions = ["myst_nb", "sphinx.ext.autodoc"]
+
+# Notebooks run under papermill, never here. GitHub's Markdown has no directives, so no text of a
+# notebook or an output can include a file.
+nb_execution_mode = "off"
+nb_merge_streams = True
+nb_code_prompt_show = "Show code"
+nb_code_prompt_hide = "Hide code"
+nb_render_markdown_format = "gfm"
+nb_ipywidgets_js = {}  # would be loaded from a CDN
+myst_gfm_only = True
+
+default_role = "py:obj"  # `name` in a docstring is a link where the name is documented
+autodoc_typehints_format = "short"
+autodoc_member_order = "bysource"
+python_display_short_literal_types = True
+
+html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+templates_path = ["_templates"]
+html_copy_source = False
+html_show_copyright = False
+html_domain_indices = False
+html_show_search_summary = False  # browsers do not let a page on disk read the others
+
+
+def machine() -> str:
+    """Where the report was made: processor, cores, GPU, versions."""
+    import torch
+
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists() and (model := re.search(r"model name\s*: (.+)", info.read_text())):
+        cpu = model[1]
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    system = f"{platform.system()}, Python {platform.python_version()}"
+    return f"{cpu}, {os.cpu_count()} cores{gpu}; {system}, PyTorch {torch.__version__}"
+
+
+def commit() -> str:
+    """The checkout's commit, with "-dirty" if files differ from it; "" outside git."""
+    command = ["git", "-C", str(root()), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        return ""
+
+
+html_context = {
+    "master_doc": "index",  # where the templates' link "home" leads
+    "built": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+    "commit": commit(),
+    "machine": machine(),
+}
+
+
+def picture(folder: Path, uri: str) -> Path | None:
+    """The picture inside the checkout that `uri` names; None for every other file."""
+    path = (folder / unquote(uri).lstrip("/")).resolve()
+    known = (mimetypes.guess_type(path.name)[0] or "").startswith("image/")
+    return path if known and path.is_relative_to(root()) and path.is_file() else None
+
+
+def description(path: Path) -> str:
+    """The caption that a PNG carries."""
+    try:
+        with Image.open(path) as file:
+            return file.info.get("Description", "")
+    except OSError:  # another kind of picture, or none that can be read
+        return ""
+
+
+def captions(image: nodes.image) -> list[str]:
+    """Texts of the output that holds the picture, then of those before it in its cell."""
+    bundle = image.parent.parent
+    beside = [part.astext() for part in bundle if part["mime_type"] == "text/plain"]
+    earlier = bundle.parent[: bundle.parent.index(bundle)]
+    return [*beside, *(part.astext() for part in reversed(earlier) if len(part) == 1)]
+
+
+class Pictures(SphinxTransform):
+    """Shows pictures that are inside the checkout, with a text for those who cannot see them.
+
+    No other file gets into the report, whatever a notebook names.
+    """
+
+    default_priority = 500
+
+    def apply(self, **kwargs) -> None:
+        title = next((node.astext() for node in self.document.findall(nodes.title)), "")
+        for image in list(self.document.findall(nodes.image)):
+            if urlsplit(image["uri"]).scheme in ("http", "https", "data"):
+                continue
+            output = bool(image.parent.get("mime_type"))  # MyST-NB has written its file
+            folder = Path(self.app.srcdir) if output else root() / "notebooks"
+            path = picture(folder, image["uri"])
+            if path is None:
+                image.replace_self(nodes.inline(text=image.get("alt", "")))
+                continue
+            image["uri"] = "/" + os.path.relpath(path, self.app.srcdir)
+            texts = [image.get("alt", ""), description(path), *(captions(image) if output else [])]
+            image["alt"] = next((t.strip() for t in texts if t.strip() and t[0] != "<"), title)
+
+
+def links(app, pagename, templatename, context, doctree) -> None:
+    """Links to notebooks lead to their pages; what is not on the site is not linked.
+
+    Pictures that raw HTML names are treated like all others.
+    """
+    soup = BeautifulSoup(context.get("body", ""), "html.parser")
+    for link in soup.select("a[href]"):
+        target = urlsplit(link["href"])
+        path = Path(target.path)
+        if target.scheme or not target.path or path.suffix == ".html" or path.parts[0][0] == "_":
+            continue
+        page = {"00_start_here": "index"}.get(path.stem, path.stem)
+        if page in app.env.found_docs and path.suffix in (".ipynb", ".md", ".rst"):
+            anchor = f"#{nodes.make_id(target.fragment)}" if target.fragment else ""
+            link["href"] = f"{page}.html{anchor}"
+        else:
+            link.unwrap()
+    for image in soup.select("img[src]"):
+        if urlsplit(image["src"]).scheme or image["src"].startswith("_images/"):
+            continue
+        if path := picture(root() / "notebooks", image["src"]):
+            content = base64.b64encode(path.read_bytes()).decode()
+            image["src"] = f"data:{mimetypes.guess_type(path.name)[0]};base64,{content}"
+        else:
+            image.replace_with(image.get("alt", ""))
+    context["body"] = str(soup)
+
+
+def docstring(app, what, name, obj, options, lines) -> None:
+    """This project's docstrings as reST: paragraphs `name: text` are parameters."""
+    try:
+        parameters = set(inspect.signature(obj).parameters)
+    except (TypeError, ValueError):
+        parameters = set()
+    text, lines[:] = lines[:], []
+    field = False
+    for line in text:
+        if not line.lstrip().startswith(">>>"):  # |w| and W_i are no markup
+            parts = line.split("`")
+            parts[::2] = [re.sub(r"([|_])", r"\\\1", part) for part in parts[::2]]
+            line = "`".join(parts)
+        if (match := re.match(r"`?(\w+)`?: (.*)", line)) and match[1] in parameters:
+            lines += [""] * (not field) + [f":param {match[1]}: {match[2]}"]
+            field = True
+        else:
+            field = field and bool(line.strip())
+            lines.append(f"    {line.strip()}" if field else line)
+
+
+def setup(app) -> None:
+    app.add_transform(Pictures)
+    app.connect("html-page-context", links)
+    app.connect("autodoc-process-docstring", docstring)
