@@ -1,0 +1,209 @@
+"""The neighbours of every layer of any network, found by following the data through its `forward`.
+
+The model runs once on squared norms. Each linear layer or convolution emits the squared norms of
+its weight's rows, ‖W[j, :]‖² for unit j, in place of its outputs. What lies between layers does to
+them what it does to the variance of independent signals (`flow_rules`), so that what arrives at a
+layer is `before`². As this is linear in what was emitted, `after`² is the gradient of the sum, over
+all layers, of ⟨‖W[:, k]‖², what arrives at unit k⟩. For layer i
+
+    before_j² = Σ over producers p of s²·‖W_p[j, :]‖²
+    after_k²  = Σ over consumers c of s²·‖W_c[:, k]‖²
+
+with s the scale of the norm layers and constants along each path. |w| · before · after is exactly
+the Frobenius distortion that zeroing w causes in [W_p1 | W_p2 | …] → W_i → [W_c1; W_c2; …], without
+activations, the producers' inputs independent and the consumers' outputs stacked: so across
+additions, branches and concatenations too. For the network end to end it is an approximation: it
+looks one layer far, as lookahead pruning does, and where parallel paths meet again it drops their
+cross terms.
+
+- The model's input counts as 1 per unit, its outputs as consumers of norm 1: the first layer's
+  `before` and the last one's `after` are the paper's. An identity path reaches through to them.
+- A batch norm multiplies by γ²/(running_var + ε), other norm layers by γ²: the scale that they
+  compute from the data counts as 1. Constants multiply by their square.
+- Activations, dropout, resizing and pooling (averages too) are the identity of each unit.
+- In a gate x·g, x passes and g counts as 1; what g is made of is multiplied by x². The gate is the
+  factor that comes from a sigmoid, or is broadcast along the other, or comes from any activation;
+  in a product of two equals each is multiplied by the other's square.
+- A block ends, with the factor 1 on either side, at what cannot be followed: matrix products of
+  signals, attention, softmax, maxima over units. What has no rule is refused.
+- A layer that is called twice gets the sum of before²·after² over its calls.
+"""
+
+import copy
+import inspect
+import re
+import warnings
+from dataclasses import is_dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lapnb.pruning.flow_rules import ELEMENTWISE, RULES, Rules, emit, is_signal
+from lapnb.pruning.layers import Layer, check_chain, neighbours
+
+Factors = tuple[Tensor, Tensor]
+
+
+@torch.inference_mode(False)
+def flow(
+    model: nn.Module, example, layers: list[Layer], weights: list[Tensor] | None = None
+) -> list[Factors | None]:
+    """Factors (before, after) of each of `layers`, broadcastable to its weight.
+
+    None, with a warning that names the layer, where the input does not reach it or nothing that it
+    computes is used: such a layer stays dense.
+
+    example: a batch of the model's inputs, of which the first is taken; a tuple of positional or a
+        dict of keyword arguments for a model that wants several. Only shapes matter.
+    layers: from `prunable_layers(model)`. Weighted layers that are not listed are neighbours too.
+    weights: tensors in place of the layers' weights.
+
+    The model is not changed. Raises ValueError where the data cannot be followed, naming the
+    function and the module that calls it, and where the model does not take the example.
+    """
+    if not any(isinstance(value, Tensor) for value in tree_leaves(example)):
+        raise ValueError(f"example must be a batch of inputs, got {type(example).__name__}")
+    weights = [layer.values for layer in layers] if weights is None else weights
+    twin, parameters = _twin(model)
+    rules = Rules({id(parameters[id(layer.weight)]): i for i, layer in enumerate(layers)}, weights)
+    with torch.enable_grad():
+        inputs = tree_map(_as_input, example[:1] if isinstance(example, Tensor) else example)
+        args = inputs if isinstance(inputs, tuple) else (inputs,)
+        follow = _Follow(twin, rules)
+        try:
+            devices = {p.device for p in parameters.values() if p.is_cuda}
+            stance = torch.compiler.set_stance("force_eager")
+            with torch.random.fork_rng(devices), stance, follow:
+                outputs = twin(**inputs) if isinstance(inputs, dict) else twin(*args)
+        except (RuntimeError, TypeError, IndexError, AssertionError) as error:
+            raise ValueError(f"the model does not run on example: {error}") from error
+        outputs = vars(outputs) if is_dataclass(outputs) else outputs
+        calls = rules.finish(follow.signals(outputs))
+    factors = [_factors(*x) for x in zip(layers, weights, calls, strict=True)]
+    if names := [layer.name for layer, pair in zip(layers, factors, strict=True) if pair is None]:
+        warnings.warn(
+            "left dense, as the input does not reach them or nothing they compute is used: "
+            + ", ".join(names),
+            stacklevel=2,
+        )
+    return _rounded(model, layers, weights, factors)
+
+
+def _twin(model: nn.Module) -> tuple[nn.Module, dict[int, Tensor]]:
+    """A copy in eval mode that shares the parameters without their gradients, found by id."""
+    parameters = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+    plain = [v for module in model.modules() for v in vars(module).values()]
+    twin = copy.deepcopy(
+        model, {id(v): v.detach() for v in plain if isinstance(v, Tensor)} | parameters
+    )
+    for module in twin.modules():
+        module.training = False
+    return twin, parameters
+
+
+def _factors(layer: Layer, weight: Tensor, calls: list[Factors]) -> Factors | None:
+    """The factors of a layer from the squares (what arrives, what follows) of each of its calls."""
+    if not calls:
+        return None
+    before = sum(layer.per_input(arrived) for arrived, _ in calls)
+    after = layer.per_output(calls[0][1])
+    if len(calls) > 1:
+        both = sum(layer.per_input(x) * layer.per_output(y) for x, y in calls)
+        after = (both / before).nan_to_num(0)
+    return before.sqrt().to(weight), after.sqrt().to(weight)
+
+
+@torch.no_grad()
+def _rounded(model, layers, weights, factors: list[Factors | None]) -> list[Factors | None]:
+    """With the rounding of definition order where that says the same: equal masks bit for bit."""
+    try:
+        check_chain(model, layers)
+    except ValueError:
+        return factors
+    close = partial(torch.allclose, rtol=1e-6, atol=0)
+    ordered = [neighbours(layers, weights, i) for i in range(len(layers))]
+    return [
+        one if two and all(map(close, one, two)) else two
+        for one, two in zip(ordered, factors, strict=True)
+    ]
+
+
+def _as_input(value):
+    """An input of the model: 1 per unit, unless it holds whole numbers."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return value
+    kind = torch.float32 if value.device.type == "mps" else torch.float64
+    return _mark(emit(value.new_ones((), dtype=kind), value.shape)[1])
+
+
+def _mark(out, name: str = "", signals=()):
+    """`out`, its signals marked with what a product needs to know about its factors.
+
+    gate: 2 for what comes from a sigmoid, 1 for other activations, else 0. root: the same for all
+    that are elementwise functions of one signal.
+    """
+    rule, root = RULES.get(name), None
+    gate = 2 if name in ("sigmoid", "hardsigmoid", "softmax") else int(rule == "activation")
+    if rule in ELEMENTWISE or rule == "as_is":  # of x.expand_as(y) the first counts
+        gate = max(gate, min(x.gate for x in signals[: 1 if rule == "as_is" else None]))
+    if rule in ELEMENTWISE and len(signals) == 1:
+        root = signals[0].root
+    for value in filter(is_signal, tree_leaves(out)):
+        value.gate, value.root = gate, root or object()
+        written = value._base  # through a view
+        if is_signal(written) and not hasattr(written, "gate"):
+            written.gate, written.root = 0, object()
+    return out
+
+
+class _Follow(TorchFunctionMode):
+    """Runs functions of signals by their rules."""
+
+    def __init__(self, twin: nn.Module, rules: Rules):
+        super().__init__()
+        self.twin, self.rules = twin, rules
+        self.dtype = next(p.dtype for p in twin.parameters() if p.is_floating_point())
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs, name = dict(kwargs or {}), func.__name__.strip("_")
+        signals = self.signals((args, kwargs))
+        if not signals and name != "embedding":
+            return func(*args, **kwargs)
+        if name == "get":  # an attribute; that these are no activations is not to be seen
+            hidden = {"requires_grad": False, "data": args[0], "dtype": self.dtype}
+            attribute = func.__self__.__name__
+            return hidden[attribute] if attribute in hidden else _mark(func(*args))
+        if name not in RULES:
+            self.refuse(f"{name} has no rule")
+        in_place = kwargs.pop("inplace", False) or re.fullmatch("[a-z].*_", func.__name__)
+        with torch.enable_grad():
+            try:
+                out = getattr(self.rules, RULES[name])(func, *args, **kwargs)
+            except (TypeError, NotImplementedError) as error:
+                self.refuse(f"{name} has no rule for these arguments ({error})")
+            if in_place and out is not args[0]:
+                out = args[0].copy_(out)
+        return _mark(out, name, signals)
+
+    def signals(self, values) -> list[Tensor]:
+        """The signals among `values`; refused where one comes from code without rules."""
+        signals = [value for value in tree_leaves(values) if is_signal(value)]
+        custom = torch.autograd.function.BackwardCFunction
+        if any(not hasattr(x, "gate") or isinstance(x.grad_fn, custom) for x in signals):
+            self.refuse("what comes before is scripted, compiled or has a gradient of its own")
+        return signals
+
+    def refuse(self, why: str) -> None:
+        """Raise ValueError that names the innermost module at work."""
+        modules = {id(module): (name, module) for name, module in self.twin.named_modules()}
+        frame = inspect.currentframe()
+        while frame.f_back and id(frame.f_locals.get("self")) not in modules:
+            frame = frame.f_back
+        name, module = modules.get(id(frame.f_locals.get("self")), ("", self.twin))
+        raise ValueError(
+            f"cannot follow the data in {name or 'the model'} ({type(module).__name__}): {why}; "
+            "methods that need no neighbours, such as mp, work"
+        )

@@ -1,0 +1,273 @@
+"""What functions do to the signals of `flow`, which are squared norms in place of activations.
+
+A signal is a tensor that depends, for autograd, on what a layer emitted or the model was given; all
+else is a constant. It is the same at all positions: where it varies along a dimension, units lie.
+"""
+
+import inspect
+import math
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lapnb.pruning.layers import column_norms, row_norms
+
+# Functions by name, without underscores, for each method of `Rules`
+NAMES = {
+    "activation": "sigmoid hardsigmoid relu relu6 leaky_relu prelu rrelu elu selu celu gelu silu "
+    "mish hardswish hardtanh tanh softplus softsign logsigmoid tanhshrink softshrink hardshrink "
+    "threshold clamp clip clamp_min clamp_max sin cos exp erf abs sqrt square pow",
+    "identity": "dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout detach neg "
+    "feature_alpha_dropout to type_as float double half bfloat16 cpu cuda requires_grad "
+    "normalize local_response_norm",
+    "add": "add radd sub subtract rsub",
+    "multiply": "mul rmul multiply",
+    "divide": "div divide truediv true_divide",
+    "statistic": "var std var_mean norm linalg_vector_norm rsqrt reciprocal rdiv rtruediv",
+    # rearranges, selects, pools or resizes signals, asks for their shape or makes constants of it
+    "as_is": "reshape reshape_as view view_as flatten unflatten ravel permute transpose t swapaxes "
+    "movedim moveaxis contiguous unsqueeze squeeze expand expand_as broadcast_to repeat tile "
+    "repeat_interleave chunk split split_with_sizes tensor_split unbind getitem select narrow "
+    "index_select gather roll flip unfold pixel_shuffle pixel_unshuffle channel_shuffle clone copy "
+    "zero interpolate upsample adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
+    "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d max_pool1d max_pool2d max_pool3d "
+    "size dim ndimension numel nelement stride is_contiguous element_size is_floating_point "
+    "is_complex get_device len hash repr format zeros_like ones_like empty_like full_like "
+    "rand_like randn_like new_zeros new_ones new_empty new_full new_tensor",
+    "cat": "cat concat concatenate",
+    "reduce": "mean sum max amax",
+    "average_pool": "avg_pool1d avg_pool2d avg_pool3d",
+    "batch_norm": "batch_norm instance_norm",
+    "layer_norm": "layer_norm rms_norm",
+    "weighted": "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
+    "end": "matmul rmatmul mm bmm baddbmm einsum softmax log_softmax scaled_dot_product_attention",
+    "": "stack pad setitem where masked_fill addcmul glu group_norm embedding "
+    "multi_head_attention_forward",  # called as the function is
+}
+RULES = {name: rule or name for rule, names in NAMES.items() for name in names.split()}
+ELEMENTWISE = {"activation", "identity", "add", "multiply", "divide"}
+
+
+class Rules:
+    """Methods take a function and its arguments and give what it makes of signals.
+
+    index: the layers' numbers, by the ids of the weights that the model computes with.
+    weights: the weights that count in their place.
+    """
+
+    def __init__(self, index: dict[int, int], weights: list[Tensor]):
+        self.index, self.weights = index, weights
+        self.calls = [[] for _ in weights]  # of each layer: (what arrives, source of what it emits)
+        self.total = torch.zeros(())  # Σ of ⟨‖W[:, k]‖², what arrives⟩
+
+    def finish(self, outputs: list[Tensor]) -> list[list[tuple[Tensor, Tensor]]]:
+        """The squares (what arrives, what follows) of each layer's calls; [] where it is unused."""
+        self.count(outputs)
+        sources = [source for calls in self.calls for _, source in calls]
+        grads = iter(torch.autograd.grad(self.total, sources, allow_unused=True) if sources else ())
+        found = [[(arrived, next(grads)) for arrived, _ in calls] for calls in self.calls]
+        return [[call for call in calls if call[1] is not None] for calls in found]
+
+    def count(self, ends: list[Tensor]) -> None:
+        """Let each unit of these signals be consumed with norm 1."""
+        for signal in ends:
+            _, positions = _sizes(signal, range(signal.ndim))
+            self.total = self.total + signal.sum() / positions
+
+    def weighted(self, func, x, weight, bias=None, *args, **kwargs):
+        """A layer takes what arrives, weighs it with its columns and emits its rows."""
+        if is_signal(weight):
+            raise NotImplementedError("its weight is computed from the data")
+        i = self.index.get(id(weight))
+        values = at_least_float(weight) if i is None else self.weights[i]
+        shape = func(_meta(x), _meta(weight), None, *args, **kwargs).shape
+        channel = 1 - weight.ndim
+        groups = x.shape[channel] // weight.shape[1]
+        if "transpose" in func.__name__:
+            groups = shape[channel] // weight.shape[1]
+            values = values.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+        if i is None and groups == len(values) > 1 and (values == values[0]).all():  # a blur
+            return x.mean(tuple(range(channel + 1, 0)), True).expand(shape).clone()
+        arrived = x.movedim(channel, -1).reshape(-1, x.shape[channel]).mean(0)
+        columns = column_norms(values, groups).to(arrived).square()
+        self.total = self.total + (columns * arrived).sum()
+        rows = row_norms(values).to(arrived).square()
+        source, out = emit(rows.view(-1, *[1] * (weight.ndim - 2)), shape)
+        if i is not None:
+            self.calls[i].append((arrived.detach(), source))
+        return out
+
+    def end(self, func, *args, **kwargs):
+        """What cannot be followed ends the block; what comes out of it counts as 1."""
+        if func.__name__ in ("matmul", "mm") and not is_signal(args[1]) and args[1].ndim == 2:
+            return self.weighted(functional.linear, args[0], args[1].mT)
+        signals = [value for value in tree_leaves((args, kwargs)) if is_signal(value)]
+        self.count(signals)
+        args, kwargs = tree_map(_meta, (args, kwargs))
+        return tree_map(
+            lambda out: emit(signals[0].new_ones(()), out.shape)[1], func(*args, **kwargs)
+        )
+
+    def multi_head_attention_forward(self, func, *args, **kwargs):
+        """nn.MultiheadAttention: its projections are layers, between them the block ends."""
+        given = inspect.signature(func).bind(*args, **kwargs).arguments
+        weights = [given.get(f"{name}_proj_weight") for name in "qkv"]
+        if not given.get("use_separate_proj_weight"):
+            weights = given["in_proj_weight"].chunk(3)
+        for name, weight in zip(("query", "key", "value"), weights, strict=True):
+            if is_signal(given[name]):
+                self.weighted(functional.linear, given[name], weight)
+        attended = emit(given["query"].new_ones(()), given["query"].shape)[1]
+        return self.weighted(functional.linear, attended, given["out_proj_weight"]), None
+
+    def embedding(self, func, indices, weight, *_, **__):
+        """A linear layer on one-hot inputs."""
+        values = column_norms(at_least_float(weight), 1).double().square()
+        return emit(values, (*indices.shape, weight.shape[1]))[1]
+
+    def batch_norm(
+        self, func, x, running_mean=None, running_var=None, *, weight=None, eps=1e-5, **how
+    ):
+        if running_var is not None and not (how.get("training") or how.get("use_input_stats")):
+            scale = (at_least_float(running_var) + eps).rsqrt()
+            weight = scale if weight is None else scale * weight.abs()
+        return self.group_norm(func, x, 1, weight)
+
+    def group_norm(self, func, x, num_groups, weight=None, *_, **__):
+        weight = 1 if weight is None else weight.view(-1, *[1] * (x.ndim - 2))
+        return self.multiply(func, x, weight)
+
+    def layer_norm(self, func, x, normalized_shape, weight=None, *_, **__):
+        return self.multiply(func, x, 1 if weight is None else weight)
+
+    def statistic(self, func, *args, **kwargs):
+        """A scale that is computed from the data counts as 1."""
+        return tree_map(torch.ones_like, func(*args, **kwargs))
+
+    def as_is(self, func, *args, **kwargs):
+        return func(*args, **kwargs)
+
+    def activation(self, func, x, *_, **__):
+        if not is_signal(x):
+            raise NotImplementedError("a parameter of it is computed from the data")
+        return x.clone()
+
+    identity = activation
+
+    def add(self, func, a, b, alpha=1):
+        return _without_constant(a) + alpha**2 * _without_constant(b)
+
+    def multiply(self, func, a, b):
+        if not (is_signal(a) and is_signal(b)):
+            signal, factor = (a, b) if is_signal(a) else (b, a)
+            return signal * (factor.to(signal) if isinstance(factor, Tensor) else factor) ** 2
+        if a.root is b.root:  # an activation written as a product, as x·sigmoid(x)
+            return min(a, b, key=lambda signal: signal.gate).clone()
+        rank = [(signal.gate == 2, -signal.numel(), signal.gate) for signal in (a, b)]
+        if rank[0] == rank[1]:
+            return a * b
+        return _gate(a, b) if rank[0] < rank[1] else _gate(b, a)
+
+    def addcmul(self, func, x, a, b, value=1):
+        product = self.multiply(func, a, b) if is_signal(a) or is_signal(b) else a * b
+        return self.add(func, x, product, value)
+
+    def divide(self, func, a, b):
+        if is_signal(b):  # a scale that is computed from the data counts as 1
+            return a * torch.ones_like(b)
+        return self.multiply(func, a, 1 / b)
+
+    def glu(self, func, x, dim=-1):
+        return _gate(*x.chunk(2, dim))
+
+    def reduce(self, func, x, *args, **kwargs):
+        """Over positions the identity of each unit; over n units a mean is 1/n² of their sum."""
+        dim = args[0] if args else kwargs.get("dim")
+        dims = range(x.ndim) if dim is None else (dim,) if isinstance(dim, int) else dim
+        if isinstance(dims, Tensor):
+            raise NotImplementedError("the larger of two")
+        units, positions = _sizes(x, dims)
+        if func.__name__ in ("max", "amax"):
+            return (func if units == 1 else partial(self.end, func))(x, *args, **kwargs)
+        factor = positions if func.__name__ == "sum" else 1 / units
+        return func(x, *args, **kwargs) * factor
+
+    def average_pool(self, func, x, kernel_size, stride=None, padding=0, ceil_mode=False, *_, **__):
+        pool = getattr(functional, func.__name__.replace("avg", "max"))  # blind to its padding
+        return pool(x, kernel_size, stride, padding, ceil_mode=ceil_mode)
+
+    def pad(self, func, x, pad, mode="constant", value=None):
+        """Units are padded with nothing, positions with more of the same."""
+        for d, (left, right) in enumerate(zip(pad[::2], pad[1::2], strict=True), 1):
+            if _varies(x, -d):
+                x = func(x, [0] * (2 * d - 2) + [left, right])
+            else:
+                x = x.narrow(-d, 0, 1).repeat_interleave(x.shape[-d] + left + right, -d)
+        return x
+
+    def cat(self, func, tensors, dim=0):
+        """Constants among units count as 1, as inputs do; a constant token as next to nothing."""
+        like = next(filter(is_signal, tensors))
+        fill = 1 if like.ndim != 3 or _varies(like, dim) else 1e-12  # a layer may see it alone
+        return torch.cat(
+            [t if is_signal(t) else like.new_full(t.shape, fill) for t in tensors], dim
+        )
+
+    def stack(self, func, tensors, dim=0):
+        return self.cat(func, [x.unsqueeze(dim) for x in tensors], dim)
+
+    def setitem(self, func, x, index, value):
+        x[index] = _without_constant(value)
+        return x
+
+    def where(self, func, condition, a, b):
+        return torch.where(condition, _without_constant(a), _without_constant(b))
+
+    def masked_fill(self, func, x, mask, value):
+        return x.masked_fill(mask, 0)
+
+
+def is_signal(value) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad
+
+
+def at_least_float(weight: Tensor) -> Tensor:
+    return weight.to(torch.promote_types(weight.dtype, torch.float32))
+
+
+def emit(values: Tensor, shape) -> tuple[Tensor, Tensor]:
+    """The source of a new signal, and the signal: `values` expanded to a shape."""
+    source = values.detach().clone().requires_grad_()
+    return source, source.expand(shape).clone()
+
+
+def _meta(value):
+    """A tensor's shape without its values, to ask a function for the shape that it returns."""
+    if not isinstance(value, Tensor):
+        return value
+    kind = torch.float32 if value.is_floating_point() else value.dtype
+    return torch.empty(value.shape, dtype=kind, device="meta")
+
+
+def _varies(x: Tensor, dim: int) -> bool:
+    return not torch.allclose(x, x.narrow(dim, 0, 1).expand_as(x), rtol=1e-6, atol=0)
+
+
+def _sizes(x: Tensor, dims) -> tuple[int, int]:
+    """How many units and how many positions there are along some dimensions."""
+    varying = [x.shape[d] if _varies(x, d) else 1 for d in dims]
+    units = math.prod(varying)
+    return units, math.prod(x.shape[d] for d in dims) // units
+
+
+def _without_constant(value) -> Tensor:
+    """Signals are added; of a constant there is nothing to add but its shape."""
+    return value if is_signal(value) else torch.zeros_like(torch.as_tensor(value))
+
+
+def _gate(x: Tensor, gate: Tensor) -> Tensor:
+    """x, with a gradient of x² (which is x here) for the gate."""
+    return x + x.detach() * (gate - gate.detach())
