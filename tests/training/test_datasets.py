@@ -1,0 +1,441 @@
+"""Data-set files as people have them, bad ones, downloads and caches."""
+
+import gzip
+import hashlib
+import io
+import os
+import pickle
+import shutil
+import time
+import urllib.error
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.datasets import CIFAR10, MNIST
+from torchvision.transforms.v2.functional import rgb_to_grayscale
+
+from lapnb.training import datasets
+from lapnb.training.data import data_folder, load_data
+
+REAL = os.environ.get("LAPNB_DATA")
+WNIDS = ("n03", "n01", "n02")
+PLACES = {
+    "mnist": "MNIST/raw",
+    "fashion_mnist": "FashionMNIST/raw",
+    "cifar10": "cifar-10-batches-py",
+    "tiny_imagenet": "tiny-imagenet-200",
+}
+
+
+@pytest.fixture(autouse=True)
+def web(monkeypatch):
+    """All that can be downloaded: content by URL."""
+    files = {}
+
+    def urlopen(request, **_):
+        if request.full_url not in files:
+            raise urllib.error.URLError("no network")
+        response = io.BytesIO(files[request.full_url])
+        response.url, response.length = request.full_url, len(files[request.full_url])
+        return response
+
+    monkeypatch.setattr("urllib.request.urlopen", urlopen)
+    return files
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """An empty data folder, and another cache folder."""
+    monkeypatch.setenv("LAPNB_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "data").mkdir()
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The image files that were opened so far."""
+    paths, opener = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda path, **_: paths.append(path) or opener(path))
+    return paths
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def make_idx(raw, ending="-idx", train=30, side=(28, 28)):
+    rng = np.random.default_rng(1)
+    for split, count in (("train", train), ("t10k", 20)):
+        images, labels = rng.integers(0, 256, (count, *side)), np.arange(count) % 10
+        for kind, array in (("images-idx3-ubyte", images), ("labels-idx1-ubyte", labels)):
+            header = np.array([0x0800 + array.ndim, *array.shape], ">u4").tobytes()
+            content, name = header + array.astype("u1").tobytes(), kind.replace("-idx", ending[:4])
+            content = gzip.compress(content) if ending.endswith(".gz") else content
+            write(raw / f"{split}-{name}{ending[4:]}", content)
+    return raw
+
+
+def make_image(path, colour=0, size=(32, 32), mode="RGB"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, colour).save(path)
+
+
+def make_cifar(folder, suffix=".png"):
+    """Two training images and one test image of each class; red is ten times the label."""
+    for label, name in enumerate(datasets.CLASSES):
+        for file in (f"train/{name}/0", f"train/{name}/1", f"test/{name}/0"):
+            make_image(folder / "cifar10" / (file + suffix), (10 * label, 100, 200))
+    return folder / "cifar10"
+
+
+def make_batches(folder, monkeypatch):
+    """CIFAR-10 in its official form, with the md5 sums that torchvision expects set to match."""
+    sums, rng = {}, np.random.default_rng(0)
+    for name in ("data_batch_1", "data_batch_2", "test_batch", "batches.meta"):
+        pixels = rng.integers(0, 256, (10, 3072), dtype=np.uint8)
+        batch = {"data": pixels, "labels": list(range(10)), "label_names": datasets.CLASSES}
+        path = write(folder / "cifar-10-batches-py" / name, pickle.dumps(batch))
+        sums[name] = hashlib.md5(path.read_bytes()).hexdigest()
+    meta = {**CIFAR10.meta, "md5": sums.pop("batches.meta")}
+    train, test = list(sums.items())[:2], list(sums.items())[2:]
+    for name, value in (("train_list", train), ("test_list", test), ("meta", meta)):
+        monkeypatch.setattr(CIFAR10, name, value)
+    return path.parent
+
+
+def make_tiny(folder, val="val/images"):
+    """Three classes with two training images, one of them grey, and one validation image each."""
+    root, lines = folder / "tiny-imagenet-200", ""
+    for i, wnid in enumerate(WNIDS):
+        make_image(root / f"train/{wnid}/images/0.JPEG", (50, 100, 10 * i), (64, 64))
+        make_image(root / f"train/{wnid}/images/1.JPEG", 70 + i, (64, 64), "L")
+        make_image(root / val.format(wnid) / f"val_{i}.JPEG", (10 * i, 20, 30), (64, 64))
+        lines += f"val_{i}.JPEG\t{wnid}\t0\t0\t9\t9\n"
+    write(root / "val/val_annotations.txt", lines.encode())
+    write(root / "wnids.txt", "\n".join(WNIDS).encode())
+    return root
+
+
+MAKE = {
+    "mnist": lambda folder: make_idx(folder / "MNIST/raw"),
+    "cifar10": make_cifar,
+    "tiny_imagenet": make_tiny,
+}
+
+
+def content(data):
+    return b"".join(getattr(data, split).numpy().tobytes() for split in datasets.SPLITS)
+
+
+def refused(name, *texts, error=(ValueError, OSError)):
+    """One sentence, soon, that has all `texts`."""
+    start = time.monotonic()
+    with pytest.raises(error) as caught:
+        load_data(name)
+    assert time.monotonic() - start < 5 and "\n" not in str(caught.value)
+    for text in texts:
+        assert str(text) in str(caught.value)
+
+
+# What is read
+
+
+def test_mnist5k_is_always_the_same():
+    data = load_data("mnist5k")
+    assert data.source == "MNIST, 5,000 digits" and data.train_images.shape == (4000, 1, 28, 28)
+    assert torch.bincount(data.train_labels).tolist() == [400] * 10
+    assert torch.bincount(data.test_labels).tolist() == [100] * 10
+    # recorded rows depend on it
+    assert hashlib.sha256(content(data)).hexdigest()[:16] == "1efa5808cf0d478f"
+    assert content(data) == content(load_data("mnist5k"))
+
+
+@pytest.mark.parametrize("ending", ["-idx", "-idx.gz", ".idx", ".idx.gz"])
+@pytest.mark.parametrize("name, title", [("mnist", "MNIST"), ("fashion_mnist", "Fashion-MNIST")])
+def test_idx_files_are_called_official_only_if_they_are(folder, name, title, ending, monkeypatch):
+    raw = make_idx(folder / PLACES[name], ending)
+    data = load_data(name)
+    assert data.source.startswith(f"{title} (not the official files: ")
+    pixels = np.random.default_rng(1).integers(0, 256, (30, 28, 28))
+    assert np.array_equal(data.train_images[:, 0], pixels)
+    assert data.test_labels.tolist() == [i % 10 for i in range(20)] and data.classes == 10
+    digest = hashlib.sha256(content(data)).hexdigest()
+    monkeypatch.setitem(datasets.OFFICIAL, PLACES[name].split("/")[0], digest)
+    write(raw / "new", b"so that they are read again")
+    assert load_data(name).source == title
+
+
+@pytest.mark.parametrize("suffix, kind", [(".png", "PNG folder"), (".JPEG", "JPEG")])
+def test_cifar10_image_folder(folder, suffix, kind):
+    make_cifar(folder, suffix)
+    data = load_data("cifar10")
+    assert data.source == f"CIFAR-10 ({kind}, 20 + 10 images)"
+    assert data.train_images.shape == (20, 3, 32, 32) and data.augmentation == "crop_flip"
+    assert data.train_labels.tolist() == [i // 2 for i in range(20)]
+    red = data.test_images[:, 0].float().mean((1, 2))
+    assert (red - 10 * data.test_labels).abs().max() <= (0 if suffix == ".png" else 3)
+
+
+def test_colour_becomes_grey(folder):
+    make_cifar(folder)
+    data, grey = load_data("cifar10"), load_data("cifar10", image_size=64, channels=1)
+    assert grey.train_images.shape == (20, 1, 64, 64) and len(grey.mean) == len(grey.std) == 1
+    wanted = rgb_to_grayscale(data.train_images)[:, :, :1, :1]  # one colour per image
+    assert (grey.train_images.int() - wanted.int()).abs().max() <= 1  # torchvision rounds down
+
+
+def test_official_cifar10_comes_first(folder, monkeypatch):
+    make_cifar(folder)
+    root = make_batches(folder, monkeypatch)
+    data = load_data("cifar10")
+    assert data.source == "CIFAR-10" and data.train_images.shape == (20, 3, 32, 32)
+    pixels = pickle.loads((root / "test_batch").read_bytes())["data"]
+    assert np.array_equal(data.test_images.flatten(1), pixels)
+
+
+@pytest.mark.parametrize("val", ["val/images", "val/{}", "val/{}/images"])
+def test_tiny_imagenet_in_each_layout(folder, val):
+    root = make_tiny(folder, val)
+    write(root / "train/n01/images/._0.JPEG", b"left by macOS")
+    write(root / "val/images/._val_0.JPEG", b"left by macOS")
+    data = load_data("tiny_imagenet")
+    assert data.source == "Tiny-ImageNet, 3 classes (6 + 3 images)" and data.classes == 3
+    assert data.train_labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert data.test_labels.tolist() == [2, 0, 1]  # n03 n01 n02, by sorted wnids
+    assert data.train_images[1].unique().tolist() == [71]  # the grey file of n01
+    assert (data.test_images[:, 0].float().mean((1, 2)) / 10).round().tolist() == [0, 1, 2]
+
+
+@pytest.mark.skipif(not REAL, reason="needs LAPNB_DATA")
+def test_real_data(monkeypatch):
+    monkeypatch.setenv("LAPNB_DATA", REAL)
+    mnist, cifar = load_data("mnist"), load_data("cifar10")
+    assert mnist.source == "MNIST" and mnist.train_images.shape == (60_000, 1, 28, 28)
+    pixels = mnist.normalise(mnist.train_images)
+    assert abs(pixels.mean()) < 1e-3 and abs(pixels.std() - 1) < 1e-3
+    assert cifar.source in ("CIFAR-10", "CIFAR-10 (JPEG)", "CIFAR-10 (PNG folder)")
+    assert torch.bincount(cifar.train_labels).tolist() == [5000] * 10
+
+
+def test_data_folder(monkeypatch, tmp_path):
+    monkeypatch.delenv("LAPNB_DATA")
+    assert data_folder() == tmp_path / "cache/lapnb"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert data_folder() == Path.home() / ".cache/lapnb"
+    monkeypatch.setenv("LAPNB_DATA", "~/digits")
+    assert data_folder() == Path.home() / "digits"
+    for place in (tmp_path, "/"):  # resolved once
+        monkeypatch.setenv("LAPNB_DATA", "digits") if place == tmp_path else None
+        monkeypatch.chdir(place)
+        assert data_folder() == tmp_path / "digits"
+
+
+# Bad files
+
+
+@pytest.mark.parametrize(
+    "ending, damage",
+    [
+        ("", lambda c: b""),
+        ("", lambda c: c[:-1]),
+        ("", lambda c: c + b"\0"),
+        ("", lambda c: b"\1" + c[1:]),
+        ("", lambda c: c[:7] + b"\xff" + c[8:]),
+        (".gz", lambda c: c[:-9]),
+        (".gz", lambda c: c[:40] + b"???" + c[43:]),
+        (".gz", lambda c: b"<html>not found</html>"),
+        (".gz", lambda c: gzip.compress(b"<html>not found</html>")),
+    ],
+)
+@pytest.mark.parametrize("part", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
+def test_damaged_idx_file_is_named(folder, part, ending, damage):
+    path = make_idx(folder / "MNIST/raw", f"-idx{ending}") / (part + ending)
+    path.write_bytes(damage(path.read_bytes()))
+    refused("mnist", path, "replace it", error=ValueError)
+
+
+def test_idx_files_of_something_else(folder):
+    raw = make_idx(folder / "MNIST/raw", side=(14, 56))
+    refused("mnist", raw, "train", "(30, 14, 56)", error=ValueError)
+    make_idx(raw)
+    shutil.copy(raw / "t10k-labels-idx1-ubyte", raw / "train-labels-idx1-ubyte")
+    refused("mnist", raw, "train", "30, 28, 28", "20 labels", error=ValueError)
+    (raw / "train-labels-idx1-ubyte").unlink()
+    os.mkfifo(raw / "train-labels-idx1-ubyte")
+    refused("mnist", raw / "train-labels-idx1-ubyte", error=FileNotFoundError)
+
+
+@pytest.mark.parametrize("file", ["data_batch_2", "test_batch", "batches.meta"])
+def test_cifar10_batch_with_a_wrong_md5_is_named(folder, monkeypatch, file):
+    path = make_batches(folder, monkeypatch) / file
+    path.write_bytes(b"other")
+    refused("cifar10", path, "md5", error=ValueError)
+    path.unlink()
+    refused("cifar10", path, "md5", error=ValueError)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+        lambda path: make_image(path, size=(33, 32)),
+        lambda path: make_image(path, size=(20_000, 9_100), mode="1"),
+        lambda path: (path.unlink(), path.mkdir()),
+        lambda path: (path.unlink(), os.mkfifo(path)),
+        lambda path: (path.unlink(), path.symlink_to("nowhere")),
+        lambda path: (path.unlink(), path.symlink_to(path)),
+    ],
+    ids=["empty", "truncated", "larger", "bomb", "folder", "pipe", "dangling", "loop"],
+)
+@pytest.mark.parametrize(
+    "name, file", [("cifar10", "test/frog/0.png"), ("tiny_imagenet", "val/images/val_1.JPEG")]
+)
+def test_unusable_image_is_named(folder, name, file, spoil):
+    path = MAKE[name](folder) / file
+    spoil(path)
+    refused(name, path)
+    assert not list(folder.glob("*.safetensors*"))
+
+
+@pytest.mark.parametrize(
+    "name, path, content, texts",
+    [
+        ("cifar10", "test/cat", None, ["test/cat", "no images"]),
+        ("cifar10", "train", None, ["train/airplane"]),
+        ("cifar10", "train/dog", b"a file", ["train/dog"]),
+        ("tiny_imagenet", "train/n01", None, ["train/n01"]),
+        ("tiny_imagenet", "wnids.txt", None, ["wnids.txt"]),
+        ("tiny_imagenet", "wnids.txt", b"n01 n02 n03 n01", ["wnids.txt", "once"]),
+        ("tiny_imagenet", "val", None, ["/val"]),
+        ("tiny_imagenet", "val/images/val_2.JPEG", None, ["val_annotations.txt", "n02"]),
+        ("tiny_imagenet", "val/val_annotations.txt", None, ["val_annotations.txt"]),
+        ("tiny_imagenet", "val/val_annotations.txt", b"val_0.JPEG\tn99", ["val_annotations.txt"]),
+    ],
+)
+def test_half_unpacked_folder(folder, name, path, content, texts):
+    path = MAKE[name](folder) / path
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    path.write_bytes(content) if content else None
+    refused(name, *texts, "unpack the data set again")
+
+
+# Downloads
+
+
+@pytest.mark.parametrize("name", PLACES)
+@pytest.mark.parametrize("there", ["nothing", "empty folder", "file", "file above"])
+def test_without_network_the_message_says_what_to_place_where(folder, name, there):
+    place = folder / PLACES[name]
+    if there == "empty folder":
+        place.mkdir(parents=True)
+    elif there == "file":
+        write(place, b"no folder")
+    elif there == "file above":
+        folder.rmdir()
+        folder.write_bytes(b"no folder")
+    file = {"cifar10": "cifar-10-python.tar.gz", "tiny_imagenet": "tiny-imagenet-200.zip"}
+    file = file.get(name, "t10k-labels-idx1-ubyte.gz")
+    refused(name, place, "http", file, error=FileNotFoundError)
+    assert not list(folder.rglob(".download-*"))
+
+
+@pytest.mark.parametrize("where", ["web", "beside"])
+@pytest.mark.parametrize("name", ["cifar10", "tiny_imagenet"])
+def test_archives(folder, tmp_path, monkeypatch, web, name, where):
+    root = make_batches(tmp_path, monkeypatch) if name == "cifar10" else make_tiny(tmp_path)
+    url, kind = (CIFAR10.url, "gztar") if name == "cifar10" else (datasets.TINY[0], "zip")
+    packed = shutil.make_archive(tmp_path / "packed", kind, tmp_path, root.name)
+    packed = Path(packed).read_bytes()
+    md5 = hashlib.md5(packed).hexdigest()
+    monkeypatch.setattr(CIFAR10, "tgz_md5", md5)
+    monkeypatch.setattr(datasets, "TINY", (datasets.TINY[0], md5))
+    archive = folder / url.split("/")[-1]
+    if where == "web":
+        web[url] = packed[:-20]
+        refused(name, url, error=FileNotFoundError)
+        web[url] = packed
+    else:
+        archive.write_bytes(packed[:-20])
+        refused(name, archive, "damaged", md5, error=ValueError)
+        archive.write_bytes(packed)
+    (folder / ".download-killed/half").mkdir(parents=True)
+    assert len(load_data(name).train_images) == {"cifar10": 20, "tiny_imagenet": 6}[name]
+    assert not list(folder.glob(".download-*"))
+
+
+def test_idx_files_are_downloaded_all_or_none(folder, tmp_path, monkeypatch, web):
+    files = sorted(make_idx(tmp_path / "mirror", "-idx.gz").iterdir())
+    sums = [(file.name, hashlib.md5(file.read_bytes()).hexdigest()) for file in files]
+    monkeypatch.setattr(MNIST, "resources", sums)
+    for file in files:
+        refused("mnist", folder / "MNIST/raw", error=FileNotFoundError)
+        web[MNIST.mirrors[0] + file.name] = file.read_bytes()
+    assert load_data("mnist").train_images.shape == (30, 1, 28, 28)
+
+
+# The cache
+
+
+def test_images_are_decoded_once_and_again_when_they_change(folder, opened):
+    root = make_cifar(folder)
+    assert content(load_data("cifar10")) == content(load_data("cifar10")) and len(opened) == 30
+    make_image(root / "train/cat/new.png", (1, 2, 3))
+    assert len(load_data("cifar10").train_images) == 21 and len(opened) == 61
+    (root / "train/cat/new.png").rename(root / "train/dog/new.png")
+    assert torch.bincount(load_data("cifar10").train_labels)[5] == 3 and len(opened) == 92
+    assert len(list(folder.glob("*.safetensors"))) == 1
+
+
+@pytest.mark.parametrize("name, file", [("mnist", "t10k-images*"), ("cifar10", "test/cat/*")])
+def test_another_image_of_the_same_size_and_date_is_seen(folder, name, file):
+    (path,) = MAKE[name](folder).glob(file)
+    first, times, old = load_data(name), path.stat(), path.read_bytes()
+    make_image(path, 9) if name == "cifar10" else path.write_bytes(old[:16] + old[:15:-1])
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert content(load_data(name)) != content(first)
+
+
+def test_changed_annotations_change_the_labels(folder):
+    file = make_tiny(folder) / "val/val_annotations.txt"
+    load_data("tiny_imagenet")
+    file.write_text("val_0.JPEG\tn01\nval_1.JPEG\tn03\nval_2.JPEG\tn02\n")
+    assert load_data("tiny_imagenet").test_labels.tolist() == [0, 2, 1]
+
+
+@pytest.mark.parametrize("damage", [lambda c: b"", lambda c: c[:-9], lambda c: c[:-1] + b"?"])
+def test_damaged_cache_is_named_and_made_again(folder, opened, capsys, damage):
+    make_cifar(folder)
+    whole = content(load_data("cifar10"))
+    (cache,) = folder.glob("*.safetensors")
+    cache.write_bytes(damage(cache.read_bytes()))
+    assert content(load_data("cifar10")) == whole and len(opened) == 60
+    assert f"{cache} is damaged" in capsys.readouterr().out
+
+
+def test_read_only_data_folder_uses_the_users_cache(folder, tmp_path, opened, monkeypatch):
+    make_cifar(folder)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != folder)  # we may be root
+    assert content(load_data("cifar10")) == content(load_data("cifar10")) and len(opened) == 30
+    assert list((tmp_path / "cache/lapnb").glob("cifar10*.safetensors"))
+
+
+def test_without_room_or_a_home_folder_images_are_read_anew(folder, monkeypatch):
+    def fail(*args):
+        raise OSError(28, "No space left on device")
+
+    make_cifar(folder)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as without HOME
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.warns(UserWarning, match=r"cifar10 is read anew each time.*No space left"):
+        assert len(load_data("cifar10").train_images) == 20
+    monkeypatch.setattr(os, "access", lambda *args: False)
+    with pytest.warns(UserWarning, match=r"cifar10 is read anew each time.*home"):
+        assert len(load_data("cifar10").train_images) == 20
