@@ -72,8 +72,8 @@ class Data:
             whole = torch.can_cast(labels.dtype, torch.int64) and labels.shape == images.shape[:1]
             if not whole or labels.min() < 0 or labels.max() >= fields.get("classes", math.inf):
                 raise ValueError(
-                    f"{split}_labels must be whole numbers from 0, below the number of classes, one "
-                    f"for each of {len(images)} images; got {labels.dtype} {tuple(labels.shape)}"
+                    f"{split}_labels must be whole numbers from 0, below classes, one for each of "
+                    f"the {len(images)} images; got {labels.dtype}, {tuple(labels.shape)}"
                 )
             fields |= {f"{split}_images": images, f"{split}_labels": labels.long()}
         train, test = fields["train_images"], fields["test_images"]
@@ -205,9 +205,13 @@ def augment(images: Tensor, kind: str, rng: np.random.Generator) -> Tensor:
     "resized_crop_flip" (torchvision's RandomResizedCrop(H), bilinear); both mirror every second
     image at random. Raises ValueError for any other kind.
     """
-    if kind not in AUGMENTATIONS:
-        raise ValueError(f"kind must be one of {tuple(AUGMENTATIONS)}, not {kind!r}")
-    return AUGMENTATIONS[kind](images, rng)
+    if kind == "crop_flip":
+        return _crop_flip(images, rng)
+    if kind == "resized_crop_flip":
+        return _resized_crop_flip(images, rng)
+    if kind:
+        raise ValueError(f'kind must be "", "crop_flip" or "resized_crop_flip", not {kind!r}')
+    return images
 
 
 def _crop_flip(images: Tensor, rng: np.random.Generator, padding: int = 4) -> Tensor:
@@ -224,18 +228,12 @@ def _resized_crop_flip(images: Tensor, rng: np.random.Generator) -> Tensor:
     from torchvision.transforms import RandomResizedCrop
     from torchvision.transforms.v2.functional import resized_crop
 
-    size, mirrored = images.shape[-2:], torch.from_numpy(rng.random(len(images)) < 0.5)
+    crops, mirrored = [], torch.from_numpy(rng.random(len(images)) < 0.5).to(images.device)
     with torch.random.fork_rng(devices=[]):
         # not torch.manual_seed, which would set the generators of GPUs too
         torch.default_generator.manual_seed(int(rng.integers(2**63)))
-        boxes = [RandomResizedCrop.get_params(image, (0.08, 1), (3 / 4, 4 / 3)) for image in images]
-    pairs = zip(images, boxes, strict=True)
-    crops = torch.stack([resized_crop(image, *box, size, antialias=True) for image, box in pairs])
-    return torch.where(mirrored.to(images.device).view(-1, 1, 1, 1), crops.flip(-1), crops)
-
-
-AUGMENTATIONS = {
-    "": lambda images, rng: images,
-    "crop_flip": _crop_flip,
-    "resized_crop_flip": _resized_crop_flip,
-}
+        for image in images:
+            box = RandomResizedCrop.get_params(image, (0.08, 1), (3 / 4, 4 / 3))
+            crops.append(resized_crop(image, *box, image.shape[-2:], antialias=True))
+    crops = torch.stack(crops)
+    return torch.where(mirrored.view(-1, 1, 1, 1), crops.flip(-1), crops)

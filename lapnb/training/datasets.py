@@ -1,7 +1,4 @@
-"""Data-set files: found or downloaded, checked, read once, then kept as memory-mapped tensors.
-
-Each reader returns the fields of `Data` that it found in the data folder; `source` names them.
-"""
+"""Data-set files: found or downloaded, checked, read once, then kept as memory-mapped tensors."""
 
 import hashlib
 import os
@@ -167,7 +164,8 @@ def _tiny(folder: Path) -> dict:
     return {**_decoded("tiny_imagenet", folder, source, train, test, 64), "classes": len(wnids)}
 
 
-# name: reader; mean and standard deviation of each channel, for pixels in [0, 1]; augmentation
+# name: reader, which returns the fields of Data that it found in the data folder; mean and standard
+# deviation per channel, for pixels in [0, 1]; augmentation
 DATASETS = {
     "mnist5k": (_mnist5k, (0.1307,), (0.3081,), ""),
     "mnist": (partial(_mnist, "MNIST", "MNIST"), (0.1307,), (0.3081,), ""),

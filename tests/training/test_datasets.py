@@ -21,13 +21,14 @@ from lapnb.training import datasets
 from lapnb.training.data import data_folder, load_data
 
 REAL = os.environ.get("LAPNB_DATA")
-WNIDS = ("n03", "n01", "n02")
+WNIDS, TINY_SOURCE = ("n03", "n01", "n02"), "Tiny-ImageNet, 3 classes (6 + 3 images)"
 PLACES = {
-    "mnist": "MNIST/raw",
-    "fashion_mnist": "FashionMNIST/raw",
-    "cifar10": "cifar-10-batches-py",
-    "tiny_imagenet": "tiny-imagenet-200",
+    ("mnist", "t10k-labels-idx1-ubyte.gz"): "MNIST/raw",
+    ("fashion_mnist", "t10k-labels-idx1-ubyte.gz"): "FashionMNIST/raw",
+    ("cifar10", "cifar-10-python.tar.gz"): "cifar-10-batches-py",
+    ("tiny_imagenet", "tiny-imagenet-200.zip"): "tiny-imagenet-200",
 }
+SWAPPED = "val_0.JPEG\tn01\nval_1.JPEG\tn03\nval_2.JPEG\tn02\n"
 
 
 @pytest.fixture(autouse=True)
@@ -129,6 +130,27 @@ MAKE = {
 }
 
 
+FILES = [
+    ("mnist", "MNIST/raw/t10k-labels-idx1-ubyte"),
+    ("mnist", "MNIST/raw/train-images-idx3-ubyte.gz"),
+    ("cifar10", "cifar-10-batches-py/data_batch_2"),
+    ("cifar10", "cifar-10-batches-py/batches.meta"),
+    ("cifar10", "cifar10/test/frog/0.png"),
+    ("tiny_imagenet", "tiny-imagenet-200/wnids.txt"),
+    ("tiny_imagenet", "tiny-imagenet-200/val/val_annotations.txt"),
+    ("tiny_imagenet", "tiny-imagenet-200/val/images/val_1.JPEG"),
+]
+DAMAGES = {
+    "empty": lambda path: path.write_bytes(b""),
+    "half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "page": lambda path: path.write_bytes(b"<html>not found</html>"),
+    "folder": lambda path: (path.unlink(), path.mkdir()),
+    "pipe": lambda path: (path.unlink(), os.mkfifo(path)),
+    "dangling": lambda path: (path.unlink(), path.symlink_to("nowhere")),
+    "loop": lambda path: (path.unlink(), path.symlink_to(path)),
+}
+
+
 def content(data):
     return b"".join(getattr(data, split).numpy().tobytes() for split in datasets.SPLITS)
 
@@ -157,16 +179,16 @@ def test_mnist5k_is_always_the_same():
 
 
 @pytest.mark.parametrize("ending", ["-idx", "-idx.gz", ".idx", ".idx.gz"])
-@pytest.mark.parametrize("name, title", [("mnist", "MNIST"), ("fashion_mnist", "Fashion-MNIST")])
-def test_idx_files_are_called_official_only_if_they_are(folder, name, title, ending, monkeypatch):
-    raw = make_idx(folder / PLACES[name], ending)
+@pytest.mark.parametrize("title", ["MNIST", "Fashion-MNIST"])
+def test_idx_files_are_called_official_only_if_they_are(folder, title, ending, monkeypatch):
+    name, product = title.lower().replace("-", "_"), title.replace("-", "")
+    raw = make_idx(folder / product / "raw", ending)
     data = load_data(name)
     assert data.source.startswith(f"{title} (not the official files: ")
     pixels = np.random.default_rng(1).integers(0, 256, (30, 28, 28))
     assert np.array_equal(data.train_images[:, 0], pixels)
     assert data.test_labels.tolist() == [i % 10 for i in range(20)] and data.classes == 10
-    digest = hashlib.sha256(content(data)).hexdigest()
-    monkeypatch.setitem(datasets.OFFICIAL, PLACES[name].split("/")[0], digest)
+    monkeypatch.setitem(datasets.OFFICIAL, product, hashlib.sha256(content(data)).hexdigest())
     write(raw / "new", b"so that they are read again")
     assert load_data(name).source == title
 
@@ -190,22 +212,13 @@ def test_colour_becomes_grey(folder):
     assert (grey.train_images.int() - wanted.int()).abs().max() <= 1  # torchvision rounds down
 
 
-def test_official_cifar10_comes_first(folder, monkeypatch):
-    make_cifar(folder)
-    root = make_batches(folder, monkeypatch)
-    data = load_data("cifar10")
-    assert data.source == "CIFAR-10" and data.train_images.shape == (20, 3, 32, 32)
-    pixels = pickle.loads((root / "test_batch").read_bytes())["data"]
-    assert np.array_equal(data.test_images.flatten(1), pixels)
-
-
 @pytest.mark.parametrize("val", ["val/images", "val/{}", "val/{}/images"])
 def test_tiny_imagenet_in_each_layout(folder, val):
     root = make_tiny(folder, val)
     write(root / "train/n01/images/._0.JPEG", b"left by macOS")
     write(root / "val/images/._val_0.JPEG", b"left by macOS")
     data = load_data("tiny_imagenet")
-    assert data.source == "Tiny-ImageNet, 3 classes (6 + 3 images)" and data.classes == 3
+    assert data.source == TINY_SOURCE and data.classes == 3
     assert data.train_labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert data.test_labels.tolist() == [2, 0, 1]  # n03 n01 n02, by sorted wnids
     assert data.train_images[1].unique().tolist() == [71]  # the grey file of n01
@@ -239,100 +252,68 @@ def test_data_folder(monkeypatch, tmp_path):
 # Bad files
 
 
-@pytest.mark.parametrize(
-    "ending, damage",
-    [
-        ("", lambda c: b""),
-        ("", lambda c: c[:-1]),
-        ("", lambda c: c + b"\0"),
-        ("", lambda c: b"\1" + c[1:]),
-        ("", lambda c: c[:7] + b"\xff" + c[8:]),
-        (".gz", lambda c: c[:-9]),
-        (".gz", lambda c: c[:40] + b"???" + c[43:]),
-        (".gz", lambda c: b"<html>not found</html>"),
-        (".gz", lambda c: gzip.compress(b"<html>not found</html>")),
-    ],
-)
-@pytest.mark.parametrize("part", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
-def test_damaged_idx_file_is_named(folder, part, ending, damage):
-    path = make_idx(folder / "MNIST/raw", f"-idx{ending}") / (part + ending)
-    path.write_bytes(damage(path.read_bytes()))
-    refused("mnist", path, "replace it", error=ValueError)
+@pytest.mark.parametrize("name, file", FILES)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_file_is_named(folder, monkeypatch, name, file, damage):
+    path = folder / file
+    make_batches(folder, monkeypatch) if "batch" in file else MAKE[name](folder)
+    if path.suffix == ".gz":
+        make_idx(path.parent, "-idx.gz").joinpath(path.stem).unlink()
+    DAMAGES[damage](path)
+    refused(name, path.parent if path.suffix == ".txt" else str(path).removesuffix(".gz"))
+    assert not list(folder.glob("*.safetensors*"))
+
+
+@pytest.mark.parametrize("size", [(33, 32), (20_000, 9_100)])
+def test_image_of_another_size_is_named(folder, size):
+    path = make_cifar(folder) / "test/frog/0.png"
+    make_image(path, size=size, mode="1")
+    refused("cifar10", path, "32 x 32")
 
 
 def test_idx_files_of_something_else(folder):
     raw = make_idx(folder / "MNIST/raw", side=(14, 56))
     refused("mnist", raw, "train", "(30, 14, 56)", error=ValueError)
-    make_idx(raw)
-    shutil.copy(raw / "t10k-labels-idx1-ubyte", raw / "train-labels-idx1-ubyte")
+    path = make_idx(raw) / "train-labels-idx1-ubyte"
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"\0")
+    refused("mnist", path, error=ValueError)
+    path.write_bytes(whole[:-1] + b"\n")
+    refused("mnist", raw, "train", "30 labels up to 10", error=ValueError)
+    shutil.copy(raw / "t10k-labels-idx1-ubyte", path)
     refused("mnist", raw, "train", "30, 28, 28", "20 labels", error=ValueError)
-    (raw / "train-labels-idx1-ubyte").unlink()
-    os.mkfifo(raw / "train-labels-idx1-ubyte")
-    refused("mnist", raw / "train-labels-idx1-ubyte", error=FileNotFoundError)
-
-
-@pytest.mark.parametrize("file", ["data_batch_2", "test_batch", "batches.meta"])
-def test_cifar10_batch_with_a_wrong_md5_is_named(folder, monkeypatch, file):
-    path = make_batches(folder, monkeypatch) / file
-    path.write_bytes(b"other")
-    refused("cifar10", path, "md5", error=ValueError)
-    path.unlink()
-    refused("cifar10", path, "md5", error=ValueError)
 
 
 @pytest.mark.parametrize(
-    "spoil",
+    "name, path, content, text",
     [
-        lambda path: path.write_bytes(b""),
-        lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
-        lambda path: make_image(path, size=(33, 32)),
-        lambda path: make_image(path, size=(20_000, 9_100), mode="1"),
-        lambda path: (path.unlink(), path.mkdir()),
-        lambda path: (path.unlink(), os.mkfifo(path)),
-        lambda path: (path.unlink(), path.symlink_to("nowhere")),
-        lambda path: (path.unlink(), path.symlink_to(path)),
-    ],
-    ids=["empty", "truncated", "larger", "bomb", "folder", "pipe", "dangling", "loop"],
-)
-@pytest.mark.parametrize(
-    "name, file", [("cifar10", "test/frog/0.png"), ("tiny_imagenet", "val/images/val_1.JPEG")]
-)
-def test_unusable_image_is_named(folder, name, file, spoil):
-    path = MAKE[name](folder) / file
-    spoil(path)
-    refused(name, path)
-    assert not list(folder.glob("*.safetensors*"))
-
-
-@pytest.mark.parametrize(
-    "name, path, content, texts",
-    [
-        ("cifar10", "test/cat", None, ["test/cat", "no images"]),
-        ("cifar10", "train", None, ["train/airplane"]),
-        ("cifar10", "train/dog", b"a file", ["train/dog"]),
-        ("tiny_imagenet", "train/n01", None, ["train/n01"]),
-        ("tiny_imagenet", "wnids.txt", None, ["wnids.txt"]),
-        ("tiny_imagenet", "wnids.txt", b"n01 n02 n03 n01", ["wnids.txt", "once"]),
-        ("tiny_imagenet", "val", None, ["/val"]),
-        ("tiny_imagenet", "val/images/val_2.JPEG", None, ["val_annotations.txt", "n02"]),
-        ("tiny_imagenet", "val/val_annotations.txt", None, ["val_annotations.txt"]),
-        ("tiny_imagenet", "val/val_annotations.txt", b"val_0.JPEG\tn99", ["val_annotations.txt"]),
+        ("mnist", "t10k-labels-idx1-ubyte", None, "MNIST/raw/t10k-labels-idx1-ubyte"),
+        ("cifar10", "test/cat", None, "test/cat is missing or has no images"),
+        ("cifar10", "train", None, "train/airplane"),
+        ("cifar10", "train/dog", b"a file", "train/dog"),
+        ("tiny_imagenet", "train/n01", None, "train/n01"),
+        ("tiny_imagenet", "wnids.txt", None, "wnids.txt"),
+        ("tiny_imagenet", "wnids.txt", b"n01 n02 n03 n01", "wnids.txt must be there and list each"),
+        ("tiny_imagenet", "val", None, "/val"),
+        ("tiny_imagenet", "val/images/val_2.JPEG", None, "n02"),
+        ("tiny_imagenet", "val/val_annotations.txt", None, "val_annotations.txt"),
+        ("tiny_imagenet", "val/val_annotations.txt", b"val_0.JPEG\tn99", "val_annotations.txt"),
     ],
 )
-def test_half_unpacked_folder(folder, name, path, content, texts):
+def test_half_unpacked_folder(folder, name, path, content, text):
     path = MAKE[name](folder) / path
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     path.write_bytes(content) if content else None
-    refused(name, *texts, "unpack the data set again")
+    refused(name, text)
 
 
 # Downloads
 
 
-@pytest.mark.parametrize("name", PLACES)
+@pytest.mark.parametrize("name, file", PLACES)
 @pytest.mark.parametrize("there", ["nothing", "empty folder", "file", "file above"])
-def test_without_network_the_message_says_what_to_place_where(folder, name, there):
-    place = folder / PLACES[name]
+def test_without_network_the_message_says_what_to_place_where(folder, name, file, there):
+    place = folder / PLACES[name, file]
     if there == "empty folder":
         place.mkdir(parents=True)
     elif there == "file":
@@ -340,34 +321,34 @@ def test_without_network_the_message_says_what_to_place_where(folder, name, ther
     elif there == "file above":
         folder.rmdir()
         folder.write_bytes(b"no folder")
-    file = {"cifar10": "cifar-10-python.tar.gz", "tiny_imagenet": "tiny-imagenet-200.zip"}
-    file = file.get(name, "t10k-labels-idx1-ubyte.gz")
     refused(name, place, "http", file, error=FileNotFoundError)
     assert not list(folder.rglob(".download-*"))
 
 
-@pytest.mark.parametrize("where", ["web", "beside"])
 @pytest.mark.parametrize("name", ["cifar10", "tiny_imagenet"])
-def test_archives(folder, tmp_path, monkeypatch, web, name, where):
+def test_archives(folder, tmp_path, monkeypatch, web, name):
     root = make_batches(tmp_path, monkeypatch) if name == "cifar10" else make_tiny(tmp_path)
     url, kind = (CIFAR10.url, "gztar") if name == "cifar10" else (datasets.TINY[0], "zip")
-    packed = shutil.make_archive(tmp_path / "packed", kind, tmp_path, root.name)
-    packed = Path(packed).read_bytes()
-    md5 = hashlib.md5(packed).hexdigest()
+    packed = Path(shutil.make_archive(tmp_path / "packed", kind, tmp_path, root.name)).read_bytes()
+    md5, archive = hashlib.md5(packed).hexdigest(), folder / url.split("/")[-1]
     monkeypatch.setattr(CIFAR10, "tgz_md5", md5)
     monkeypatch.setattr(datasets, "TINY", (datasets.TINY[0], md5))
-    archive = folder / url.split("/")[-1]
-    if where == "web":
+    for place, error, texts in ((web, OSError, [url]), (folder, ValueError, ["damaged", md5])):
         web[url] = packed[:-20]
-        refused(name, url, error=FileNotFoundError)
+        if place is folder:  # and goes before an image folder
+            archive.write_bytes(web[url])
+            make_cifar(folder)
+        refused(name, *texts, error=error)
         web[url] = packed
-    else:
-        archive.write_bytes(packed[:-20])
-        refused(name, archive, "damaged", md5, error=ValueError)
-        archive.write_bytes(packed)
-    (folder / ".download-killed/half").mkdir(parents=True)
-    assert len(load_data(name).train_images) == {"cifar10": 20, "tiny_imagenet": 6}[name]
-    assert not list(folder.glob(".download-*"))
+        archive.write_bytes(web.pop(url)) if place is folder else None
+        (folder / ".download-killed/half").mkdir(parents=True)
+        data = load_data(name)
+        assert data.source == {"cifar10": "CIFAR-10"}.get(name, TINY_SOURCE)
+        assert not list(folder.glob(".download-*"))
+        shutil.rmtree(folder / root.name)
+    if name == "cifar10":
+        pixels = pickle.loads((root / "test_batch").read_bytes())["data"]
+        assert np.array_equal(data.test_images.flatten(1), pixels)
 
 
 def test_idx_files_are_downloaded_all_or_none(folder, tmp_path, monkeypatch, web):
@@ -393,20 +374,20 @@ def test_images_are_decoded_once_and_again_when_they_change(folder, opened):
     assert len(list(folder.glob("*.safetensors"))) == 1
 
 
-@pytest.mark.parametrize("name, file", [("mnist", "t10k-images*"), ("cifar10", "test/cat/*")])
-def test_another_image_of_the_same_size_and_date_is_seen(folder, name, file):
-    (path,) = MAKE[name](folder).glob(file)
-    first, times, old = load_data(name), path.stat(), path.read_bytes()
-    make_image(path, 9) if name == "cifar10" else path.write_bytes(old[:16] + old[:15:-1])
+@pytest.mark.parametrize(
+    "name, file, change",
+    [
+        ("mnist", "t10k-images-idx3-ubyte", lambda path, c: path.write_bytes(c[:16] + c[:15:-1])),
+        ("cifar10", "test/cat/0.png", lambda path, _: make_image(path, 9)),
+        ("tiny_imagenet", "val/val_annotations.txt", lambda path, _: path.write_text(SWAPPED)),
+    ],
+)
+def test_other_content_of_the_same_size_and_date_is_seen(folder, name, file, change):
+    path = MAKE[name](folder) / file
+    first, times = content(load_data(name)), path.stat()
+    change(path, path.read_bytes())
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert content(load_data(name)) != content(first)
-
-
-def test_changed_annotations_change_the_labels(folder):
-    file = make_tiny(folder) / "val/val_annotations.txt"
-    load_data("tiny_imagenet")
-    file.write_text("val_0.JPEG\tn01\nval_1.JPEG\tn03\nval_2.JPEG\tn02\n")
-    assert load_data("tiny_imagenet").test_labels.tolist() == [0, 2, 1]
+    assert content(load_data(name)) != first
 
 
 @pytest.mark.parametrize("damage", [lambda c: b"", lambda c: c[:-9], lambda c: c[:-1] + b"?"])
