@@ -1,82 +1,156 @@
-"""Ours beside the paper's: tables, verdicts on the paper's claims, and plots. Reads rows only."""
+"""Ours beside the paper's: means, paired differences, verdicts on its claims. Reads rows only."""
 
 import pathlib
+import warnings
 from functools import cache
 
 import pandas as pd
 
-from lapnb.paper.tables import TABLES, Claim
+from lapnb.paper.protocol import VARIED, Claim
+from lapnb.paper.tables import TABLES, table
 from lapnb.pruning.scores import METHODS
-from lapnb.store import root
+from lapnb.runs.results import SCHEMA
 
-VARIANTS = ["activation", "schedule", "scope"]
-MEAN, RUNS = "mean ± 1 standard deviation", "one point per run"
+# What can be compared: its axis, and how a claim about it ends
+MEASURED = {
+    "error": ("test error (%)", ""),
+    "error_before": ("test error before retraining (%)", " before retraining"),
+    "train_error": ("training error (%)", " in training error"),
+    "gap": ("training − test accuracy (points)", " in the gap of training and test accuracy"),
+    "distortion": ("relative distortion ‖J(W̃) − J(W)‖ / ‖J(W)‖", " in distortion"),
+}
+NAMES = {"mnist": "MNIST", "cifar10": "CIFAR-10", "tiny_imagenet": "Tiny-ImageNet"}
+WIDTHS = {1: "", 0.125: " ×⅛", 0.25: " ×¼", 0.4: " ×⅖", 0.5: " ×½"}
+VERDICT = [
+    "table", "scale", "claim", "surviving", "better", "worse", "low", "high", "n", "found",
+    "verdict", "rows",
+]  # fmt: skip
+BARS = "bars: ± 1 standard deviation, of differences 95 % intervals"
 
 
 @cache
-def paper() -> pd.DataFrame:
+def published() -> pd.DataFrame:
     """The published test errors (%): transcribed by us, see the note in README.md."""
     return pd.read_csv(pathlib.Path(__file__).parents[1] / "paper" / "published.csv")
 
 
-def compare(results: pd.DataFrame) -> pd.DataFrame:
-    """Our test errors (%) beside the published ones, one row per method and surviving fraction.
+def one_source(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
+    """The rows that may be compared with each other: those of the source that has the most.
 
-    Columns: method; surviving (%); n, the number of seeds; error and std, mean and standard
+    With one column more, gap. Raises ValueError for anything else than rows of one table at one
+    scale, each run once, and for a `column` that they do not record.
+    """
+    wanted = "results must be rows of one table, as lapnb.run and lapnb.recorded return them"
+    if not isinstance(results, pd.DataFrame) or results.empty:
+        raise ValueError(f"{wanted}; got {type(results).__name__} without rows")
+    if missing := [name for name in SCHEMA if name not in results]:
+        raise ValueError(f"{wanted}; these have no column {missing[0]}")
+    rows = results[results.source == results.source.value_counts().idxmax()]
+    kinds = rows.groupby(["table", "scale", "network", "width"]).size()
+    again = rows.duplicated([*VARIED, "method", "round", "seed"]).sum()
+    if len(kinds) > 1 or again or rows.table.iloc[0] not in TABLES:
+        found = " and ".join(" ".join(map(str, kind)) for kind in kinds.index)
+        raise ValueError(f"{wanted}, each run once; got {found}, {again} runs again")
+    rows = rows.assign(gap=rows.error - rows.train_error, changed=rows.changed.fillna(""))
+    known = [name for name in MEASURED if rows[name].notna().any()]
+    if column not in known:
+        raise ValueError(f"column must be one of {', '.join(known)}; got {column!r}")
+    return rows
+
+
+def varied(rows: pd.DataFrame) -> list[str]:
+    """The settings that rows put side by side."""
+    return [name for name in VARIED if name in rows and rows[name].nunique() > 1]
+
+
+def means(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
+    """Mean, std (standard deviation) and n (seeds) of `column` per variant, method and round.
+
+    And surviving, the percentage of weights.
+    """
+    rows = one_source(results, column).assign(value=lambda rows: rows[column])
+    groups = rows.groupby([*varied(rows), "method", "round"], sort=False)
+    found = groups.agg({"value": ["mean", "std", "count"], "surviving": "mean"})
+    found.columns = ["mean", "std", "n", "surviving"]
+    return found.assign(surviving=100 * found.surviving).reset_index()
+
+
+def comparable(results: pd.DataFrame) -> pd.DataFrame:
+    """The published numbers that may stand beside these rows: of the same network and data set."""
+    first, numbers = one_source(results).iloc[0], published()
+    paper, ran = (table(first.table, scale) for scale in ("paper", first.scale))
+    same = first.source.removesuffix(" (JPEG)") == NAMES[paper.dataset]
+    same = same and ran.image_size == paper.image_size
+    for setting in ("width", *VARIED):
+        same = same and first[setting] == getattr(paper, setting)
+    return numbers[(numbers.table == first.table) & same]
+
+
+def compare(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
+    """Our means beside the published ones, one row per method and surviving fraction.
+
+    Columns: method; surviving (%); n, the number of seeds; `column` and std, mean and standard
     deviation over them; paper and paper_std, the published ones (empty where there are none);
     difference, ours − paper's; gain_over_mp, 100 · (error − MP's) / MP's, below 0 where the method
-    is better; paper_gain. Settings that the table varies stand in front.
+    is better; paper_gain. Settings that the table varies, and the round, stand in front.
     """
-    varied = _varied(results)
-    rows = results.assign(surviving=100 * results.surviving)
-    groups = rows.groupby([*varied, "method", "round"], sort=False)
-    ours = groups.agg(
-        surviving=("surviving", "mean"),
-        n=("error", "count"),
-        error=("error", "mean"),
-        std=("error", "std"),
-    ).reset_index()
-    published = paper()[paper().table == results.table.iloc[0]][
-        ["method", "round", "error_pct", "error_std"]
-    ].rename(columns={"error_pct": "paper", "error_std": "paper_std"})
-    both = ours.merge(published, on=["method", "round"], how="left")
-    both["difference"] = both.error - both.paper
-    for gain, column in (("gain_over_mp", "error"), ("paper_gain", "paper")):
-        mp = both[both.method == "mp"][[*varied, "round", column]]
-        base = both[[*varied, "round"]].merge(mp, on=[*varied, "round"], how="left")[column]
-        both[gain] = 100 * (both[column] - base) / base
-    return both.drop(columns="round")
+    ours = means(results, column).rename(columns={"mean": column})
+    theirs = comparable(results)[["method", "round", "error_pct", "error_std"]]
+    theirs.columns = ["method", "round", "paper", "paper_std"]
+    both = ours.merge(theirs if column == "error" else theirs[:0], "left", ["method", "round"])
+    keys = [*varied(both), "round"]
+    mp = both[keys].merge(both[both.method == "mp"], "left", keys)
+    both["difference"] = both[column] - both.paper
+    both["gain_over_mp"] = 100 * (both[column] / mp[column] - 1)
+    both["paper_gain"] = 100 * (both.paper / mp.paper - 1)
+    return both
 
 
 def paired(results: pd.DataFrame, better: str, worse: str, column: str = "error") -> pd.DataFrame:
     """`column` of two methods on the seeds that both have, one row per surviving fraction.
 
     Columns: surviving (%); the two methods' means; difference, `better` − `worse`; low and high,
-    its 95 % interval (Student's t over the seeds' differences); n, the number of seeds.
+    its 95 % interval (Student's t over the seeds' differences); n, the number of seeds. Settings
+    that the table varies, and the round, stand in front.
     """
-    from scipy.special import stdtrit  # scipy.stats would take a second to import
+    from scipy.stats import ttest_rel  # takes a second to import
 
-    rows = []
-    for _, part in results[results.method.isin([better, worse])].groupby("round"):
-        pairs = part.pivot(index="seed", columns="method", values=column).dropna()
-        if pairs.shape[1] < 2 or pairs.empty:
-            continue
-        difference = pairs[better] - pairs[worse]
-        n, mean = len(pairs), difference.mean()
-        half = stdtrit(n - 1, 0.975) * difference.std() / n**0.5 if n > 1 else float("nan")
-        rows.append(
-            {
-                "surviving": 100 * part.surviving.mean(),
-                better: pairs[better].mean(),
-                worse: pairs[worse].mean(),
-                "difference": mean,
-                "low": mean - half,
-                "high": mean + half,
-                "n": n,
-            }
-        )
-    columns = ["surviving", better, worse, "difference", "low", "high", "n"]
-    return pd.DataFrame(rows, columns=columns)
+    rows = one_source(results, column)
+    for parameter, method in (("better", better), ("worse", worse)):
+        if method not in (known := [*rows.method.unique()]):
+            raise ValueError(f"{parameter} must be one of {', '.join(known)}; got {method!r}")
+    keys, found = [*varied(rows), "round"], []
+    values = rows.pivot(index=[*keys, "seed"], columns="method", values=column)
+    for key, pairs in values.dropna(subset=[better, worse]).groupby(level=keys):
+        first, second = pairs[better], pairs[worse]
+        low = high = float("nan")
+        if len(pairs) > 1:
+            with warnings.catch_warnings(action="ignore"):  # about seeds that differ by the same
+                low, high = ttest_rel(first, second).confidence_interval(0.95)
+        averages = [first.mean(), second.mean(), (first - second).mean()]
+        found.append([*key, *averages, low, high, len(pairs)])
+    found = pd.DataFrame(found, columns=[*keys, better, worse, "difference", "low", "high", "n"])
+    surviving = 100 * rows.groupby("round").surviving.mean()
+    found.insert(len(keys), "surviving", found["round"].map(surviving))
+    return found
+
+
+def short(method: str) -> str:
+    """A method's name in a table: LAP for lookahead (LAP)."""
+    title = METHODS[method].title
+    return title[title.find("(") + 1 :].rstrip(")")
+
+
+def in_words(claim: Claim) -> str:
+    """A claim as a sentence, as in "LAP beats MP before retraining"."""
+    better, worse = short(claim.better), short(claim.worse)
+    text = f"{better} and {worse} are alike" if claim.alike else f"{better} beats {worse}"
+    return ", ".join([text + MEASURED[claim.column][1], *claim.where.values()])
+
+
+def digits(column: str) -> str:
+    """How its numbers are written."""
+    return ".3f" if column == "distortion" else ".2f"
 
 
 def verdicts(results: pd.DataFrame) -> pd.DataFrame:
@@ -85,216 +159,82 @@ def verdicts(results: pd.DataFrame) -> pd.DataFrame:
     A claim says that one method has the smaller error (or other column) than another, at the
     sparsest rounds. It is *reproduced* when there are at least 3 seeds and the 95 % interval of the
     paired difference lies on the claimed side, *not reproduced* when it lies on the other side,
-    and *open* otherwise.
+    *open* otherwise, and *not run* without seeds of both methods. A claim that two methods are
+    alike is reproduced when the interval of at least 3 seeds holds 0, and not when it does not.
+
+    Columns: table, scale, claim; surviving (%); better and worse, the two means; low and high; n;
+    found, these numbers in words; verdict; rows, the same for two tables that hold the same runs.
     """
-    scale, rows = results.scale.iloc[0], []
-    for claim in TABLES[results.table.iloc[0]]["claims"]:
-        chosen = results
-        for column, value in claim.where.items():
-            chosen = chosen[chosen[column] == value]
-        pairs = paired(chosen, claim.better, claim.worse, claim.column)
-        for pair in pairs.tail(claim.rounds).to_dict("records"):
-            found = f"{pair[claim.better]:.4g} against {pair[claim.worse]:.4g}"
+    rows, found = one_source(results), []
+    first = rows.iloc[0]
+    for claim in table(first.table, "paper").claims:
+        about = {"table": first.table, "scale": first.scale, "claim": in_words(claim), "n": 0}
+        part, methods = rows.dropna(subset=claim.column), [claim.better, claim.worse]
+        for name, value in claim.where.items():
+            part = part[part[name] == value]
+        missing = [short(method) for method in methods if method not in set(part.method)]
+        pairs = part[:0] if missing else paired(part, *methods, claim.column).tail(claim.rounds)
+        if pairs.empty:
+            why = f"no rows of {' or '.join(missing)}" if missing else "no seed of both"
+            found.append(about | {"found": why, "verdict": "not run"})
+        for pair in pairs.to_dict("records"):
+            first_mean, second_mean = (pair[method] for method in methods)
+            apart, low, high = (pair[name] for name in ("difference", "low", "high"))
+            style, verdict = digits(claim.column), "open"
+            text = f"{first_mean:{style}} against {second_mean:{style}}"
             if pair["n"] > 1:
-                found += f" [{pair['low']:+.3g}, {pair['high']:+.3g}]"
-            verdict = "open"
-            if pair["n"] >= 3 and (pair["high"] < 0 or pair["low"] > 0):
-                verdict = "reproduced" if pair["high"] < 0 else "not reproduced"
-            rows.append(
-                {
-                    "claim": claim_text(claim),
-                    "surviving": f"{pair['surviving']:.3g} %",
-                    "found [95 % of the difference]": found,
-                    "n": pair["n"],
-                    "verdict": f"{verdict} ({scale} scale)",
-                }
-            )
-    columns = ["claim", "surviving", "found [95 % of the difference]", "n", "verdict"]
-    return pd.DataFrame(rows, columns=columns)
+                text += f", difference {apart:+{style}} [{low:+{style}}, {high:+{style}}]"
+            if pair["n"] >= 3 and (claim.alike or not low <= 0 <= high):
+                holds = low <= 0 <= high if claim.alike else high < 0
+                verdict = "reproduced" if holds else "not reproduced"
+            same = part[(part["round"] == pair["round"]) & part.method.isin(methods)].settings
+            same = [first.source, *methods, claim.column, str(pair["round"]), *sorted({*same})]
+            about |= pair | {"better": first_mean, "worse": second_mean, "rows": " ".join(same)}
+            found.append(about | {"found": text.replace("-", "−"), "verdict": verdict})
+    return pd.DataFrame(found, columns=VERDICT)
 
 
-def claim_text(claim: Claim) -> str:
-    """A claim in short, as "lap < mp, error": the test error of LAP is below that of MP."""
-    text = f"{claim.better} < {claim.worse}, {claim.column}"
-    return text + "".join(f", {value}" for value in claim.where.values())
+def stands_in(results: pd.DataFrame) -> str:
+    """The name of the table's own data set, when the rows are of another one."""
+    first = one_source(results).iloc[0]
+    own = NAMES[table(first.table, "paper").dataset]
+    return "" if first.source.startswith(own) else own
 
 
-def plot(results: pd.DataFrame, column: str = "error"):
-    """Test accuracy (%) against surviving weights (%), saved as figures/<scale>/<table>.png.
+def title(results: pd.DataFrame) -> str:
+    """What was run, as in "VGG-19 ×¼ on CIFAR-10 (JPEG)"."""
+    first, away = one_source(results).iloc[0], stands_in(results)
+    paper = table(first.table, "paper")
+    network, more = paper.title.split(f" on {NAMES[paper.dataset]}")
+    data = "5,000 MNIST digits" if first.dataset == "mnist5k" else first.source
+    width = WIDTHS.get(first.width, f" ×{first.width:g}")
+    return f"{network}{width} on {data}{more}{f', standing in for {away}' if away else ''}"
 
-    One line per method, mean and a band of ± one standard deviation over seeds, the published
-    means as hollow markers of the same colour, the dense network as a grey line. Settings that the
-    table varies are side by side. `column` "error_before" shows the accuracy before retraining,
-    "train_error" that on the training set.
-    Returns the matplotlib Figure.
+
+def caption(results: pd.DataFrame, marks: str = BARS) -> str:
+    """How it was computed: scale, data, what differs from the paper, device, number of seeds.
+
+    `marks` says what the spread over seeds looks like, where there are several.
     """
-    import matplotlib.pyplot as plt
-
-    panels = _panels(results)
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            1, len(panels), figsize=(3.6 + 2.6 * len(panels), 3.6), sharey=True, squeeze=False
-        )
-        for axis, (title, rows) in zip(axes[0], panels, strict=True):
-            _draw(axis, rows, column)
-            axis.set_title(title)
-        for axis in axes[0][1:]:
-            axis.set_ylabel("")
-        _legend(axes[0][-1])
-        figure.suptitle(TABLES[results.table.iloc[0]]["title"], fontsize=10)
-        save(figure, results, "" if column == "error" else f"-{column}")
-    return figure
-
-
-def scatter(results: pd.DataFrame, x: str, y: str):
-    """Each run as a point: the column `x` (log axis) against the error `y`, shown as accuracy.
-
-    Saved as figures/<scale>/<table>-<x>.png. Returns the matplotlib Figure.
-    """
-    import matplotlib.pyplot as plt
-    import seaborn
-
-    with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(6.2, 3.6))
-        seaborn.scatterplot(
-            results.assign(accuracy=100 - results[y]),
-            x=x,
-            y="accuracy",
-            hue="method",
-            style="method",
-            palette=COLOURS,
-            markers=MARKERS,
-            alpha=0.8,
-            ax=axis,
-        )
-        axis.set_xscale("log")
-        axis.set_xlabel(AXES.get(x, x))
-        axis.set_ylabel(AXES.get(y, y))
-        handles, methods = axis.get_legend_handles_labels()
-        _legend(axis, handles=handles, labels=[METHODS[method].title for method in methods])
-        axis.set_title(TABLES[results.table.iloc[0]]["title"])
-        save(figure, results, f"-{x}", RUNS)
-    return figure
-
-
-def save(figure, results: pd.DataFrame, suffix: str = "", shown: str = MEAN) -> None:
-    """Put the caption under a figure (scale, data, steps, n) and save it beside its rows."""
-    import matplotlib.pyplot as plt
-
-    folder = results.scale.iloc[0] + ("-changed" if results.changed.any() else "")
-    path = root() / "figures" / folder / f"{results.table.iloc[0]}{suffix}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.tight_layout()
-    words = caption(results, shown)
-    figure.text(0.5, -0.01, words, ha="center", va="top", fontsize=6.5, color="0.3")
-    figure.savefig(
-        path, dpi=150, bbox_inches="tight", facecolor="white", metadata={"Description": words}
-    )
-    plt.close(figure)
-
-
-def caption(results: pd.DataFrame, shown: str = MEAN) -> str:
-    """What a figure or table shows: scale, data, what differs from the paper, number of seeds."""
-    first = results.iloc[0]
-    seeds = results.groupby(["method", *VARIANTS, "round"]).seed.nunique()
-    n = f"n = {seeds.min()}" if seeds.min() == seeds.max() else f"n = {seeds.min()}–{seeds.max()}"
-    width = "" if first.width == 1 else f", width × {first.width:g}"
-    steps = f"{first.dense_steps:,.0f} dense + {first.retrain_steps:,.0f} retraining steps"
-    lr = TABLES[first.table][first.scale].get("lr")  # only where it is not the paper's
-    rate = f", learning rate {lr:g}" if lr and "lr = " not in first.changed else ""
-    changed = f", changed: {first.changed}" if first.changed else ""
-    precise = sorted({"bfloat16" if "bfloat16" in d else "float32" for d in results.device})
-    bits = "" if precise == ["float32"] else f", {' and '.join(precise)}"
-    return (
-        f"{_scale(results)} · {first.source}{width} · {steps}{rate}{bits}{changed}\n"
-        f"{shown}, {n} seed{'s' if seeds.max() > 1 else ''}"
-        + (" · hollow: published means" if _published(results) else "")
-    )
-
-
-STYLE = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.fontsize": 7,
-    "figure.facecolor": "white",
-}
-# seaborn's "colorblind" palette with a darker yellow; a method looks the same in every figure.
-COLOURS = {
-    "mp": "#0173b2",
-    "rp": "#949494",
-    "lfp": "#029e73",
-    "lbp": "#de8f05",
-    "lap": "#d55e00",
-    "lap_forward": "#cc78bc",
-    "lap_backward": "#56b4e9",
-    "lap_all": "#ca9161",
-    "lap_act": "#bfa800",
-    "obd": "#333333",
-    "obd_lap": "#fbafe4",
-}
-MARKERS = dict(zip(COLOURS, "osv^DPXp*hd", strict=True))
-AXES = {
-    "error": "test accuracy (%)",
-    "error_before": "test accuracy before retraining (%)",
-    "train_error": "training accuracy (%)",
-    "distortion": "relative distortion ‖J(W̃) − J(W)‖ / ‖J(W)‖",
-}
-
-
-def _draw(axis, rows: pd.DataFrame, column: str) -> None:
-    weights = 100 * rows.groupby("round").surviving.mean()
-    published = paper()[paper().table == rows.table.iloc[0]] if column == "error" else paper()[:0]
-    if column != "train_error":
-        axis.axhline(100 - rows.dense_error.mean(), color="0.5", linewidth=1, label="dense network")
-    for method, runs in rows.groupby("method", sort=False):
-        colour, marker = COLOURS[method], MARKERS[method]
-        ours = (100 - runs[column]).groupby(runs["round"]).agg(["mean", "std"])
-        x = weights[ours.index]
-        axis.plot(
-            x, ours["mean"], color=colour, marker=marker, markeredgecolor="white",
-            markeredgewidth=0.6, label=METHODS[method].title,
-        )  # fmt: skip
-        low, high = ours["mean"] - ours["std"], ours["mean"] + ours["std"]
-        axis.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
-        points = published[(published.method == method) & published["round"].isin(ours.index)]
-        axis.plot(
-            points.surviving_pct, 100 - points.error_pct, linestyle="", marker=marker,
-            markerfacecolor="none", markeredgecolor=colour, markersize=7,
-        )  # fmt: skip
-    axis.set_xscale("log")
-    axis.invert_xaxis()
-    ticks = sorted(weights)
-    ticks = ticks if len(ticks) <= 9 else ticks[:: -(-len(ticks) // 8)]
-    axis.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks], rotation=45 if len(ticks) > 6 else 0)
-    axis.set_xticks([], minor=True)
-    axis.set_xlabel("surviving weights (%)")
-    axis.set_ylabel(AXES[column])
-
-
-def _legend(axis, **entries) -> None:
-    """The legend at the right of the axes, where it covers no point."""
-    axis.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, **entries)
-
-
-def _varied(results: pd.DataFrame) -> list[str]:
-    return [column for column in VARIANTS if results[column].nunique() > 1]
-
-
-def _panels(results: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    varied = _varied(results)
-    if not varied:
-        return [("", results)]
-    groups = results.groupby(varied, sort=False)
-    return [(", ".join(map(str, key)), rows) for key, rows in groups]
-
-
-def _published(results: pd.DataFrame) -> bool:
-    return bool((paper().table == results.table.iloc[0]).any())
-
-
-def _scale(results: pd.DataFrame) -> str:
-    return f"{results.scale.iloc[0]} scale"
+    rows = one_source(results)
+    first, n = rows.iloc[0], means(rows).groupby("method", sort=False).n.agg(["min", "max"])
+    ran, paper = (table(first.table, scale) for scale in (first.scale, "paper"))
+    n["text"] = [f"{low}" if low == high else f"{low}–{high}" for low, high in n.to_numpy()]
+    each = n.groupby("text", sort=False)
+    seeds = [f"{text} ({', '.join(map(short, part.index))})" for text, part in each]
+    retraining = f" + {first.retrain_steps:,.0f} retraining" if first.retrain_steps else ""
+    rate = ran.lr != paper.lr and "lr = " not in first.changed
+    others = results[results.source != first.source].source.value_counts()
+    parts = [
+        f"{first.scale} scale",
+        first.source,
+        f"{first.dense_steps:,.0f} dense{retraining} steps",
+        f"learning rate {ran.lr:g}" if rate else "",
+        f"changed: {first.changed}" if first.changed else "",
+        " and ".join(sorted(rows.device.unique())),
+        f"n = {', '.join(seeds if len(seeds) > 1 else n.text[:1])}",
+        marks if n["max"].max() > 1 else "",
+        "published: CIFAR-10 itself" if "JPEG" in first.source and len(comparable(rows)) else "",
+        *(f"not shown: {count} rows of {source}" for source, count in others.items()),
+    ]
+    return " · ".join(filter(None, parts))

@@ -1,25 +1,24 @@
 """What computing the masks costs, in seconds: the paper's table of computing times."""
 
 import copy
-import io
 import time
-from itertools import product
 
 import pandas as pd
 import torch
 from torch.nn.utils import prune
 
-from lapnb.paper.tables import one_of, several, table, whole
+from lapnb.paper.tables import table
 from lapnb.pruning.layers import prunable_layers
 from lapnb.pruning.masks import prune_masks
-from lapnb.pruning.saliency import statistics
+from lapnb.pruning.saliency import saliency
 from lapnb.pruning.scores import METHODS
-from lapnb.report.compare import COLOURS, STYLE
+from lapnb.report.plots import COLOURS, STYLE, finish
 from lapnb.store import root, write_whole
 from lapnb.training.data import Data, load_data
 from lapnb.training.networks import NETWORKS, build_model
 
 LIBRARY, GLOBAL, KEEP = "torch.nn.utils.prune", "lap, global", 0.1
+SHADES = COLOURS | {LIBRARY: "0.6", GLOBAL: "#7a3300"}
 BACKPACK = ("fcn", "conv6")  # its Hessian diagonals know neither batch norm nor residual sums
 # Width, and batches that the data-dependent methods look at (None: as many as the paper's)
 SETTINGS = {"smoke": (0.1, 1), "quick": (1, 2), "reduced": (1, 20), "paper": (1, None)}
@@ -35,49 +34,54 @@ def cost(
     """Wall seconds to compute the masks of new networks that keep 10 % of each layer.
 
     One row per device, network and method: `seconds` is the median of `n` times. Beside mp stands
-    torch.nn.utils.prune.l1_unstructured, layer by layer, and beside lap its global scope. obd and
-    lap_act look, once, at `batches` batches of `batch_size` bundled digits; obd only where BackPACK
-    can. `device` is "cpu", "cuda", or "auto": both where there is a GPU. The smoke scale has narrow
-    networks. Writes figures/<scale>/pruning_cost.csv. Raises ValueError naming the parameter.
+    torch.nn.utils.prune.l1_unstructured, layer by layer, and beside lap its global scope. Methods
+    that look at data look, once, at `batches` batches of `batch_size` bundled digits; obd only
+    where BackPACK can. `device` is "cpu", "cuda", or "auto": both where there is a GPU. The smoke
+    scale has narrow networks. Writes figures/<scale>/pruning_cost.csv. Raises ValueError naming the
+    parameter.
     """
-    networks = several(one_of(NETWORKS))("networks", networks)
-    chosen = table("fcn_data_dependent", scale=scale, device=device, methods=methods)
-    repeats = whole(1)("repeats", repeats)
-    width, batches = SETTINGS[scale]
-    places = dict.fromkeys(["cpu" if device == "auto" else chosen.device, chosen.device])
-    times = []
-    for place, network in product(places, networks):
-        data = load_data("mnist5k", *((28, 1) if network == "fcn" else (32, 3))).to(place)
-        model = build_model(network, width=width, seed=0).to(place)
-        looks = _looks(network, chosen.methods, batches)
-        for turn, (name, look) in product(range(repeats), looks.items()):  # noise hits all alike
-            if turn == 0 or not any(look):
-                times.append((place, network, name, *look, _seconds(model, name, data, look)))
-    columns = ["device", "network", "method", "batches", "batch_size", "seconds"]
-    groups = pd.DataFrame(times, columns=columns).groupby(columns[:-1], sort=False).seconds
+    chosen = table("fcn_data_dependent", scale=scale, device=device, methods=list(methods))
+    if unknown := set(networks) - set(NETWORKS):
+        raise ValueError(f"networks must be of {', '.join(NETWORKS)}; got {min(unknown)!r}")
+    if not isinstance(repeats, int) or repeats < 1:
+        raise ValueError(f"repeats must be a whole number of at least 1; got {repeats!r}")
+    times, (width, batches) = [], SETTINGS[scale]
+    for place in dict.fromkeys(["cpu" if device == "auto" else chosen.device, chosen.device]):
+        for network in networks:
+            data = load_data("mnist5k", *((28, 1) if network == "fcn" else (32, 3))).to(place)
+            model = build_model(network, width=width, seed=0).to(place)
+            for turn in range(repeats):  # in turns, so that noise hits all methods alike
+                for name, look in _looks(network, chosen.methods, batches).items():
+                    if turn == 0 or not any(look):
+                        seconds = _seconds(model, name, data, *look)
+                        times.append((place, network, name, *look, seconds))
+    columns = ["device", "network", "method", "batches", "batch_size"]
+    groups = pd.DataFrame(times, columns=[*columns, "seconds"]).groupby(columns, sort=False).seconds
     rows = groups.agg(seconds="median", min="min", max="max", n="count").reset_index()
     rows = rows.assign(scale=scale, width=width, threads=torch.get_num_threads())
     write_whole(root() / f"figures/{scale}/pruning_cost.csv", rows.to_csv(index=False).encode())
     return rows
 
 
-def plot(rows: pd.DataFrame):
-    """The medians as bars on a log axis, saved as figures/<scale>/pruning_cost.png; a Figure."""
-    import matplotlib.pyplot as plt
-    import seaborn
+def plot(rows: pd.DataFrame, save: bool = False):
+    """The medians as bars on a log axis, a panel per device; a Figure.
 
-    (scale, width, threads), png = rows[["scale", "width", "threads"]].iloc[0], io.BytesIO()
-    shades = COLOURS | {LIBRARY: "0.6", GLOBAL: "#f4b183"}
-    what = dict(kind="bar", x="network", y="seconds", hue="method", col="device", palette=shades)
-    caption = f"{scale} scale · 10 % kept · width × {width:g} · CPU threads: {threads}"
+    With `save` also figures/<scale>/pruning_cost.png.
+    """
+    import matplotlib.pyplot as plt
+
+    first, groups = rows.iloc[0], rows.groupby("device", sort=False)
+    words = f"{first.scale} scale · 10 % kept · width ×{first.width:g} · CPU threads: "
+    words += f"{first.threads} · methods that look at data: {rows.batches.max()} batches"
     with plt.rc_context(STYLE):
-        grid = seaborn.catplot(rows, **what, height=3.4, aspect=1.4)
-        grid.set(yscale="log", xlabel="", ylabel="seconds to compute the masks")
-        grid.figure.text(0.1, 0.02, f"{caption} · data: {rows.batches.max()} batches", fontsize=6.5)
-        grid.figure.savefig(png, format="png", dpi=200, bbox_inches="tight", facecolor="white")
-    plt.close(grid.figure)
-    write_whole(root() / f"figures/{scale}/pruning_cost.png", png.getvalue())
-    return grid.figure
+        figure, axes = plt.subplots(len(groups), figsize=(6.4, 3.2 * len(groups)), squeeze=False)
+        plt.close(figure)
+        for axis, (device, part) in zip(axes[:, 0], groups, strict=True):
+            medians = part.pivot_table("seconds", "network", "method", sort=False)
+            look = {"color": [SHADES[name] for name in medians], "legend": False, "width": 0.8}
+            medians.plot.bar(ax=axis, logy=True, rot=0, xlabel=device, ylabel="seconds", **look)
+        path = root() / f"figures/{first.scale}/pruning_cost.png" if save else None
+        return finish(figure, "Computing the masks", words, path)
 
 
 def _looks(network: str, methods, batches: int | None) -> dict[str, tuple[int, int]]:
@@ -85,26 +89,28 @@ def _looks(network: str, methods, batches: int | None) -> dict[str, tuple[int, i
     paper = table(f"{'conv6' if network == 'conv6' else 'fcn'}_data_dependent", scale="paper")
     looks = {}
     for method in methods:
-        published, size = getattr(paper, f"{METHODS[method].weights}_batches", (0, 0))
-        if METHODS[method].weights != "curved" or network in BACKPACK:
-            looks[method] = (published and (batches or published), size)
+        kind = METHODS[method].looks_at
+        count, size = paper.looks.get(kind, (0, 0))
+        if kind != "curvature" or network in BACKPACK:
+            looks[method] = (count and (batches or count), size)
         looks |= {"mp": {LIBRARY: (0, 0)}, "lap": {GLOBAL: (0, 0)}}.get(method, {})
     return looks
 
 
-def _seconds(model: torch.nn.Module, name: str, data: Data, look: tuple[int, int]) -> float:
-    model, kind = copy.deepcopy(model), METHODS[name].weights if any(look) else ""
+def _seconds(model: torch.nn.Module, name: str, data: Data, count: int, size: int) -> float:
+    model, kind = copy.deepcopy(model), METHODS[name].looks_at if count else ""
     wait = torch.cuda.synchronize if data.train_images.is_cuda else lambda: None
     if kind:  # imports, and whatever else only the first call does
-        statistics(model, kind, data, 1, 1)
+        saliency(model, kind, data.batches(1, 1))
     wait()
     start = time.perf_counter()
     if name == LIBRARY:
         for layer in prunable_layers(model):
             prune.l1_unstructured(layer.module, "weight", amount=1 - KEEP)
+    elif name == GLOBAL:
+        prune_masks(model, "lap", KEEP, "global")
     else:
-        method, scope = ("lap", "global") if name == GLOBAL else (name, "layer")
-        facts = statistics(model, kind, data, *look) if kind else None
-        prune_masks(model, method, KEEP, scope, statistics=facts)
+        batches = data.batches(count, size) if kind else None
+        prune_masks(model, name, KEEP, batches=batches)
     wait()
     return time.perf_counter() - start

@@ -1,7 +1,8 @@
-"""Look at one pruned network before retraining: a picture, and controls to change it."""
+"""Look at a network pruned by two methods, before retraining: a picture, and controls for it."""
 
 import copy
 import os
+import warnings
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,18 +13,25 @@ from lapnb.paper.tables import table
 from lapnb.progress import Progress
 from lapnb.pruning.layers import neighbours, prunable_layers
 from lapnb.pruning.masks import apply_masks, prune_masks, surviving
-from lapnb.pruning.saliency import statistics
+from lapnb.pruning.saliency import saliency
 from lapnb.pruning.scores import METHODS
-from lapnb.report.compare import COLOURS, STYLE
-from lapnb.runs.cell import Task, compute, dense_network
+from lapnb.report.compare import published, short
+from lapnb.report.plots import COLOURS, STYLE
+from lapnb.runs.cell import dense_network
+from lapnb.runs.task import Task
 from lapnb.training.checkpoint import load_checkpoint
 from lapnb.training.data import Data, load_data
 from lapnb.training.train import evaluate
 
-# Each network is the dense one (seed 0) of a quick table: narrow, trained for seconds, cached.
+# Each network is the dense one (seed 0) of a table.
 NETWORKS = {"fcn": "fcn_mnist", "conv6": "conv6_cifar10"}
 NETWORKS |= {name: f"{name}_cifar10" for name in ("vgg11", "vgg16", "vgg19", "resnet18")}
 SCOPES = {"layer": "layer-wise", "global": "global"}
+EFFECTS = {
+    "surviving": "surviving weights (%)",
+    "alone": "distortion of the layer (%)",
+    "lookahead": "the same with its neighbours (%)",
+}
 
 
 def effects(model: nn.Module, masks: list[Tensor]) -> pd.DataFrame:
@@ -44,57 +52,59 @@ def effects(model: nn.Module, masks: list[Tensor]) -> pd.DataFrame:
     return pd.DataFrame(rows, index=range(1, len(rows) + 1)).rename_axis("layer")
 
 
-def panel(network="fcn", method="lap", scope="layer", keep=0.1, checkpoint="", dataset="mnist5k"):
-    """A network pruned in one shot to the fraction `keep`, not retrained; a matplotlib Figure.
+def panel(
+    network="fcn", method="lap", scope="layer", keep=0.1, checkpoint="", dataset=None, beside="mp"
+):
+    """A network pruned in one shot by `beside` and by `method`, not retrained; a Figure.
 
-    Accuracy, the first layer's mask, and each layer's survival and distortion (`effects`). The
-    network is our own, trained on first use and then cached, or your `checkpoint`. Raises
+    Accuracy, the first layer's masks, and each layer's survival and distortion (`effects`), when
+    the fraction `keep` survives. The network is our own of the quick scale, trained on first use
+    and then cached, or your `checkpoint`; `dataset` is that scale's own unless named. Raises
     ValueError or FileNotFoundError, in one sentence.
     """
     import matplotlib.pyplot as plt
-    from torchvision.utils import make_grid
 
     if network not in NETWORKS:
         raise ValueError(f"network must be one of {', '.join(NETWORKS)}; got {network!r}")
     path = Path(checkpoint.strip()).expanduser() if checkpoint.strip() else None
     chosen = network, dataset, path, path.stat().st_mtime_ns if path and path.exists() else 0
+    masks = {name: _masks(name, scope, keep, *chosen) for name in dict.fromkeys([beside, method])}
     data, dense, accuracy = _network(*chosen)
-    known = _statistics(METHODS[method].weights, *chosen) if method in METHODS else None
-    masks = prune_masks(dense, method, keep, scope, statistics=known)
-    pruned, layers = copy.deepcopy(dense), effects(dense, masks)
-    apply_masks(pruned, masks)
-    bars = pd.Series({"before\nretraining": evaluate(pruned, data)[1], "dense": accuracy})
-    if masks[0].ndim == 2:
-        place, image = "pixel", masks[0].sum(0).view(data.test_images.shape[1:]).sum(0)
-    else:  # one tile per kernel, summed over input channels
-        place, tiles = "kernel position", masks[0].sum(1, keepdim=True).float()
-        image = make_grid(tiles, round(len(tiles) ** 0.5), padding=1, pad_value=float("nan"))[0]
-    total = sum(mask.numel() for mask in masks)
-    with plt.rc_context(STYLE | {"axes.grid": False}):
-        figure, axes = plt.subplots(2, 2, figsize=(8.4, 5), layout="constrained")
-        title = f"{path.name if path else network}, {METHODS[method].title}, {SCOPES[scope]}: "
-        title += f"{100 * surviving(masks):.3g} % of {total:,} weights survive ({data.source})"
-        figure.suptitle(title)
-        colour, grey = COLOURS[method], "0.6"
-        bars.plot.barh(ax=axes[0, 0], title="test accuracy (%)", color=[colour, grey])
-        axes[0, 0].bar_label(axes[0, 0].containers[0], fmt="%.1f", padding=3)
-        axes[0, 0].set_xlim(0, 115)
-        figure.colorbar(axes[0, 1].imshow(image.numpy(), vmin=0), ax=axes[0, 1])
-        axes[0, 1].set_title(f"first layer: survivors per {place}")
-        axes[0, 1].axis("off")
-        layers.surviving.plot.bar(ax=axes[1, 0], title="surviving weights (%)", color=colour, rot=0)
-        layers[["alone", "lookahead"]].plot.bar(ax=axes[1, 1], color=[grey, "0.1"], rot=0)
-        axes[1, 1].set(title="relative distortion (%)", ylim=(0, 125))
-        axes[1, 1].legend(ncols=2, loc="upper center", frameon=False)
+    bars, layers = {"dense": accuracy}, {name: effects(dense, own) for name, own in masks.items()}
+    for name, own in masks.items():
+        apply_masks(pruned := copy.deepcopy(dense), own)
+        bars[short(name)] = evaluate(pruned, data)[1]
+    colours, own = [COLOURS[name] for name in masks], masks[method]
+    with plt.rc_context(STYLE | {"axes.grid": False, "font.size": 9, "axes.titlesize": 9}):
+        figure, axes = plt.subplots(2, 3, figsize=(9.6, 5.2))
         plt.close(figure)
+        figure.suptitle(
+            f"{path.name if path else network}, {SCOPES[scope]}: {100 * surviving(own):.3g} % of "
+            f"{sum(mask.numel() for mask in own):,} weights survive ({data.source})"
+        )
+        accuracies = pd.Series(bars).plot.barh(ax=axes[0, 0], color=["0.6", *colours])
+        accuracies.set(title="test accuracy before retraining (%)", xlim=(0, 118))
+        accuracies.bar_label(accuracies.containers[0], fmt="%.1f", padding=3)
+        for axis in axes[0, 1:]:
+            axis.axis("off")
+        for axis, (name, own) in zip(axes[0, 1:], masks.items(), strict=False):
+            picture, place = _survivors(own[0], data)
+            most = max(1, picture.nan_to_num().max())
+            figure.colorbar(axis.imshow(picture.numpy(), vmin=0, vmax=most), ax=axis)
+            axis.set_title(f"{short(name)}, first layer:\nsurvivors per {place}")
+        for axis, (column, title) in zip(axes[1], EFFECTS.items(), strict=True):
+            frame = pd.DataFrame({short(name): part[column] for name, part in layers.items()})
+            look = {"color": colours, "rot": 0, "width": 0.8, "title": title, "legend": False}
+            frame.plot.bar(ax=axis, logy=(scope, column) == ("global", "surviving"), **look)
     return figure
 
 
-def controls(dataset="mnist5k", **start):
+def controls(dataset=None, **start):
     """`panel` under dropdowns, a slider and a path; redrawn when one of them has changed.
 
-    `start` are the first values. Where progress bars are off (TQDM_DISABLE: reports, tests,
-    committed outputs) nobody can move a slider, and a line is printed in its place.
+    The slider stops at the paper's surviving fractions too. `start` are the first values. Where
+    progress bars are off (TQDM_DISABLE: reports, tests, committed outputs) nobody can move a
+    slider, and a line is printed in its place.
     """
     if os.environ.get("TQDM_DISABLE"):
         return print("The controls need a browser: open this notebook in JupyterLab.")
@@ -112,18 +122,22 @@ def controls(dataset="mnist5k", **start):
             clear_output(wait=True)
             display(drawn())
 
-    late = dict(continuous_update=False, layout={"width": "28rem"})
+    methods = {criterion.title: name for name, criterion in METHODS.items()}
+    stops = {start.get("keep", 0.1): "", **{k / 1000: "" for k in (1, 2, 5, 10, 20, 50, 200, 500)}}
+    stops |= {percent / 100: ", in the paper" for percent in published().surviving_pct}
+    keep = [(f"{100 * stop:.3g} %{stops[stop]}", stop) for stop in sorted(stops)]
+    late = {"continuous_update": False, "layout": {"width": "28rem"}}
     choice = {
         "network": ipywidgets.Dropdown(options=list(NETWORKS)),
-        "method": ipywidgets.Dropdown(options={METHODS[m].title: m for m in METHODS}, value="lap"),
+        "beside": ipywidgets.Dropdown(options=methods, value="mp"),
+        "method": ipywidgets.Dropdown(options=methods, value="lap"),
         "scope": ipywidgets.Dropdown(options={title: name for name, title in SCOPES.items()}),
-        "keep": ipywidgets.FloatLogSlider(0.1, min=-3, max=0, readout_format=".2%", **late),
+        "keep": ipywidgets.SelectionSlider(options=keep, value=start.get("keep", 0.1), **late),
         "checkpoint": ipywidgets.Text(placeholder="path of your own state_dict (optional)", **late),
     }
     for name, widget in choice.items():
         widget.description = name
-    for name, value in start.items():
-        choice[name].value = value
+        widget.value = start.get(name, widget.value)
     output = ipywidgets.Output()
     # Not `with output`: that would sometimes leave papermill, which knows it, waiting for ever.
     output.append_display_data(drawn())
@@ -132,22 +146,41 @@ def controls(dataset="mnist5k", **start):
     return ipywidgets.VBox([*choice.values(), output])
 
 
+def _survivors(mask: Tensor, data: Data) -> tuple[Tensor, str]:
+    """A picture of how many weights of the first layer survive, and per what."""
+    from torchvision.utils import make_grid
+
+    if mask.ndim == 2:
+        return mask.sum(0).view(data.test_images.shape[1:]).sum(0), "pixel"
+    tiles = mask.sum(1, keepdim=True).float()  # one per kernel, summed over input channels
+    grid = make_grid(tiles, round(len(tiles) ** 0.5), padding=1, pad_value=float("nan"))
+    return grid[0], "kernel position"
+
+
+def _masks(method, scope, keep, *chosen) -> list[Tensor]:
+    data, dense, _ = _network(*chosen)
+    criterion = METHODS.get(method, METHODS["mp"])  # prune_masks names those that there are
+    example = data.normalise(data.test_images[:1]) if criterion.neighbours == "flow" else None
+    known = _saliency(criterion.looks_at, *chosen) if criterion.looks_at else None
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # one sees empty layers
+        return prune_masks(dense, method, keep, scope, example, saliency=known)
+
+
 @lru_cache(maxsize=8)
 def _network(network, dataset, path, written) -> tuple[Data, nn.Module, float]:
     """Data, dense network and its accuracy (%); `written` tells versions of one file apart."""
     declared = table(NETWORKS[network], "quick", dataset=dataset, device="cpu")
-    data = load_data(dataset, declared.image_size, declared.channels)
-    task = Task(declared, data.source, seed=0)
-    if not path and not task.cached():
-        with Progress(task.steps, f"dense {network}") as bar:
-            compute(task, bar.at)
-    model = load_checkpoint(path, network, data) if path else dense_network(task, data)[0]
+    data = load_data(declared.dataset, declared.image_size, declared.channels)
+    if path:
+        model = load_checkpoint(path, network, data)
+    else:
+        task = Task(declared, data.source, seed=0)
+        with Progress(task.steps, f"dense {network}", delay=1) as bar:
+            model, _ = dense_network(task, data, bar.at)
     return data, model, evaluate(model, data)[1]
 
 
 @lru_cache(maxsize=8)
-def _statistics(kind, *chosen) -> list[Tensor] | None:
-    if kind not in ("active", "curved"):
-        return None
+def _saliency(kind, *chosen) -> list[Tensor]:
     data, model, _ = _network(*chosen)
-    return statistics(model, kind, data, batches=10, batch_size=60)
+    return saliency(model, kind, data.batches(10, 60))

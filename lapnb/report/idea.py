@@ -1,12 +1,14 @@
 """The paper's idea as a picture, with numbers small enough to check by hand."""
 
+import numpy as np
 import pandas as pd
 import torch
 
 from lapnb.pruning.layers import neighbours, prunable_layers
 from lapnb.pruning.masks import prune_masks
-from lapnb.pruning.scores import METHODS
-from lapnb.store import root
+from lapnb.report.compare import short
+from lapnb.report.plots import png
+from lapnb.store import root, write_whole
 from lapnb.training.networks import FCN
 
 # Row j of the first is what enters unit j, column k of the last is what leaves unit k.
@@ -16,7 +18,11 @@ WEIGHTS = (
     [[2.0, 0.5, -0.4], [1.0, -1.0, 0.2], [-2.0, 1.0, 0.4]],
 )
 W, V = (0, 0), (2, 2)  # (k, j) of the two weights that are compared: top and bottom
-GREY, BEFORE, AFTER, REMOVED = "0.8", "#0173b2", "#c96f00", "#c1121f"
+BEFORE, AFTER, REMOVED = "#6a3d9a", "#1b8a5a", "#c1121f"  # colours of no method
+TITLES = {
+    "mp": "Magnitude pruning (MP) looks at the weight alone",
+    "lap": "Lookahead pruning (LAP) looks at its neighbours too",
+}
 
 
 def example_network() -> FCN:
@@ -37,103 +43,63 @@ def example() -> pd.DataFrame:
     model = example_network()
     layers = prunable_layers(model)
     first, middle, last = weights = [layer.weight.detach() for layer in layers]
-    before, after = (f.flatten() for f in neighbours(layers, weights, 1))
-    removed = {m: ~prune_masks(model, m, [1, 8 / 9, 1])[1] for m in ("mp", "lap")}
+    before, after = (factor.flatten() for factor in neighbours(layers, weights, 1))
+    lost = {method: ~prune_masks(model, method, [1, 8 / 9, 1])[1] for method in TITLES}
     rows = {}
     for name, (k, j) in {"w": W, "v": V}.items():
         change = torch.zeros_like(middle)
         change[k, j] = middle[k, j]
-        magnitude, back, ahead = (float(x) for x in (middle[k, j].abs(), before[j], after[k]))
-        rows[name] = {
-            "magnitude": magnitude,
-            "before": back,
-            "after": ahead,
-            "lookahead": magnitude * back * ahead,
-            "distortion": float(torch.linalg.norm(last @ change @ first)),
-            "removed_by": ", ".join(METHODS[m].title for m, mask in removed.items() if mask[k, j]),
-        }
+        row = {"magnitude": middle[k, j].abs(), "before": before[j], "after": after[k]}
+        row["lookahead"] = row["magnitude"] * row["before"] * row["after"]
+        row["distortion"] = torch.linalg.norm(last @ change @ first)
+        removed_by = ", ".join(short(method) for method in TITLES if lost[method][k, j])
+        rows[name] = {key: float(x) for key, x in row.items()} | {"removed_by": removed_by}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def draw_idea():
-    """How MP and LAP look at one weight of three layers, saved as figures/idea.png; a Figure.
+def draw_idea(save: bool = False):
+    """How MP and LAP look at one weight of three layers; with `save` figures/idea.png; a Figure.
 
     Lines are as thick as the weights of `example_network` are large; a cross marks the weight that
     the method removes first.
     """
     import matplotlib.pyplot as plt
 
-    titles = {
-        "mp": "Magnitude pruning (MP) looks at the weight alone",
-        "lap": "Lookahead pruning (LAP) looks at its neighbours too",
-    }
-    formula = [
-        ("$|w|$", "black"),
-        (r"$\,\cdot\,\Vert W_{i-1}[j{,}{:}]\Vert$", BEFORE),
-        (r"$\,\cdot\,\Vert W_{i+1}[{:}{,}k]\Vert$", AFTER),
-    ]
-    figure, axes = plt.subplots(1, 2, figsize=(9, 4.1), facecolor="white", layout="constrained")
-    for axis, (method, title) in zip(axes, titles.items(), strict=True):
-        around = method == "lap"
-        axis.set_title(title, fontsize=10.5)
-        _network(axis, around)
-        _coloured(axis, -0.8, formula if around else formula[:1], 14)
-        for (name, row), y in zip(example().round(2).iterrows(), (-1.15, -1.45), strict=True):
-            removed = METHODS[method].title in row.removed_by
-            numbers = [(f"${name}$:  {row.magnitude:g}", "black")]
-            if around:
-                numbers += [(f" · {row.before:g}", BEFORE), (f" · {row.after:g}", AFTER)]
-                numbers += [(f" = {row.lookahead:g}", "black")]
-            _coloured(axis, y, numbers + [("  removed first", REMOVED)] * removed, 10.5)
-            height = 2 if name == "w" else 0
-            axis.text(1.5, height + 0.2, f"${name}$", ha="center", fontsize=13)
-            if removed:
-                axis.plot(1.5, height, "x", color=REMOVED, markersize=14, markeredgewidth=3)
-    path = root() / "figures" / "idea.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=200)
+    heads = {"before": r"$\Vert W_{i-1}[j{,}{:}]\Vert$", "magnitude": "$|w|$"}
+    heads |= {"after": r"$\Vert W_{i+1}[{:}{,}k]\Vert$"}
+    numbers = example()
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4.3), facecolor="white", layout="constrained")
     plt.close(figure)
+    for axis, (method, title) in zip(axes, TITLES.items(), strict=True):
+        colours = [BEFORE, "black", AFTER] if method == "lap" else ["0.8", "black", "0.8"]
+        axis.set(xlim=(-0.5, 4.2), ylim=(-1.7, 2.4))
+        axis.set_title(title, fontsize=10.5)
+        axis.axis("off")
+        for layer, (column, head) in enumerate(heads.items()):
+            place = {"color": colours[layer], "ha": "center"}
+            axis.text(layer + 0.5, -0.35, ("$W_{i-1}$", "$W_i$", "$W_{i+1}$")[layer], ha="center")
+            for (k, j), weight in np.ndenumerate(WEIGHTS[layer]):
+                seen = (k in (W[1], V[1]), (k, j) in (W, V), j in (W[0], V[0]))[layer]
+                colour = colours[layer] if seen else "0.8"
+                width = 0.8 if colour == "0.8" else 2.2 * abs(weight)
+                axis.plot([layer, layer + 1], [2 - j, 2 - k], color=colour, linewidth=width)
+            if colours[layer] != "0.8":
+                axis.text(layer + 0.5, -0.8, head, **place)
+                for name, y in (("w", -1.15), ("v", -1.5)):
+                    axis.text(layer + 0.5, y, f"{numbers[column][name]:.3g}", **place)
+        axis.scatter(*np.indices((4, 3)), s=230, color="white", edgecolor="0.3", zorder=3)
+        for name, y, prime, unit in (("w", -1.15, "", 2), ("v", -1.5, "'", 0)):
+            removed = short(method) in numbers.removed_by[name]
+            axis.text(-0.4, y, f"${name}$:")
+            product = f"= {numbers.lookahead[name]:.3g}" if method == "lap" else ""
+            axis.text(
+                3.1, y, product + "  removed first" * removed, color=REMOVED if removed else "black"
+            )
+            axis.text(1.5, unit + 0.2, f"${name}$", ha="center", fontsize=13)
+            for x, letter in ((1, "j"), (2, "k")):
+                axis.text(x, unit, f"${letter}{prime}$", ha="center", va="center", zorder=4)
+            if removed:
+                axis.plot(1.5, unit, "x", color=REMOVED, markersize=14, markeredgewidth=3)
+    if save:
+        write_whole(root() / "figures" / "idea.png", png(figure))
     return figure
-
-
-def _network(axis, looks_around: bool) -> None:
-    """Four columns of units; black the weights w and v, in colour the neighbours in view."""
-    for layer, weight in enumerate(WEIGHTS):
-        for k, row in enumerate(weight):
-            for j, value in enumerate(row):
-                colour = GREY
-                if layer == 1 and (k, j) in (W, V):
-                    colour = "black"
-                elif looks_around and layer == 0 and k in (W[1], V[1]):
-                    colour = BEFORE
-                elif looks_around and layer == 2 and j in (W[0], V[0]):
-                    colour = AFTER
-                shown = colour != GREY
-                axis.plot(
-                    [layer, layer + 1],
-                    [2 - j, 2 - k],
-                    color=colour,
-                    linewidth=2.2 * abs(value) if shown else 0.8,
-                    solid_capstyle="butt",
-                    zorder=2 if shown else 1,
-                )
-        axis.text(
-            layer + 0.5, -0.35, ("$W_{i-1}$", "$W_i$", "$W_{i+1}$")[layer], ha="center", fontsize=11
-        )
-    for column in range(4):
-        axis.scatter([column] * 3, range(3), s=230, color="white", edgecolor="0.3", zorder=3)
-    for column, name, units in ((1, "j", (W[1], V[1])), (2, "k", (W[0], V[0]))):
-        for unit, prime in zip(units, ("", "'"), strict=True):
-            text = f"${name}{prime}$"
-            axis.text(column, 2 - unit, text, ha="center", va="center", fontsize=10, zorder=4)
-    axis.set(xlim=(-0.25, 3.25), ylim=(-1.6, 2.45))
-    axis.axis("off")
-
-
-def _coloured(axis, y: float, pieces: list[tuple[str, str]], size: float) -> None:
-    """One centred line of text in several colours."""
-    from matplotlib.offsetbox import AnnotationBbox, HPacker, TextArea
-
-    areas = [TextArea(text, textprops={"color": c, "fontsize": size}) for text, c in pieces]
-    box = HPacker(children=areas, align="baseline", pad=0, sep=0)
-    axis.add_artist(AnnotationBbox(box, (1.5, y), frameon=False))

@@ -2,36 +2,15 @@
 
 import re
 
-import matplotlib
 import nbformat
-import pandas as pd
 import pytest
 import torch
 
-from lapnb.paper.tables import TABLES, table
-from lapnb.pruning.layers import prunable_layers
+from lapnb.paper.tables import TABLES
 from lapnb.report import idea, overview
-from lapnb.runs.cell import Task, starting_row
-from lapnb.runs.run import COLUMNS, figures, read
+from lapnb.runs.results import results_file
 
-matplotlib.use("Agg")
-
-
-def record(name, scale, errors, surviving=0.001, nth=-1):
-    """Rows of a table's nth round as `run` records them: errors per method, one per seed."""
-    declared = table(name, scale)
-    round = declared.rounds[nth]
-    rows = [
-        starting_row(Task(plain, "MNIST", seed), method, round)
-        | {"surviving": surviving, "error": error, "error_before": 80.0, "dense_error": 2.0}
-        | {"status": "ok"}
-        for plain in declared.expand()
-        for method, values in errors.items()
-        for seed, error in enumerate(values)
-    ]
-    path = figures(scale) / f"{name}.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame([*read(path).to_dict("records"), *rows], columns=COLUMNS).to_csv(path, index=False)
+THREE = {"mp": [60.0, 61.0, 62.0], "lap": [30.0, 31.0, 33.0]}
 
 
 def notebook(root, name, title):
@@ -40,88 +19,89 @@ def notebook(root, name, title):
     nbformat.write(nbformat.v4.new_notebook(cells=cells), root / "notebooks" / f"{name}.ipynb")
 
 
-def files(root):
-    return {path: path.stat().st_mtime_ns for path in root.rglob("*")}
-
-
 def test_nothing_is_recorded(lapnb_root):
     notebook(lapnb_root, "fcn_mnist", "FCN: a & b")
-    notebook(lapnb_root, "pruning_cost", "Cost")
+    notebook(lapnb_root, 'x"><script>', "Odd")
     found = overview.summary()
     assert len(found) == sum(len(declared["claims"]) for declared in TABLES.values())
-    assert set(found.verdict) == {"not run"}
-    assert set(found.n) == {0}
+    assert set(found.verdict) == {"not run"} and not found.n.any()
+    assert overview.inventory().empty
     page = overview.index().data
     assert '<a href="fcn_mnist.ipynb">FCN: a &amp; b</a>' in page
-    assert page.count("not run") == 2
-    assert "<img" not in page
+    assert page.count("not run") == 1 and "<script>" not in page and "<img" not in page
+    for width in ('9" onload="x', -1, 2.5):
+        with pytest.raises(ValueError, match="thumbnail_width must be a number of pixels"):
+            overview.index(width)
 
 
-def test_each_claim_is_judged_on_its_largest_scale(lapnb_root):
-    record("fcn_mnist", "smoke", {m: [9.0, 9.1, 9.2] for m in ("mp", "lap", "lfp", "lbp")})
-    record("fcn_mnist", "quick", {"mp": [60.0, 61.0, 62.0], "lap": [30.0, 31.0, 33.0]})
-    record("fcn_mnist", "paper", {"rp": [90.0]})  # nothing to compare it with
-    found = overview.summary().query("table == 'fcn_mnist'").set_index("claim")
+def test_each_claim_is_judged_on_its_largest_scale_and_each_run_counted_once(record):
+    record({m: [9.0, 9.1, 9.2] for m in ("mp", "lap", "lfp", "lbp")}, "fcn_mnist", "smoke")
+    for name in ("fcn_mnist", "fcn_iterative"):  # one-shot runs of the one are those of the other
+        record(THREE, name, "quick")
+    record({"rp": [90.0]}, "fcn_mnist", "paper")  # nothing to compare it with
+    record({"obd": [1.0, 2.0, 3.0], "obd_lap": [4.0, 6.0, 5.0]}, "fcn_data_dependent", "paper")
+    found = overview.summary().set_index(["table", "claim"])
     judged = found[["scale", "n", "verdict"]].apply(tuple, axis=1).to_dict()
-    assert judged["lap < mp, error"] == ("quick", 3, "reproduced")
-    assert judged["lap < lfp, error"] == ("smoke", 3, "open")
+    assert judged["fcn_mnist", "LAP beats MP"] == ("quick", 3, "reproduced")
+    assert judged["fcn_mnist", "LAP beats LFP"] == ("smoke", 3, "open")
+    against = judged["fcn_data_dependent", "OBD with LAP beats OBD"]
+    assert against == ("paper", 3, "not reproduced")
+    repeats = found.repeats.dropna().to_dict()
+    assert repeats == {("fcn_iterative", "LAP beats MP, oneshot"): "fcn_mnist"}
+    score = overview.score().set_index("table")
+    assert score.loc["all tables"].tolist()[1:3] == [2, 1]
+    assert score.loc["fcn_iterative", "reproduced"] == 1
 
 
-def test_index_shows_the_result_and_a_plot_and_changes_no_file(lapnb_root):
-    notebook(lapnb_root, "fcn_mnist", "FCN")
-    notebook(lapnb_root, "fcn_activations", "Activations")
-    notebook(lapnb_root, "fcn_before_retraining", "Before")
-    notebook(lapnb_root, "00_start_here", "Start")
-    notebook(lapnb_root, "zoo", "Animals")
-    record("fcn_mnist", "quick", {"mp": [60.0, 61.0, 62.0], "lap": [30.0, 31.0, 33.0]})
-    record("fcn_activations", "quick", {"mp": [60.0], "lap": [30.0]})
-    record("fcn_before_retraining", "quick", {"mp": [2.5], "lap": [2.1]}, 0.5, 0)
-    record("fcn_before_retraining", "quick", {"mp": [3.5], "lap": [2.7]}, 0.25, 1)
-    before = files(lapnb_root)
-    page = overview.index(thumbnail_width=99).data
-    assert files(lapnb_root) == before
-    rows = re.findall("<tr>.*?</tr>", page)
-    assert [re.search(r'href="(\w+)', row)[1] for row in rows[1:]] == [
-        *("fcn_mnist", "fcn_activations", "fcn_before_retraining", "zoo"),
-    ]
-    assert "lap &lt; mp, error, at 0.1 %: 31.33 against 61" in rows[1]
-    assert "reproduced (quick scale), n = 3" in rows[1]
-    assert "within 1 point of the dense network down to lap 25 %, mp 50 % (quick" in rows[3]
-    assert [row.count('width="99"') for row in rows] == [0, 1, 1, 1, 0]
-    assert "<img" not in overview.index(thumbnail_width=0).data
+def test_inventory_says_what_is_recorded_and_where(record, lapnb_root):
+    record(THREE, "fcn_mnist", "quick")
+    (row,) = overview.inventory().to_dict("records")
+    assert (row["methods"], row["rounds"], row["seeds"], row["rows"]) == (2, 1, 3, 6)
+    assert lapnb_root / row["path"] == results_file("fcn_mnist", "quick")
 
 
-def test_cost_line(lapnb_root):
+def test_index_shows_result_and_plot_and_changes_no_file(lapnb_root, record):
+    for name in ("fcn_mnist", "fcn_activations", "conv6_global", "00_start_here", "zoo"):
+        notebook(lapnb_root, name, "Title")
     notebook(lapnb_root, "pruning_cost", "Cost")
-    path = figures("quick") / "pruning_cost.csv"
-    path.parent.mkdir(parents=True)
+    record(THREE, "fcn_mnist", "quick")
+    record({"mp": [60.0], "lap": [30.0]}, "fcn_activations", "quick")
+    record(THREE, "conv6_global", "quick", source="MNIST, 5,000 digits")
+    path = results_file("pruning_cost", "quick")
     path.write_text("device,network,method,seconds\ncpu,fcn,mp,2\ncpu,fcn,lap,3\n")
-    assert "LAP masks: 1.5 to 1.5 times" in overview.index().data
+    before = {path: path.stat().st_mtime_ns for path in lapnb_root.rglob("*")}
+    page = overview.index(thumbnail_width=99).data
+    assert {path: path.stat().st_mtime_ns for path in lapnb_root.rglob("*")} == before
+    rows = re.findall("<tr>.*?</tr>", page, re.DOTALL)
+    names = [re.search(r'href="(\w+)', row)[1] for row in rows]
+    assert names == ["fcn_mnist", "fcn_activations", "conv6_global", "pruning_cost", "zoo"]
+    assert "5,000 MNIST digits: LAP beats MP: reproduced at 1 of 1" in rows[0]
+    assert "standing in for CIFAR-10" in rows[2] and ">not run on CIFAR-10<" in rows[2]
+    assert "LAP masks: 1.5 to 1.5 times" in rows[3]
+    assert [row.count('width="99"') for row in rows] == [1, 1, 0, 0, 0]
+    assert "<img" not in overview.index(thumbnail_width=0).data
 
 
 def test_the_example_is_what_brute_force_says():
     first, middle, last = (torch.tensor(weight) for weight in idea.WEIGHTS)
-    whole = last @ middle @ first
-    distortion = {}
-    for k in range(3):
-        for j in range(3):
-            zeroed = middle.clone()
-            zeroed[k, j] = 0
-            distortion[k, j] = torch.linalg.norm(last @ zeroed @ first - whole).item()
+    distortion = torch.zeros(3, 3)
+    for place in [(k, j) for k in range(3) for j in range(3)]:
+        zeroed = middle.clone()
+        zeroed[place] = 0
+        distortion[place] = torch.linalg.norm(last @ (zeroed - middle) @ first)
     found = idea.example()
     for name, place in {"w": idea.W, "v": idea.V}.items():
-        assert found.lookahead[name] == pytest.approx(distortion[place])
-        assert found.distortion[name] == pytest.approx(distortion[place])
-    assert min(distortion, key=distortion.get) == idea.V
-    assert middle.abs().flatten().argmin() == 3 * idea.W[0] + idea.W[1]
-    assert found.removed_by.to_dict() == {"w": "magnitude (MP)", "v": "lookahead (LAP)"}
+        assert found.lookahead[name] == pytest.approx(distortion[place].item())
+        assert found.distortion[name] == pytest.approx(distortion[place].item())
+    assert distortion.argmin() == 3 * idea.V[0] + idea.V[1]
+    assert middle.abs().argmin() == 3 * idea.W[0] + idea.W[1]
+    assert found.removed_by.to_dict() == {"w": "MP", "v": "LAP"}
 
 
-def test_the_picture_is_saved(lapnb_root):
+def test_the_picture_of_the_idea(lapnb_root):
     figure = idea.draw_idea()
-    shown = [text.get_text() for axis in figure.axes for text in axis.texts]
-    assert shown.count("$w$") == shown.count("$v$") == 2
     crosses = [[line for line in axis.lines if line.get_marker() == "x"] for axis in figure.axes]
     assert [[line.get_ydata()[0] for line in lines] for lines in crosses] == [[2], [0]]
+    assert not list(lapnb_root.iterdir())
+    idea.draw_idea(save=True)
     assert (lapnb_root / "figures" / "idea.png").stat().st_size > 10_000
-    assert len(prunable_layers(idea.example_network())) == 3

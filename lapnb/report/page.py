@@ -1,0 +1,118 @@
+"""What a notebook shows of a table: the same text and numbers whenever its rows are the same."""
+
+import base64
+import math
+import re
+from html import escape
+
+import pandas as pd
+
+from lapnb.report import compare as of
+from lapnb.report.plots import plot, png
+
+
+def show(results: pd.DataFrame, column: str = "error") -> None:
+    """What a notebook shows of a table: result, ours beside the paper's, plot and verdicts."""
+    from IPython.display import display
+
+    table, figure = side_by_side(results, column), plot(results, column)
+    cells = table.to_string()
+    head = f"{of.MEASURED[column][0]}: ours" + " | published" * ("|" in cells)
+    head += ", the best of a row in bold" * ("**" in cells)
+    how = of.caption(results, "mean ± standard deviation")
+    lines = [of.title(results), result(results), how, head]
+    html = "<br>".join([f"<b>{escape(lines[0])}</b>", *map(escape, lines[1:])])
+    display(Shown("\n".join(lines), {"text/html": html}))
+    display(without_numbers(table))
+    picture = base64.b64encode(png(figure)).decode()
+    display(Shown(figure.get_label(), {"image/png": picture}))
+    found = of.verdicts(results)
+    if len(found):
+        found["surviving (%)"] = found.surviving.map(percent, na_action="ignore")
+        names = {"found": "found [95 % interval]", "verdict": f"verdict ({found.scale[0]} scale)"}
+        shown = ["claim", "surviving (%)", "found", "n", "verdict"]
+        display(without_numbers(found[shown].rename(columns=names)))
+
+
+def percent(value: float) -> str:
+    """Two digits after the point, as in the paper, or two that are not 0."""
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
+
+
+def result(results: pd.DataFrame) -> str:
+    """One sentence: what the rows say of the first claim that they can judge.
+
+    Of a table without claims: how far its networks can be pruned before they lose accuracy.
+    """
+    found, scale = of.verdicts(results), f"{of.one_source(results).scale.iloc[0]} scale"
+    judged = found[found.n > 0]
+    if len(judged):
+        own = judged[judged.claim == judged.claim.iloc[0]]
+        counts = own.verdict.value_counts(sort=False)
+        verdict = " and ".join(f"{word} at {count}" for word, count in counts.items())
+        last = own.iloc[-1]
+        return (
+            f"{last.claim}: {verdict} of {len(own)} surviving fractions ({scale}, n = {last.n}); "
+            f"at {percent(last.surviving)} % {last.found}"
+        )
+    if len(found):
+        return f"no claim of the paper can be judged: {found.found.iloc[0]} ({scale})"
+    least = (f"{of.short(method)} {low:.3g} %" for method, low in kept(results, 1).dropna().items())
+    return f"at most 1 point of accuracy is lost down to {', '.join(least) or 'nothing'} ({scale})"
+
+
+def kept(results: pd.DataFrame, loss: float) -> pd.Series:
+    """By method, the surviving fraction (%) down to which pruning costs at most `loss` points.
+
+    Of the dense networks' mean accuracy, before retraining; NaN where that is at no fraction.
+    """
+    found = of.means(results, "error_before").sort_values("round")
+    lost = found["mean"] - of.one_source(results).dense_error.mean()
+    near = (lost.round(6) <= loss).groupby(found.method).cummin()
+    return found.surviving.where(near).groupby(found.method, sort=False).min()
+
+
+class Shown:
+    """Text that a terminal prints, and what a notebook shows in its place, by MIME type."""
+
+    def __init__(self, text: str, rich: dict[str, str]):
+        self.text, self.rich = text, rich
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
+        return {"text/plain": self.text, **self.rich}
+
+
+def without_numbers(frame: pd.DataFrame) -> Shown:
+    """A table without row numbers; what stands between ** is bold."""
+    with pd.option_context("display.max_colwidth", None):
+        html = frame.to_html(index=False, border=0, na_rep="–")
+    bold = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", html)
+    return Shown(frame.to_string(index=False, na_rep="–"), {"text/html": bold})
+
+
+def side_by_side(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
+    """`compare` as text, as in a paper: a row per surviving fraction, a column per method.
+
+    A cell is ours | published. The best of a row is between **; of many rounds some are shown.
+    """
+    both, style = of.compare(results, column), of.digits(column)
+
+    def cell(mean, std, best, paper, paper_std):
+        ours = f"{mean:{style}}" + (f" ± {std:{style}}" if std == std else "")
+        theirs = f" | {paper:.2f} ± {paper_std:.2f}" if paper == paper else ""
+        return ((f"**{ours}**" if mean == best else ours) + theirs).replace("-", "−")
+
+    ranked = column != "gap" and both.method.nunique() > 1
+    keys = [*of.varied(both), "round"]
+    both["best"] = both.groupby(keys)[column].transform("min") if ranked else None
+    numbers = both[[column, "std", "best", "paper", "paper_std"]].itertuples(index=False)
+    both["cell"] = [cell(*row) for row in numbers]
+    rounds = sorted(both["round"].unique())[::-1]
+    some = both[both["round"].isin(rounds[:: math.ceil(len(rounds) / 12)])]
+    wide = some.set_index([*keys, "method"]).cell.unstack(sort=False)
+    wide = wide.rename(columns=of.short).reset_index().rename_axis(columns=None)
+    wide["round"] = wide["round"].map(both.groupby("round").surviving.mean()).map(percent)
+    return wide.rename(columns={"round": "surviving (%)"})

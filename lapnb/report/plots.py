@@ -1,0 +1,189 @@
+"""Rows as pictures. A file is written only when it is asked for."""
+
+import io
+import math
+import pathlib
+import textwrap
+
+import pandas as pd
+
+from lapnb.pruning.scores import METHODS
+from lapnb.report import compare as of
+from lapnb.runs.results import results_file
+from lapnb.store import write_whole
+
+STYLE = {
+    "font.size": 11,
+    "axes.titlesize": 11,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.fontsize": 10,
+    "legend.frameon": False,
+    "figure.facecolor": "white",
+    "figure.constrained_layout.use": True,
+}
+# Colour, marker and dashes of a method, by its position in METHODS: at least 3:1 on white, and
+# apart for colour-blind readers where a table puts methods side by side.
+LOOKS = [
+    *[("#0173b2", "o", "-"), ("#8c8c8c", "s", "-"), ("#117733", "v", "-"), ("#882255", "^", "-")],
+    *[("#d55e00", "D", "-"), ("#332288", ">", "--"), ("#6b3d1a", "<", "--"), ("#005f5f", "P", "-")],
+    *[("#6b6b00", "p", "-"), ("#222222", "h", "-"), ("#cc5c82", "d", "-"), ("#008b8b", "*", "-")],
+    *[("#b5179e", "X", "-"), ("#4f8f00", "H", "--"), ("#9c7a00", "s", "--")],
+    *[("#b2182b", "v", "--"), ("#d65fa8", "^", "--"), ("#10297a", "o", "--")],
+]
+COLOURS, MARKERS, DASHES = (
+    dict(zip(METHODS, values, strict=False)) for values in zip(*LOOKS, strict=True)
+)
+TICKS = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 90]
+FINE = [0.8, 1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 20, 25, 30, 40, 50, 60, 70, 80]
+SIGNED = [-50, -20, -5, -1, 0, 1, 5, 20, 50]
+MANY = 20  # rounds: a line then says more than markers
+
+
+def plot(results: pd.DataFrame, column: str = "error", save: bool = False):
+    """`column` against surviving weights (%), and beside it the paired difference to MP; a Figure.
+
+    Means with bars of ± one standard deviation, published means as hollow markers, the dense
+    network as a thin line; differences with their 95 % interval. Settings that the table varies
+    below each other; for the column gap, training and test error first. With `save` also
+    figures/<scale>/<table>.png, or <table>-<column>.png, with the caption in its metadata.
+    """
+    import matplotlib.pyplot as plt
+
+    rows, panels = of.one_source(results, column), []
+    names = of.varied(rows)
+    for variant, part in rows.groupby(names, sort=False) if names else [((), rows)]:
+        for shown in ["train_error", "error", "gap"] if column == "gap" else [column]:
+            panels.append((draw_means, part, shown, variant))
+        if "mp" in set(part.method) and part.method.nunique() > 1:
+            panels.append((draw_differences, part, column, variant))
+    across = min(2, len(panels))
+    down = math.ceil(len(panels) / across)
+    size, shared = (6.4, 1 + 2.6 * down), {"sharex": True, "sharey": "col" if names else False}
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(down, across, figsize=size, squeeze=False, **shared)
+        plt.close(figure)
+        for axis, (draw, part, shown, variant) in zip(axes.flat, panels, strict=False):
+            draw(axis, part, shown)
+            axis.set_title(", ".join(variant))
+        for axis in axes[-1]:
+            axis.set_xlabel("surviving weights (%)")
+        path = _path(results, "" if column == "error" else f"-{column}") if save else None
+        return finish(figure, of.title(results), of.caption(results), path)
+
+
+def save_plot(results: pd.DataFrame) -> None:
+    """Save the plot of a complete table as figures/<scale>/<table>.png."""
+    plot(results, save=True)
+
+
+def scatter(results: pd.DataFrame, x: str, y: str = "error", save: bool = False):
+    """Each run as a point: the column `x` against `y`, on log axes; a Figure.
+
+    With `save` also figures/<scale>/<table>-<x>.png.
+    """
+    import matplotlib.pyplot as plt
+
+    rows = of.one_source(of.one_source(results, x), y)
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(6.4, 3.6))
+        plt.close(figure)
+        for method, own in rows.groupby("method", sort=False):
+            look = {"color": COLOURS[method], "marker": MARKERS[method], "alpha": 0.7}
+            axis.plot(own[x], own[y], linestyle="", label=METHODS[method].title, **look)
+        axis.set(xlabel=of.MEASURED[x][0], ylabel=of.MEASURED[y][0])
+        _readable(axis, "log")
+        words = of.caption(results, "one point per run")
+        return finish(figure, of.title(results), words, _path(results, f"-{x}") if save else None)
+
+
+def _path(results: pd.DataFrame, suffix: str) -> pathlib.Path:
+    first = results.iloc[0]
+    rows = results_file(first.table, first.scale, first.changed)
+    return rows.with_name(f"{rows.stem}{suffix}.png")
+
+
+def draw_means(axis, rows: pd.DataFrame, column: str = "error") -> None:
+    """A line per method on a matplotlib axis, with the published means where there are any."""
+    if column in ("error", "error_before"):
+        axis.axhline(rows.dense_error.mean(), color="0.5", linewidth=1, label="dense network")
+    for x, method, own in _aside(of.compare(rows, column)):
+        _line(axis, method, x, own[column], own["std"], own["std"])
+        if own.paper.notna().any():
+            hollow = {"marker": MARKERS[method], "markersize": 9, "markerfacecolor": "none"}
+            axis.plot(x, own.paper, color=COLOURS[method], ls="", label="published", **hollow)
+    axis.set_ylabel(of.MEASURED[column][0])
+    _readable(axis, "linear" if column == "gap" else "log")
+
+
+def draw_differences(axis, rows: pd.DataFrame, column: str = "error") -> None:
+    """Each method minus MP on the seeds that both have, with the 95 % interval."""
+    axis.axhline(0, color=COLOURS["mp"], linewidth=1)
+    others = [method for method in rows.method.unique() if method != "mp"]
+    found = [of.paired(rows, method, "mp", column).assign(method=method) for method in others]
+    for x, method, own in _aside(pd.concat(found)):
+        off = own.difference - own.low, own.high - own.difference
+        _line(axis, method, x, own.difference, *off)
+    axis.set_ylabel("difference to MP" + " (points)" * (column != "distortion"))
+    _readable(axis, "symlog" if max(map(abs, axis.get_ylim())) > 3 else "linear")
+
+
+def _aside(found: pd.DataFrame) -> list[tuple]:
+    """Surviving weights, a little to the side so that no point hides another; method; its rows."""
+    groups = list(found.groupby("method", sort=False))
+    off = [1.03 ** (len(groups) / 2 - n) for n in range(len(groups))]
+    return [(own.surviving * f, method, own) for f, (method, own) in zip(off, groups, strict=True)]
+
+
+def _line(axis, method: str, x, y, below, above) -> None:
+    look = {"color": COLOURS[method], "linestyle": DASHES[method], "label": METHODS[method].title}
+    if len(x) > MANY:
+        axis.plot(x, y, **look)
+        axis.fill_between(x, y - below, y + above, color=COLOURS[method], alpha=0.2, linewidth=0)
+    else:
+        edge = {"marker": MARKERS[method], "markeredgecolor": "white", "markeredgewidth": 0.6}
+        axis.errorbar(x, y, [below, above], elinewidth=1, **edge, **look)
+
+
+def _readable(axis, scale: str) -> None:
+    """Surviving weights on a log axis, dense at the left; ticks such as 2, 5, 10 %."""
+    axis.set_xscale("log")
+    axis.set_yscale(scale, **({"linthresh": 1} if scale == "symlog" else {}))
+    axis.margins(0.06)
+    if not axis.xaxis_inverted():  # panels share it
+        axis.invert_xaxis()
+    for line in (axis.xaxis, axis.yaxis):
+        if line.get_scale() == "linear":
+            continue
+        low, high = sorted(line.get_view_interval())
+        count = sum(low <= tick <= high for tick in TICKS)
+        ticks = FINE if count < 3 else TICKS[1::2] if count > 8 else TICKS
+        ticks = SIGNED if line.get_scale() == "symlog" else ticks
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        line.set_ticks(ticks, [f"{tick:g}".replace("-", "−") for tick in ticks])
+        line.set_ticks([], minor=True)
+
+
+def finish(figure, heading: str, words: str, path: pathlib.Path | None = None):
+    """A heading above the panels, legend and caption below them; saved when there is a path."""
+    figure.suptitle(heading)
+    named = {}
+    for axis in figure.axes:
+        named |= dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
+    figure.legend(named.values(), named, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3)
+    below = -(0.2 + 0.22 * math.ceil(len(named) / 3)) / figure.get_figheight()
+    small = {"fontsize": 8, "color": "0.3", "ha": "center", "va": "top"}
+    figure.text(0.5, below, textwrap.fill(words, 105), **small)
+    figure.set_label(words)
+    if path:
+        write_whole(path, png(figure))
+    return figure
+
+
+def png(figure, dpi: int = 150) -> bytes:
+    """A figure as a PNG on white, with its label, the caption, in the metadata."""
+    look = {"dpi": dpi, "bbox_inches": "tight", "facecolor": "white"}
+    figure.savefig(file := io.BytesIO(), metadata={"Description": figure.get_label()}, **look)
+    return file.getvalue()
