@@ -1,23 +1,32 @@
 """The paper's networks as plain `nn.Module`s, one class per family.
 
-Modules are defined in the order in which they are called: `chain.prunable_layers` relies on it.
+The docstring of a family says where it differs from the authors' code; what is not named there
+(layers, strides, batch norms, dropout, initial weights) is the same.
 """
 
 import math
+from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
-from numbers import Integral
+from numbers import Integral, Real
 
 import torch
 from torch import nn
 
+from lapnb.training import require
+
 ACTIVATIONS = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "none": nn.Identity}
-VGG_CONVOLUTIONS = {11: (1, 1, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}  # per stage
-RESNET_BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}  # per stage
 
 
 class Network(nn.Module):
-    """`layers`, one after the other; weights start Xavier-normal, biases at zero."""
+    """`layers`, one after the other; weights start Xavier-normal, biases at zero.
+
+    `definition_order` declares that modules are defined in the order in which they are called,
+    additions of a residual block ignored. A layer's neighbours are then the layers defined just
+    before and after it, which is the paper's protocol.
+    """
+
+    definition_order = True
 
     def __init__(self, layers: list[nn.Module]):
         super().__init__()
@@ -35,7 +44,8 @@ class Network(nn.Module):
 class FCN(Network):
     """Fully-connected network; `sizes` are its inputs, hidden units and classes.
 
-    `layers` is Linear, activation, Linear, …, Linear. `forward` flattens its input.
+    `layers` is Linear, activation, Linear, …, Linear. `forward` flattens its input. No difference
+    from the authors' code.
     """
 
     def __init__(self, sizes, activation="relu"):
@@ -48,43 +58,46 @@ class FCN(Network):
         return self.layers(x.flatten(1))
 
 
-class Conv6(Network):
-    """Six 3×3 convolutions, max-pooling after every second one, and three linear layers."""
-
-    def __init__(self, num_classes=10, image_size=32, channels=3, width=1.0, stride=1):
-        columns = pixels_left("conv6", image_size, stride, poolings=3)
-        layers = []
-        for planes in (scaled(c, width) for c in (64, 128, 256)):
-            layers += [nn.Conv2d(channels, planes, 3, stride, padding=1), nn.ReLU()]
-            layers += [nn.Conv2d(planes, planes, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
-            channels, stride = planes, 1
-        layers += [nn.Flatten(), nn.Linear(channels * columns, channels), nn.ReLU()]
-        layers += [nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, num_classes)]
-        super().__init__(layers)
-
-
 class VGG(Network):
-    """VGG-11, -16 or -19 with batch norm and a single linear layer."""
+    """3×3 convolutions in stages, `convolutions` of each, and a max-pooling after every stage.
 
-    def __init__(self, depth, num_classes=10, image_size=32, channels=3, width=1.0, stride=1):
-        columns = pixels_left(f"vgg{depth}", image_size, stride, poolings=5)
+    VGG-11, -16 and -19 have batch norm and one linear layer. Their convolutions have no bias, in
+    the authors' code they have: batch norm cancels it.
+    Conv-6 has no batch norm, and `hidden` linear layers before the last. No difference.
+    """
+
+    def __init__(
+        self, convolutions, hidden, batch_norm, num_classes, image_size, channels, width, stride
+    ):
+        columns = pixels_left(image_size, stride, len(convolutions))
         layers = []
-        for stage, convolutions in enumerate(VGG_CONVOLUTIONS[depth]):
+        for stage, count in enumerate(convolutions):
             planes = scaled(min(64 * 2**stage, 512), width)
-            for _ in range(convolutions):
-                layers += [*conv_norm(channels, planes, 3, stride), nn.ReLU()]
+            for _ in range(count):
+                if batch_norm:
+                    layers += conv_norm(channels, planes, 3, stride)
+                else:
+                    layers.append(nn.Conv2d(channels, planes, 3, stride, padding=1))
+                layers.append(nn.ReLU())
                 channels, stride = planes, 1
             layers.append(nn.MaxPool2d(2))
-        super().__init__([*layers, nn.Flatten(), nn.Linear(channels * columns, num_classes)])
+        layers.append(nn.Flatten())
+        for inputs, outputs in pairwise([channels * columns, *[channels] * hidden, num_classes]):
+            layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+        super().__init__(layers[:-1])
 
 
 class Residual(nn.Module):
-    """body(x) + shortcut(x); a shortcut without modules is the identity."""
+    """body(x) + shortcut(x); a shortcut without modules is the identity.
+
+    Its attribute `prunable` = False keeps the shortcut dense, as in the paper's tables.
+    """
 
     def __init__(self, body: list[nn.Module], shortcut: list[nn.Module]):
         super().__init__()
         self.body = nn.Sequential(*body)
         self.shortcut = nn.Sequential(*shortcut)
+        self.shortcut.prunable = False
 
     def forward(self, x):
         return self.body(x) + self.shortcut(x)
@@ -93,55 +106,48 @@ class Residual(nn.Module):
 class ResNet(Network):
     """ResNet-18 (basic blocks) or -50 (bottlenecks) with a 3×3 stem and no max-pooling.
 
-    Ends in a global average: any `image_size` fits.
+    Ends in a global average: any `image_size` fits. The shortcuts' convolutions start
+    Xavier-normal, in the authors' code as PyTorch makes them.
     """
 
-    def __init__(self, depth, num_classes=10, image_size=32, channels=3, width=1.0, stride=1):
+    def __init__(self, blocks, bottleneck, num_classes, image_size, channels, width, stride):
         inputs = scaled(64, width)
         layers = [*conv_norm(channels, inputs, 3, stride), nn.ReLU()]
-        for stage, blocks in enumerate(RESNET_BLOCKS[depth]):
-            planes = scaled(64 * 2**stage, width)
-            for block in range(blocks):
-                step = 2 if stage > 0 and block == 0 else 1
-                if depth == 50:
-                    outputs = 4 * planes
-                    body = [*conv_norm(inputs, planes, 1), nn.ReLU()]
-                    body += [*conv_norm(planes, planes, 3, step), nn.ReLU()]
-                    body += conv_norm(planes, outputs, 1)
-                else:
-                    outputs = planes
-                    body = [*conv_norm(inputs, planes, 3, step), nn.ReLU()]
-                    body += conv_norm(planes, outputs, 3)
-                same = step == 1 and inputs == outputs
-                shortcut = [] if same else conv_norm(inputs, outputs, 1, step)
-                layers += [Residual(body, shortcut), nn.ReLU()]
-                inputs = outputs
+        for planes, step in block_sizes(blocks, 64, width):
+            convolutions = [(planes, 3, step), (planes, 3, 1)]
+            if bottleneck:
+                convolutions = [(planes, 1, 1), (planes, 3, step), (4 * planes, 1, 1)]
+            body, before = [], inputs
+            for outputs, kernel, by in convolutions:
+                body += [*conv_norm(before, outputs, kernel, by), nn.ReLU()]
+                before = outputs
+            same = step == 1 and inputs == outputs
+            shortcut = [] if same else conv_norm(inputs, outputs, 1, step)
+            layers += [Residual(body[:-1], shortcut), nn.ReLU()]
+            inputs = outputs
         layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, num_classes)]
         super().__init__(layers)
 
 
 class WideResNet(Network):
-    """WRN-`depth`-`widen`: batch norm before convolution, dropout 0.3, convolutions with bias.
+    """WRN-16-8: batch norm before convolution, dropout 0.3, convolutions with bias.
 
-    `width` scales its channels further. Ends in a global average: any `image_size` fits.
+    Ends in a global average: any `image_size` fits. The shortcuts' convolutions start
+    Xavier-normal with biases at zero, in the authors' code as PyTorch makes them. The last batch
+    norm has PyTorch's momentum of 0.1, theirs 0.9.
     """
 
-    def __init__(
-        self, depth, widen, num_classes=10, image_size=32, channels=3, width=1.0, stride=1
-    ):
+    def __init__(self, blocks, widen, num_classes, image_size, channels, width, stride):
         inputs = scaled(16, width)
         layers = [nn.Conv2d(channels, inputs, 3, stride, padding=1)]
-        for stage in range(3):
-            planes = scaled(16 * 2**stage * widen, width)
-            for block in range((depth - 4) // 6):
-                step = 2 if stage > 0 and block == 0 else 1
-                body = [nn.BatchNorm2d(inputs), nn.ReLU()]
-                body += [nn.Conv2d(inputs, planes, 3, padding=1), nn.Dropout(0.3)]
-                body += [nn.BatchNorm2d(planes), nn.ReLU()]
-                body += [nn.Conv2d(planes, planes, 3, step, padding=1)]  # as in the authors' code
-                same = step == 1 and inputs == planes
-                layers.append(Residual(body, [] if same else [nn.Conv2d(inputs, planes, 1, step)]))
-                inputs = planes
+        for planes, step in block_sizes(blocks, 16 * widen, width):
+            body = [nn.BatchNorm2d(inputs), nn.ReLU()]
+            body += [nn.Conv2d(inputs, planes, 3, padding=1), nn.Dropout(0.3)]
+            body += [nn.BatchNorm2d(planes), nn.ReLU()]
+            body += [nn.Conv2d(planes, planes, 3, step, padding=1)]  # as in the authors' code
+            same = step == 1 and inputs == planes
+            layers.append(Residual(body, [] if same else [nn.Conv2d(inputs, planes, 1, step)]))
+            inputs = planes
         layers += [nn.BatchNorm2d(inputs), nn.ReLU(), nn.AdaptiveAvgPool2d(1)]
         super().__init__([*layers, nn.Flatten(), nn.Linear(inputs, num_classes)])
 
@@ -156,27 +162,30 @@ def conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1) -> list[n
     return [convolution, nn.BatchNorm2d(outputs)]
 
 
-def pixels_left(name: str, image_size: int, stride: int, poolings: int) -> int:
+def block_sizes(blocks: list[int], first: int, width: float) -> Iterator[tuple[int, int]]:
+    """Channels and stride of each residual block; a new stage doubles the one, halves the image."""
+    for stage, count in enumerate(blocks):
+        for block in range(count):
+            yield scaled(first * 2**stage, width), 2 if stage > 0 and block == 0 else 1
+
+
+def pixels_left(image_size: int, stride: int, poolings: int) -> int:
     """Pixels per channel after a first convolution of that stride and that many 2×2 poolings."""
-    side = math.ceil(image_size / stride) // 2**poolings
-    if side == 0:
-        least = (2**poolings - 1) * stride + 1
-        raise ValueError(
-            f"image_size {image_size} is too small for {name}, which needs at least {least} pixels "
-            f"with stride {stride}"
-        )
-    return side**2
+    least = (2**poolings - 1) * stride + 1
+    allowed = f"at least {least} for this network with stride {stride}"
+    require(image_size >= least, "image_size", allowed, image_size)
+    return (math.ceil(image_size / stride) // 2**poolings) ** 2
 
 
 NETWORKS = {
     "fcn": FCN,
-    "conv6": Conv6,
-    "vgg11": partial(VGG, 11),
-    "vgg16": partial(VGG, 16),
-    "vgg19": partial(VGG, 19),
-    "resnet18": partial(ResNet, 18),
-    "resnet50": partial(ResNet, 50),
-    "wrn16_8": partial(WideResNet, 16, 8),
+    "conv6": partial(VGG, (2, 2, 2), hidden=2, batch_norm=False),
+    "vgg11": partial(VGG, (1, 1, 2, 2, 2), hidden=0, batch_norm=True),
+    "vgg16": partial(VGG, (2, 2, 3, 3, 3), hidden=0, batch_norm=True),
+    "vgg19": partial(VGG, (2, 2, 4, 4, 4), hidden=0, batch_norm=True),
+    "resnet18": partial(ResNet, (2, 2, 2, 2), bottleneck=False),
+    "resnet50": partial(ResNet, (3, 4, 6, 3), bottleneck=True),
+    "wrn16_8": partial(WideResNet, (2, 2, 2), widen=8),
 }
 
 
@@ -198,14 +207,8 @@ def build_model(
     With `seed` the initial weights depend on it alone and torch's random state stays as it was.
     Raises ValueError for a name or setting outside these.
     """
+    require(name in [*NETWORKS], "name", f"one of {', '.join(NETWORKS)}", name)
     is_fcn = name == "fcn"
-    if name not in NETWORKS:
-        raise ValueError(f"unknown network {name!r}; choose from {', '.join(NETWORKS)}")
-    known = list(ACTIVATIONS) if is_fcn else ["relu"]
-    if activation not in known:
-        raise ValueError(f"unknown activation {activation!r} for {name}; choose from {known}")
-    if not (isinstance(width, int | float) and 0 < width < math.inf):
-        raise ValueError(f"width must be a number above 0, not {width!r}")
     settings = {
         "num_classes": num_classes,
         "image_size": (28 if is_fcn else 32) if image_size is None else image_size,
@@ -213,10 +216,13 @@ def build_model(
         "stride": stride,
     }
     for key, value in settings.items():
-        if not isinstance(value, Integral) or value < 1:
-            raise ValueError(f"{key} must be a whole number above 0, not {value!r}")
-    if is_fcn and stride != 1:
-        raise ValueError(f"stride must be 1 for fcn, which has no convolution, not {stride}")
+        require(isinstance(value, Integral) and value > 0, key, "a whole number above 0", value)
+    require(isinstance(width, Real) and 0 < width < math.inf, "width", "a number above 0", width)
+    known = [*ACTIVATIONS] if is_fcn else ["relu"]
+    require(activation in known, "activation", f"one of {known} for {name}", activation)
+    require(stride == 1 or not is_fcn, "stride", "1 for fcn, which has no convolution", stride)
+    whole = seed is None or isinstance(seed, Integral)
+    require(whole, "seed", "a whole number or None", seed)
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.default_generator.manual_seed(seed)  # a GPU's random state is not touched

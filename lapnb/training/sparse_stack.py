@@ -7,7 +7,6 @@ surviving weights to the output cannot change the loss, and its gradient is exac
 out and keeps its weights and bias.
 """
 
-import math
 import warnings
 from itertools import accumulate
 
@@ -24,10 +23,9 @@ ACTIVATIONS = {
     nn.Identity: (lambda x: x, lambda g, out: g),
 }
 LANES = 32  # the batch is padded to this many floats: two vectors, which sigmoid takes at once
-# Measured on two cores, one thread each, 784-500-500-500-500-10, batch 60:
-DENSEST = 0.26  # surviving fraction up to which sparse products beat dense ones
-STACK_WEIGHTS = 600_000  # a stack of more surviving weights gains nothing
-LARGEST_STACK = 20
+# Surviving fraction up to which sparse products beat dense ones, measured on two cores, one thread
+# each: 784-500-500-500-500-10, batch 60
+DENSEST = 0.26
 
 
 class _Network(torch.autograd.Function):
@@ -74,14 +72,14 @@ class SparseStack(nn.Module):
     """K pruned fully-connected networks of the same layer sizes, trained on the same batches.
 
     models: each has `layers`, an nn.Sequential of Linear and one kind of activation between them
-        (see `ACTIVATIONS`), in float32 on the CPU.
+        (see `ACTIVATIONS`), in float32 on the CPU: what `fits` accepts.
     masks: per model one boolean mask per Linear, shaped as its weight; weights outside count as 0.
 
     The only parameter, `values`, holds layer by layer, in it network by network, the surviving
     weights of each unit followed by its bias, and a few unused zeros at its end. The sum over
-    networks of the mean loss over the batch trains each network as if it were alone. The matrices
-    share memory with `values`: training and `load_state_dict` change both, but a deep copy or a
-    move to another device would part them.
+    networks of the mean loss over the batch trains each network as if it were alone, also beside
+    one that diverges. The matrices share memory with `values`: training and `load_state_dict`
+    change both, but a deep copy or a move to another device would part them.
     """
 
     def __init__(self, models: list[nn.Module], masks: list[list[Tensor]]):
@@ -149,35 +147,24 @@ class SparseStack(nn.Module):
                 linear.bias.copy_(whole[:, -1])
 
 
-def fits(model: nn.Module, masks: list[Tensor]) -> bool:
-    """Whether this pruned network trains faster in a stack than densely with masked gradients."""
+def stackable(model: nn.Module) -> bool:
+    """Whether networks of this kind can be stacked: linear layers with one kind of activation."""
     layers = getattr(model, "layers", None)
-    if not isinstance(layers, nn.Sequential) or next(model.parameters()).is_cuda:
+    if not isinstance(layers, nn.Sequential):
         return False
-    return (
-        all(isinstance(layer, nn.Linear) and layer.bias is not None for layer in layers[::2])
-        and len({type(layer) for layer in layers[1::2]} | {None}) == 2
-        and type(layers[1]) in ACTIVATIONS
-        and sum(int(m.sum()) for m in masks) <= DENSEST * sum(m.numel() for m in masks)
-    )
+    between = {type(layer) for layer in layers[1::2]}
+    linear = all(isinstance(layer, nn.Linear) and layer.bias is not None for layer in layers[::2])
+    return linear and len(between) == 1 and between <= ACTIVATIONS.keys()
 
 
-def stacks(surviving: list[float], size: int) -> list[list[int]]:
-    """Which pruned networks, by their position, to train together: in order, not too large.
+def fits(model: nn.Module, masks: list[Tensor]) -> bool:
+    """Whether this pruned network trains faster in a stack than densely with masked gradients.
 
-    surviving: the fraction that each keeps of its `size` prunable weights; those that keep more
-    than `DENSEST` stay alone.
+    Only networks in float32 on the CPU can.
     """
-    groups: list[list[int]] = []
-    total = math.inf
-    for number, fraction in enumerate(surviving):
-        weights = fraction * size if fraction <= DENSEST else math.inf
-        if total + weights > STACK_WEIGHTS or len(groups[-1]) == LARGEST_STACK:
-            groups.append([])
-            total = 0
-        groups[-1].append(number)
-        total += weights
-    return groups
+    held = {(p.dtype, p.device.type) for p in model.parameters()}
+    sparse = sum(int(m.sum()) for m in masks) <= DENSEST * sum(m.numel() for m in masks)
+    return stackable(model) and held == {(torch.float32, "cpu")} and sparse
 
 
 def _with_bias(linear: nn.Linear) -> Tensor:
@@ -196,16 +183,15 @@ def _trained(masks: list[Tensor]) -> list[Tensor]:
 
 def _matrices(values: Tensor, indices: list) -> list[Tensor]:
     """CSR matrices that share their parts of `values`, which are ordered by matrix and row."""
-    matrices, end = [], 0
-    for rows, columns, shape in indices:
-        start, end = end, end + len(rows)
-        starts = torch.zeros(shape[0] + 1, dtype=torch.int32)
-        starts[1:] = torch.bincount(rows, minlength=shape[0]).cumsum(0)
-        part = values[start:end]
-        with warnings.catch_warnings():  # that CSR tensors are new to PyTorch
-            warnings.simplefilter("ignore", UserWarning)
-            csr = torch.sparse_csr_tensor(
-                starts, columns.int(), part, shape, check_invariants=False
-            )
-        matrices.append(csr)
+    sizes = [len(rows) for rows, _, _ in indices]
+    matrices = []
+    for part, (rows, columns, shape) in zip(
+        values[: sum(sizes)].split(sizes), indices, strict=True
+    ):
+        starts = torch.searchsorted(rows, torch.arange(shape[0] + 1), out_int32=True)
+        csr = starts, columns.int(), part, shape
+        with warnings.catch_warnings(
+            action="ignore", category=UserWarning
+        ):  # CSR is new to PyTorch
+            matrices.append(torch.sparse_csr_tensor(*csr, check_invariants=False))
     return matrices

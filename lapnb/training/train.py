@@ -1,33 +1,28 @@
-"""Training, retraining with a fixed mask, and evaluation (the paper's protocol, Section 5)."""
+"""Training, retraining with fixed masks, and evaluation (the paper's protocol, Section 5)."""
 
+import contextlib
+import itertools
 import math
 import pathlib
+import re
 import time
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from numbers import Integral, Real
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.adam import adam
 
 from lapnb.pruning.layers import prunable_layers
 from lapnb.pruning.masks import apply_masks
-from lapnb.store import CorruptFile, load_tensors, save_tensors
-from lapnb.training.data import Data, augment
+from lapnb.store import CorruptFile, content, fingerprint, load_tensors, save_tensors
+from lapnb.training import require
+from lapnb.training.data import Data, augment, stream
 
 PRECISIONS = ("float32", "bfloat16")
 CHUNK = 25  # steps between two fresh random streams; checkpoints fall on its multiples
 CHECKPOINT_SECONDS = 60.0
-# PyTorch's defaults
-ADAM = dict(beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0, amsgrad=False, maximize=False)
-
-
-def stream(seed: int, stage: str, chunk: int = 0) -> np.random.Generator:
-    """Random numbers that depend on (seed, stage, chunk) only, never on earlier draws."""
-    return np.random.default_rng([seed, zlib.crc32(stage.encode()), chunk])
+SHORT = (torch.float16, torch.bfloat16)
 
 
 def train(
@@ -43,7 +38,7 @@ def train(
     progress: Callable[[int], None] | None = None,
     precision: str = "float32",
 ) -> nn.Module:
-    """Train `model` in place with Adam at a constant learning rate, and return it.
+    """Train `model` in place with Adam at a constant learning rate; return it, in evaluation mode.
 
     Each step draws `batch_size` training images without replacement from a stream that depends
     on (`seed`, `stage`) and the step only. With `masks` (boolean, in the order and shapes of
@@ -51,107 +46,66 @@ def train(
     gradient is zero from the first step, so Adam's moments and updates are zero too.
 
     A model may return logits of shape (batch, classes), or (networks, batch, classes) for several
-    independent networks trained at once; their losses are added, so each trains as if alone.
+    independent networks trained at once; their losses are added, so each trains as if alone. One
+    that diverges leaves the others alone; its loss is not finite from then on, and `evaluate` says
+    which it is.
+
+    Modules are trained in training mode. Where only some of the modules that have parameters are
+    in evaluation mode (a frozen batch norm), they stay so; where all are, none is taken as frozen.
 
     `checkpoint` is a file: a run longer than a minute saves itself there and, when called again,
-    goes on at the step where it was. `progress` is called with the number of finished steps.
+    goes on at the step where it was. It starts afresh, and prints so, when the file is damaged or
+    began from other weights or masks. `progress` is called with the number of finished steps.
 
     `precision` "bfloat16" computes the network and the loss under autocast; weights, Adam and
-    `evaluate` stay float32.
+    `evaluate` stay float32. A model whose own weights have 16 bits is trained in float32 and
+    rounded at the end.
 
-    Raises ValueError for a number or precision that makes no sense, a batch larger than the
-    training set or a checkpoint of another network or training, and FloatingPointError when the
-    loss is no longer finite.
+    Raises ValueError for an argument that makes no sense, or a checkpoint of another network,
+    other settings or other data; FloatingPointError when the loss (of several networks: of every
+    one) is no longer finite.
     """
-    largest = len(data.train_labels)
-    for name, number, least in (
-        ("steps", steps, 0),
-        ("batch_size", batch_size, 1),
-        ("seed", seed, 0),
-    ):
-        if not isinstance(number, Integral) or number < least:
-            raise ValueError(f"{name} must be a whole number of at least {least}; got {number!r}")
-    if batch_size > largest:
-        raise ValueError(
-            f"batch_size must be at most {largest}, the size of the training set; got {batch_size}"
-        )
-    if not (isinstance(lr, Real) and 0 < lr < math.inf):
-        raise ValueError(f"lr must be a number above 0; got {lr!r}")
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
-    if checkpoint is not None:
-        checkpoint = pathlib.Path(checkpoint)
-        if checkpoint.is_dir():
-            raise ValueError(f"checkpoint must name a file; {checkpoint} is a folder")
-        checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    # Adam's moments of weights that get no gradient decay into denormal numbers, which are slow
-    torch.set_flush_denormal(True)
-    weights, kept = [], []
-    if masks is not None:
-        apply_masks(model, masks)
-        weights = [layer.weight for layer in prunable_layers(model)]
-        kept = [mask.to(weight) for mask, weight in zip(masks, weights, strict=True)]
-    parameters = list(model.parameters())
-    moments = [
-        (torch.zeros_like(p), torch.zeros_like(p), torch.zeros((), device=p.device))
-        for p in parameters
-    ]
-    identity = zlib.crc32(
-        b"".join([repr(model).encode(), *(bytes(m.cpu().numpy()) for m in masks or ())])
-    )
-    training = f"seed {seed}, stage {stage}, lr {lr}, batch size {batch_size}, {identity:08x}"
-    if precision != "float32":
-        training += f", {precision}"
-    start = _resume(checkpoint, _state(model, moments), training, steps) if checkpoint else 0
-    labels, device = data.train_labels, data.train_images.device
-    share = torch.tensor(1 / batch_size, device=device)  # of an image in the mean over its batch
-    model.train()
-    saved = time.monotonic()
-    with (
-        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-        torch.autocast(device.type, enabled=False),  # the caller's, which would reach backward too
-    ):
-        for step in range(start, steps):
-            if step % CHUNK == 0:
-                rng = stream(seed, stage, step // CHUNK)
-                torch.manual_seed(int(rng.integers(2**63)))  # dropout
-                batches = (
-                    rng.choice(len(labels), batch_size, False, shuffle=False) for _ in range(CHUNK)
-                )
-                if not data.augmentation:  # which draws between them; else all at once is faster
-                    batches = iter(list(batches))
-            batch = torch.from_numpy(next(batches)).to(device)
-            images = data.train_images.index_select(0, batch)
-            images = augment(images, data.augmentation, rng)
-            # no cache of cast weights: they change in place
-            with torch.autocast(
-                device.type, torch.bfloat16, precision != "float32", cache_enabled=False
-            ):
-                logits = model(data.normalise(images))
-                target = labels.index_select(0, batch).expand(logits.shape[:-1])
-                # the classes' axis second, as cross_entropy wants it
-                loss = F.cross_entropy(logits.movedim(-1, 1), target, reduction="sum")
+    _check_types(model, data)
+    _check(steps, lr, batch_size, len(data.train_labels), seed, checkpoint, precision)
+    device, start, facts, saved = data.train_images.device, 0, {}, time.monotonic()
+    # the last False: no cache of cast weights, as they change in place
+    precise = torch.autocast(device.type, torch.bfloat16, precision != "float32", False)
+    with _prepared(model, device):
+        parameters, dtype = list(model.parameters()), _dtype(model)
+        optimizer = _adam(parameters, lr)
+        kept = []
+        if masks is not None:
+            apply_masks(model, masks)
+            weights = [layer.weight for layer in prunable_layers(model)]
+            kept = [(weight, mask.to(weight)) for weight, mask in zip(weights, masks, strict=True)]
+        if checkpoint is not None:
+            checkpoint = pathlib.Path(checkpoint)
+            settings = f"seed {seed}, stage {stage}, lr {lr}, batch size {batch_size}, {precision}"
+            facts = _facts(model, data, masks or [], settings)
+            checkpoint.parent.mkdir(parents=True, exist_ok=True)
+            start = _resume(checkpoint, _state(model, optimizer), facts, steps)
+        share = torch.full((batch_size,), 1 / batch_size, dtype=dtype, device=device)
+        batches = _batches(data, batch_size, start, seed, stage, dtype)
+        for done, (images, labels) in zip(range(start + 1, steps + 1), batches, strict=False):
+            with precise:
+                losses = _losses(model(images), labels)
             for parameter in parameters:
                 parameter.grad = None
-            loss.backward(share)
-            for weight, mask in zip(weights, kept, strict=True):
+            losses.backward(share.expand_as(losses))  # of the mean over each network's batch
+            for weight, mask in kept:
                 if weight.grad is not None:  # a layer may be frozen
                     weight.grad.mul_(mask)
-            _step(parameters, moments, lr)
-            done = step + 1
+            optimizer.step()
             if done % CHUNK == 0 or done == steps:
-                if not loss.isfinite():
-                    raise FloatingPointError(f"the loss was {(loss * share).item()} at step {done}")
+                if not losses.mean(-1).isfinite().any():
+                    raise FloatingPointError(f"the loss was {losses.mean().item()} at step {done}")
                 if progress:
                     progress(done)
                 if checkpoint and done < steps and time.monotonic() - saved > CHECKPOINT_SECONDS:
-                    about = {"training": training, "step": str(done)}
-                    save_tensors(checkpoint, _state(model, moments), about)
+                    save_tensors(checkpoint, _state(model, optimizer), facts | {"step": done})
                     saved = time.monotonic()
-    if masks is not None and any((w * ~m).any() for w, m in zip(weights, masks, strict=True)):
-        raise AssertionError("a pruned weight came back during retraining")
-    model.eval()
-    return model
+        optimizer.zero_grad()
+    return model.eval()
 
 
 @torch.no_grad()
@@ -159,65 +113,147 @@ def evaluate(model: nn.Module, data: Data, split: str = "test") -> tuple:
     """Mean cross-entropy and accuracy (%) of `model` on the `split` "test" or "train".
 
     Two floats; for a model of several networks (see `train`) two tensors, one value per network.
+    The loss of a network that has diverged is not finite, whatever its accuracy. Modules keep
+    their own modes: a frozen batch norm stays frozen. Raises ValueError for another split, and for
+    data that is no `Data`.
     """
-    if split not in ("test", "train"):
-        raise ValueError(f'split must be "test" or "train", got {split!r}')
+    _check_types(model, data)
+    require(split in ("test", "train"), "split", '"test" or "train"', split)
     images, labels = getattr(data, f"{split}_images"), getattr(data, f"{split}_labels")
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]
+    loss = correct = 0
     model.eval()
-    loss, correct = 0.0, 0
-    for batch in torch.arange(len(labels), device=labels.device).split(500):
-        logits = model(data.normalise(images[batch]))
-        target = labels[batch].expand(logits.shape[:-1])
-        losses = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none")
-        loss = loss + losses.view(target.shape).sum(-1)
-        correct = correct + (logits.argmax(-1) == target).sum(-1)
-    model.train(was_training)
+    try:
+        for some, right in zip(images.split(500), labels.split(500), strict=True):
+            logits = model(data.normalise(some).to(_dtype(model)))
+            loss = loss + _losses(logits, right).sum(-1)
+            correct = correct + (logits.argmax(-1) == right).sum(-1)
+    finally:
+        for module, mode in modes:
+            module.training = mode
     loss, accuracy = loss / len(labels), 100 * correct.double() / len(labels)
     return (loss.item(), accuracy.item()) if loss.ndim == 0 else (loss, accuracy)
 
 
-@torch.no_grad()
-def _step(
-    parameters: list[Tensor], moments: list[tuple[Tensor, Tensor, Tensor]], lr: float
-) -> None:
-    """One step of `torch.optim.Adam(lr=lr, fused=True)`, by the function that it calls.
-
-    What the optimizer object does around it in every step costs a small network several per cent.
-    moments: per parameter the first, the second, and the number of steps so far.
-    """
-    updates = [
-        (p, p.grad, *m) for p, m in zip(parameters, moments, strict=True) if p.grad is not None
-    ]
-    weights, gradients, means, squares, counts = map(list, zip(*updates, strict=True))
-    adam(weights, gradients, means, squares, [], counts, lr=lr, fused=True, **ADAM)
+def _check_types(model: nn.Module, data: Data) -> None:
+    require(isinstance(model, nn.Module), "model", "a torch.nn.Module", type(model).__name__)
+    allowed = "what load_data(name), Data.from_tensors(…) or Data.from_datasets(train, test) give"
+    require(isinstance(data, Data), "data", allowed, type(data).__name__)
 
 
-def _state(model: nn.Module, moments: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, Tensor]:
+def _check(steps, lr, batch_size, images, seed, checkpoint, precision) -> None:
+    """Raise ValueError for an argument of `train` that makes no sense."""
+    numbers = {"steps": (steps, 0), "batch_size": (batch_size, 1), "seed": (seed, 0)}
+    for name, (number, least) in numbers.items():
+        whole = isinstance(number, Integral) and number >= least
+        require(whole, name, f"a whole number of at least {least}", number)
+    allowed = f"at most {images}, the size of the training set"
+    require(batch_size <= images, "batch_size", allowed, batch_size)
+    require(isinstance(lr, Real) and 0 < lr < math.inf, "lr", "a number above 0", lr)
+    require(precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}", precision)
+    folder = checkpoint is not None and pathlib.Path(checkpoint).is_dir()
+    require(not folder, "checkpoint", "the name of a file, not of a folder", checkpoint)
+
+
+@contextlib.contextmanager
+def _prepared(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Training mode for the model; whatever else training needs is put back afterwards."""
+    if not any(m.training for m in model.modules() if [*m.parameters(recurse=False)]):
+        model.train()
+    short = {t: t.dtype for t in [*model.parameters(), *model.buffers()] if t.dtype in SHORT}
+    flushing = torch.tensor(1e-40).item() == 0
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        torch.autocast(device.type, enabled=False),  # the caller's, which would reach backward too
+    ):
+        # Adam's moments of weights that get no gradient decay into denormal numbers, which are slow
+        torch.set_flush_denormal(True)
+        for tensor in short:
+            tensor.data = tensor.data.float()
+        try:
+            yield
+        finally:
+            torch.set_flush_denormal(flushing)
+            torch.clear_autocast_cache()  # of the caller's casts, of weights that have changed
+            for tensor, dtype in short.items():
+                tensor.data = tensor.data.to(dtype)
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    """What a model takes its images in."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
+def _batches(data, batch_size, start, seed, stage, dtype) -> Iterator[tuple[Tensor, Tensor]]:
+    """Normalised images and labels of each step from `start`, without end; seeds dropout, too."""
+    labels = data.train_labels
+    for chunk in itertools.count(start // CHUNK):
+        rng = stream(seed, stage, chunk)
+        torch.manual_seed(int(rng.integers(2**63)))  # dropout
+        drawn = (rng.choice(len(labels), batch_size, False, shuffle=False) for _ in range(CHUNK))
+        # augmentation draws between them; without it, all at once is faster
+        for batch in drawn if data.augmentation else list(drawn):
+            chosen = torch.from_numpy(batch).to(labels.device)
+            images = augment(data.train_images.index_select(0, chosen), data.augmentation, rng)
+            yield data.normalise(images).to(dtype), labels.index_select(0, chosen)
+
+
+def _losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of each image, never in 16 bits; shape (batch,) or (networks, batch)."""
+    if logits.dtype in SHORT:
+        logits = logits.float()
+    labels = labels.expand(logits.shape[:-1])
+    # the classes' axis second, as cross_entropy wants it
+    return F.cross_entropy(logits.movedim(-1, 1), labels, reduction="none")
+
+
+def _adam(parameters: list[nn.Parameter], lr: float) -> torch.optim.Adam:
+    """Adam with its moments there from the start, so that a checkpoint can fill them in place."""
+    optimizer = torch.optim.Adam(parameters, lr=lr, fused=True)
+    for p in parameters:
+        moments = {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[p] = {"step": torch.zeros((), device=p.device), **moments}
+    return optimizer
+
+
+def _state(model: nn.Module, optimizer: torch.optim.Adam) -> dict[str, Tensor]:
     """All that changes in training, by name, without a copy."""
     state = {f"model.{name}": value for name, value in model.state_dict().items()}
-    for number, values in enumerate(moments):
-        for name, value in zip(("exp_avg", "exp_avg_sq", "step"), values, strict=True):
-            state[f"adam.{number}.{name}"] = value
+    for number, values in enumerate(optimizer.state.values()):
+        state |= {f"adam.{number}.{name}": value for name, value in values.items()}
     return state
 
 
-def _resume(path: pathlib.Path, state: dict[str, Tensor], training: str, steps: int) -> int:
-    """Fill `state` from a checkpoint and return its step; 0, the beginning, without a sound one."""
+def _facts(model: nn.Module, data: Data, masks: list[Tensor], settings: str) -> dict[str, str]:
+    """What a checkpoint must agree with: the caller's choices, and the weights it began from."""
+    network = re.sub(r" at 0x\w+", "", repr(model))  # addresses differ between processes
+    images = content({"images": data.train_images, "labels": data.train_labels})
+    read = fingerprint([images, data.mean, data.std, data.augmentation])
+    start = model.state_dict() | {f"mask {n}": mask for n, mask in enumerate(masks)}
+    return {
+        "training": f"{settings}, network {fingerprint(network)}, data {read}",
+        "start": content(start),
+    }
+
+
+def _resume(path: pathlib.Path, state: dict[str, Tensor], facts: dict, steps: int) -> int:
+    """Fill `state` from a checkpoint and return its step; 0, the beginning, without one of use."""
     try:
-        tensors, metadata = load_tensors(path)
+        tensors, found = load_tensors(path)
     except FileNotFoundError:
         return 0
     except CorruptFile as error:
         print(f"{error}; this run starts again from its first step")
         return 0
-    found, step = metadata.get("training"), int(metadata.get("step", 0))
-    same = {n: t.shape for n, t in tensors.items()} == {n: t.shape for n, t in state.items()}
-    if not same or found != training or step > steps:
+    if found.get("training") != facts["training"] or found["step"] > steps:
         raise ValueError(
-            f"checkpoint {path} is of another network or training ({found}, step {step}; this one: "
-            f"{training}, {steps} steps); name another file, or delete it"
+            f"checkpoint {path} is of another network, training or data ({found.get('training')}, "
+            f"step {found.get('step')}; this one: {facts['training']}, {steps} steps); name "
+            "another file, or delete it"
         )
+    if found["start"] != facts["start"]:
+        print(f"{path} began from other weights or masks; this run starts from its first step")
+        return 0
     for name, value in state.items():
         value.copy_(tensors[name])
-    return step
+    return found["step"]
