@@ -1,16 +1,20 @@
-"""The one place that knows how a model's layers follow each other.
+"""The layers of a network that can be pruned, and the neighbours of each where they form a chain.
 
 Units are channels for a convolution, rows (outputs) and columns (inputs) for a linear layer.
 """
 
-import re
+from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-CALL_ORDER = "modules must be defined in the order in which they are called, without side branches"
+CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d
+TRANSPOSED = nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
+BATCH_NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
+USED = "forward", "_conv_forward"  # the methods in which a layer uses its weight
+PASS_EXAMPLE = "pass example=, a batch of the model's inputs, to find neighbours by following it"
 
 
 @dataclass
@@ -18,7 +22,7 @@ class Layer:
     """A prunable layer: its qualified name, its module and its own batch norm, if any."""
 
     name: str
-    module: nn.Conv2d | nn.Linear
+    module: nn.Module
     batch_norm: nn.Module | None = None
 
     @property
@@ -26,85 +30,152 @@ class Layer:
         return self.module.weight
 
     @property
+    def values(self) -> Tensor:
+        """The weight, detached, in float32 or better."""
+        weight = self.weight.detach()
+        return weight.to(torch.promote_types(weight.dtype, torch.float32))
+
+    @property
+    def outputs(self) -> int:
+        """The number of its output units."""
+        return getattr(self.module, "out_features", 0) or self.module.out_channels
+
+    @property
     def groups(self) -> int:
         return getattr(self.module, "groups", 1)
 
+    @property
+    def transposed(self) -> bool:
+        """Whether the weight's first dimension is that of the inputs."""
+        return isinstance(self.module, TRANSPOSED)
+
+    def per_output(self, units: Tensor) -> Tensor:
+        """One number per output unit, shaped to multiply the weight."""
+        return self._along(int(self.transposed), units)
+
+    def per_input(self, units: Tensor) -> Tensor:
+        """One number per input unit, shaped to multiply the weight."""
+        return self._along(int(not self.transposed), units)
+
+    def _along(self, dimension: int, units: Tensor) -> Tensor:
+        rest = [1] * (self.weight.ndim - 1)
+        if dimension == 0:
+            return units.view(-1, *rest)
+        factor = units.view(self.groups, -1, *rest[1:])  # units are counted within a group
+        rows = len(self.weight) // self.groups
+        return factor.repeat_interleave(rows, dim=0) if self.groups > 1 else factor
+
 
 def prunable_layers(model: nn.Module) -> list[Layer]:
-    """The Conv2d and Linear layers of `model` in the order of their definition.
+    """The linear and (transposed) convolution layers of `model` in the order of their definition.
 
-    That order is the paper's protocol: a layer's neighbours are those defined just before and
-    after it, residual additions are ignored, and so is any other branch whose widths happen to
-    fit. A batch norm belongs to the layer before it. Layers below a module named `shortcut` or
-    `downsample` stay dense and are not listed; modules without parameters (activations,
-    pooling, dropout, flatten) are passed over.
+    Layers at or below a module with the attribute `prunable = False` stay dense and are not listed.
+    A batch norm belongs to the layer defined before it, if it fits and is the only one there.
 
-    Raises TypeError for anything but a module; ValueError, naming the module, for one that cannot
-    be handled or does not fit the layer before it.
+    Raises TypeError for anything but a module; ValueError, naming the layer, where zeros in its
+    weight would not do what they should: a weight that is shared, that is computed from something
+    else, that is not initialised yet, or that the layer's own `forward` may change.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     layers: list[Layer] = []
-    for name, module in model.named_modules(remove_duplicate=False):
-        if {"shortcut", "downsample"} & set(name.split(".")):
-            continue
-        if isinstance(module, nn.Conv2d | nn.Linear):
+    norms = 0  # since the last layer
+    for name, module in _modules(model):
+        if isinstance(module, (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)):
+            _check_weight(name, module, uses)
             layers.append(Layer(name, module))
-            if any(module.weight is other.weight for other in layers[:-1]):
-                raise ValueError(f"{name} shares its weight with an earlier layer: not supported")
-        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm):
-            attach_batch_norm(layers, name, module)
-        elif not passed_over(module):
-            raise ValueError(
-                f"cannot prune around {name or 'the model itself'} ({type(module).__name__}): only "
-                "Conv2d, Linear, BatchNorm and modules without parameters are supported"
-            )
+            norms = 0
+        elif isinstance(module, BATCH_NORMS) and layers:
+            norms += 1
+            own = norms == 1 and _fits(module, layers[-1])
+            layers[-1].batch_norm = module if own else None
     if not layers:
-        raise ValueError(f"{type(model).__name__} has no Conv2d or Linear layer to prune")
-    for first, second in pairwise(layers):
-        check_pair(first, second)
+        raise ValueError(f"{type(model).__name__} has no linear or convolution layer to prune")
     return layers
 
 
-def passed_over(module: nn.Module) -> bool:
-    """Whether a module is neither a normalisation nor the direct owner of parameters."""
-    is_leaf = next(module.children(), None) is None
-    if is_leaf and re.search(r"Norm(\dd)?$", type(module).__name__):  # may have no parameters
-        return False
-    return isinstance(module, nn.PReLU) or not list(module.parameters(recurse=False))
+def _modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Modules by qualified name in the order of definition, without those that stay dense."""
+    named = [(f"{name}.".lstrip("."), m) for name, m in model.named_modules(remove_duplicate=False)]
+    dense = tuple(name for name, module in named if not getattr(module, "prunable", True))
+    return [(name[:-1], module) for name, module in named if not name.startswith(dense)]
 
 
-def attach_batch_norm(layers: list[Layer], name: str, batch_norm: nn.Module) -> None:
-    """Give the last of `layers` its batch norm, over its channels or (1d) over all columns."""
-    if not layers or layers[-1].batch_norm is not None:
-        before = f"{layers[-1].name} has one already" if layers else "no layer comes before it"
-        raise ValueError(f"cannot tell whose batch norm {name} is: {before} ({CALL_ORDER})")
-    layer, width, outputs = layers[-1], batch_norm.num_features, len(layers[-1].weight)
-    over_columns = isinstance(layer.module, nn.Conv2d) and isinstance(batch_norm, nn.BatchNorm1d)
-    if width % outputs != 0 or (width > outputs and not over_columns):
-        raise ValueError(f"batch norm {name} ({width}) does not fit {layer.name} ({outputs})")
-    if batch_norm.running_var is None:
-        raise ValueError(f"batch norm {name} has no running variance: set track_running_stats=True")
-    layer.batch_norm = batch_norm
+def _check_weight(name: str, module: nn.Module, uses: Counter) -> None:
+    """Raise ValueError unless a layer computes with a parameter `weight` of its own, as it is."""
+    weight = dict(module.named_parameters(recurse=False)).get("weight")
+    base = next(c for c in type(module).__mro__ if c.__module__.startswith("torch.nn.modules."))
+    methods = [getattr(getattr(module, f, None), "__func__", None) for f in USED]
+    if weight is None:
+        reason = "computes its weight from other tensors, as torch.nn.utils.prune makes it do"
+    elif uses[id(weight)] > 1:
+        reason = "shares its weight"
+    elif nn.parameter.is_lazy(weight):
+        reason = "has no weight before the model has run once"
+    elif methods != [getattr(base, f, None) for f in USED]:
+        reason = "has a forward of its own, which may change its weight"
+    else:
+        return
+    about = f"{name or 'the model'} ({type(module).__name__})"
+    raise ValueError(f"cannot prune {about}: it {reason} (prunable = False leaves it dense)")
 
 
-def check_pair(first: Layer, second: Layer) -> None:
-    """Raise ValueError unless the outputs of `first` can be the inputs of `second`."""
-    outputs, inputs = len(first.weight), second.weight.shape[1] * second.groups
-    flattened = isinstance(first.module, nn.Conv2d) and isinstance(second.module, nn.Linear)
-    fits = inputs == outputs or (flattened and inputs % outputs == 0)
-    if not fits or len(batch_norm_scale(first)) not in (outputs, inputs):
-        follower, leader = f"{second.name} ({inputs} inputs)", f"{first.name} ({outputs} outputs)"
-        raise ValueError(f"{follower} does not fit {leader} before it ({CALL_ORDER})")
+def _fits(norm: nn.Module, layer: Layer) -> bool:
+    """Whether a batch norm scales a layer's units or, after a flatten, the columns they become."""
+    flat = isinstance(norm, nn.BatchNorm1d) and not isinstance(layer.module, nn.Linear)
+    equal = norm.num_features == layer.outputs
+    columns = flat and norm.num_features % layer.outputs == 0
+    return norm.running_var is not None and (equal or columns)
+
+
+def check_chain(model: nn.Module, layers: list[Layer], linear: bool = False) -> None:
+    """Raise ValueError, naming the module, unless layers are called in the order of definition.
+
+    Known to be such a chain are an nn.Sequential of layers, their batch norms and modules of
+    torch.nn that keep units apart, nested or not, and a model that says so by the attribute
+    `definition_order = True`: our own networks, whose residual additions the paper's protocol
+    ignores. Each layer's outputs must be the next one's inputs in number. With `linear` all layers
+    must be so, as `whole_network` needs it.
+    """
+    if linear:
+        check_linear(layers)
+    in_order = getattr(model, "definition_order", False)
+    known = {id(m) for x in layers if not x.transposed for m in (x.module, x.batch_norm)}
+    for name, module in _modules(model) if in_order else model.named_modules():
+        owned = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        if not (id(module) in known or _keeps_units(module) or (in_order and not owned)):
+            about = f"{name or 'the model'} ({type(module).__name__})"
+            raise ValueError(f"cannot tell the neighbours of layers around {about}: {PASS_EXAMPLE}")
+    flat = in_order or any(isinstance(module, nn.Flatten) for module in model.modules())
+    for first, second in pairwise(layers):
+        outputs, inputs = first.outputs, second.weight.shape[1] * second.groups
+        fits = inputs == outputs
+        if isinstance(second.module, nn.Linear) and not isinstance(first.module, nn.Linear):
+            fits = flat and inputs % outputs == 0
+        if not fits or len(batch_norm_scale(first)) not in (outputs, inputs):
+            raise ValueError(
+                f"{second.name} ({inputs} inputs) does not fit {first.name} ({outputs} outputs), "
+                f"the layer defined before it: {PASS_EXAMPLE}"
+            )
+
+
+def _keeps_units(module: nn.Module) -> bool:
+    """Whether a module has a place in a chain between layers and their batch norms."""
+    room = type(module).__module__.removeprefix("torch.nn.modules.")
+    mixes = isinstance(module, nn.GLU | nn.MultiheadAttention)
+    kept = room in ("activation", "container", "dropout", "flatten", "padding", "pooling")
+    kept = kept and getattr(module, "start_dim", 1) == 1  # of a Flatten
+    return not mixes and (kept or isinstance(module, nn.Identity))
 
 
 def batch_norm_scale(layer: Layer) -> Tensor:
     """|gamma| / sqrt(running_var + eps) per feature of the layer's batch norm; 1 without one."""
-    norm = layer.batch_norm
+    norm, like = layer.batch_norm, layer.values
     if norm is None:
-        return torch.ones(len(layer.weight), device=layer.weight.device)
-    scale = (norm.running_var + norm.eps).rsqrt()
-    return scale if norm.weight is None else scale * norm.weight.detach().abs()
+        return like.new_ones(len(like))
+    scale = (norm.running_var.to(like) + norm.eps).rsqrt()
+    return scale if norm.weight is None else scale * norm.weight.detach().to(like).abs()
 
 
 def row_norms(weight: Tensor) -> Tensor:
@@ -118,42 +189,65 @@ def column_norms(weight: Tensor, groups: int) -> Tensor:
     return squares.view(groups * weight.shape[1], -1).sum(1).sqrt()  # over kernel positions
 
 
-def spread(values: Tensor, columns: int) -> Tensor:
+def _spread(values: Tensor, columns: int) -> Tensor:
     """Repeat each channel's value for the columns that it feeds after a flatten."""
     return values if len(values) == columns else values.repeat_interleave(columns // len(values))
 
 
 @torch.no_grad()
-def looking_back(layers: list[Layer], weights: list[Tensor], i: int) -> Tensor:
-    """`before` of layer i: ||W_{i-1}[j, :]|| times batch norm; 1 for the first layer."""
-    if i == 0:
-        return torch.ones(1, device=weights[0].device)
-    outputs, per_group, *kernel = weights[i].shape
-    groups = layers[i].groups
-    norms, scale = row_norms(weights[i - 1]), batch_norm_scale(layers[i - 1])
-    factor = spread(norms, groups * per_group) * spread(scale, groups * per_group)
-    factor = factor.view(groups, per_group, *(1 for _ in kernel))
-    # Each output sees the inputs of its own group.
-    return factor.repeat_interleave(outputs // groups, dim=0) if groups > 1 else factor
-
-
-@torch.no_grad()
-def looking_ahead(layers: list[Layer], weights: list[Tensor], i: int) -> Tensor:
-    """`after` of layer i: ||W_{i+1}[:, k]|| times batch norm; only the latter for the last."""
-    factor = batch_norm_scale(layers[i])
-    if i + 1 < len(layers):
-        norms = column_norms(weights[i + 1], layers[i + 1].groups)
-        factor = norms * spread(factor, len(norms))
-    outputs, *rest = weights[i].shape
-    # All columns that a channel feeds after a flatten count together.
-    return row_norms(factor.view(outputs, -1)).view(outputs, *(1 for _ in rest))
-
-
 def neighbours(layers: list[Layer], weights: list[Tensor], i: int) -> tuple[Tensor, Tensor]:
-    """Factors (before, after) of layer i, broadcastable to its weight.
+    """Factors (before, after) of layer i in a chain of layers, broadcastable to its weight.
 
     `weights` has a tensor in the shape of each layer's weight: the weights themselves, or pruned
     or rescaled ones. Zeroing one weight w of layer i distorts the block of layers i-1, i and i+1 by
     |w| * before * after in Frobenius norm: the paper's L_i(w), batch norms included.
     """
-    return looking_back(layers, weights, i), looking_ahead(layers, weights, i)
+    layer, scale = layers[i], batch_norm_scale(layers[i])
+    before = weights[i].new_ones(1)
+    if i > 0:
+        inputs = weights[i].shape[1] * layer.groups
+        norms = _spread(row_norms(weights[i - 1]), inputs)
+        before = layer.per_input(norms * _spread(batch_norm_scale(layers[i - 1]), inputs))
+    if i + 1 < len(layers):
+        norms = column_norms(weights[i + 1], layers[i + 1].groups)
+        scale = norms * _spread(scale, len(norms))
+    # All columns that a channel feeds after a flatten count together.
+    return before, layer.per_output(row_norms(scale.view(len(weights[i]), -1)))
+
+
+def product(weights: list[Tensor]) -> Tensor:
+    """J = W_L ⋯ W_1, shape (outputs, inputs): what linear layers compute together."""
+    return torch.linalg.multi_dot(weights[::-1]) if len(weights) > 1 else weights[0]
+
+
+@torch.no_grad()
+def relative_distortion(dense: nn.Module, pruned: nn.Module) -> float:
+    """‖J(W̃) − J(W)‖_F / ‖J(W)‖_F of two fully-connected networks (paper, Section 3)."""
+    before, after = (
+        product([layer.values for layer in check_linear(prunable_layers(model))])
+        for model in (dense, pruned)
+    )
+    return float(torch.linalg.norm(after - before) / torch.linalg.norm(before))
+
+
+def whole_network(layers: list[Layer], weights: list[Tensor], i: int) -> tuple[Tensor, Tensor]:
+    """`neighbours` with all layers before and all layers after layer i as the two factors.
+
+    On a network without activations |w| · before · after is then the exact distortion
+    ‖J(W̃) − J(W)‖_F of zeroing w. ValueError for anything but linear layers in a row.
+    """
+    check_linear(layers)
+    one, last = weights[i].new_ones(()), i + 1 == len(weights)
+    before = product(weights[:i]).norm(dim=1)[None, :] if i > 0 else one
+    after = one if last else product(weights[i + 1 :]).norm(dim=0)[:, None]
+    return before, after
+
+
+def check_linear(layers: list[Layer]) -> list[Layer]:
+    """The layers; ValueError, naming one, unless all are linear and without batch norm."""
+    for layer in layers:
+        kind = type(layer.module).__name__
+        if not isinstance(layer.module, nn.Linear) or layer.batch_norm is not None:
+            about = "the product of all layers needs linear layers without batch norm"
+            raise ValueError(f"{about}; {layer.name} is {kind}")
+    return layers

@@ -1,39 +1,70 @@
-"""From scores to boolean masks: layer-wise, sequential, global."""
+"""From scores to boolean masks: layer-wise, within rows, sequential, global."""
 
-from collections.abc import Iterable, Sequence
-from numbers import Real
+import math
+import warnings
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
-from lapnb.pruning.layers import Layer, neighbours, prunable_layers
-from lapnb.pruning.linear import whole_network
+from lapnb.pruning import saliency as looks
+from lapnb.pruning.flow import flow
+from lapnb.pruning.layers import Layer, check_chain, neighbours, prunable_layers, whole_network
 from lapnb.pruning.scores import METHODS, Method
+
+
+def check(
+    model: nn.Module, method: str, scope: str = "layer", example=None, saliency=None
+) -> list[Layer]:
+    """The layers that `prune_masks` would prune; its ValueError where it needs no data to tell."""
+    if not isinstance(method, str) or method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
+    if scope not in ("layer", "global"):
+        raise ValueError(f'scope must be "layer" or "global", got {scope!r}')
+    layers, criterion = prunable_layers(model), METHODS[method]
+    if scope == "global" and (criterion.order or criterion.within == "row"):
+        parts = "layer after layer" if criterion.order else "within each output unit"
+        raise ValueError(f"method {method} prunes {parts}, so it has no global scope")
+    whole = criterion.neighbours == "all"
+    if whole or (criterion.neighbours == "chain" and example is None):
+        check_chain(model, layers, linear=whole)
+    if criterion.looks_at == "curvature" and saliency is None:
+        looks.hessian_chain(model, layers)
+    return layers
 
 
 @torch.no_grad()
 def prune_masks(
     model: nn.Module,
     method: str,
-    keep: float | Sequence[float],
+    keep,
     scope: str = "layer",
-    data=None,
-    statistics: list[Tensor] | None = None,
+    example=None,
+    batches: Iterable | None = None,
+    saliency: list[Tensor] | None = None,
     seed: int = 0,
 ) -> list[Tensor]:
-    """Boolean masks (True survives), in the order and shapes of `prunable_layers(model)`.
+    """Boolean masks (True survives), in the order, shapes and places of `prunable_layers(model)`.
 
     keep: the surviving fraction, in [0, 1]: one for all layers, or one per layer. Of n weights
         exactly round(keep · n) survive; ties go to weights that are not zero yet, then to the
         lower index.
     scope: "layer" ranks each layer by itself. "global" makes one ranking over all layers, each
-        layer's scores (|w| for MP, squared distortion for LAP) divided by their Frobenius norm.
-    data: a `Data`, for the data-dependent methods (lap_act, obd, obd_lap), unless their
-        `statistics` (see `lapnb.statistics`) are at hand already.
+        layer's scores (|w| for MP, squared distortion for LAP) divided by their Frobenius norm
+        unless the criterion is made for it (LAMP, SynFlow).
+    example: a batch of the model's inputs, as it takes them. Neighbours are then found by following
+        it through the model; without, they are those in the order of definition, which must be
+        known (`layers.check_chain`). A layer that the example never reaches stays dense, with a
+        warning, and does not count.
+    batches: (images, labels), for the methods that look at data (see `saliency.saliency`), unless
+        the `saliency` of their kind is at hand already.
     seed: for the random scores of rp.
 
-    The model is not changed. Raises ValueError naming the argument, or the module that cannot be
-    handled.
+    Wanda ranks within output units: round(keep · n) is spread evenly over them, and those whose
+    next weight scores highest keep one more where it does not divide.
+
+    The model is not changed. Warns, naming the layer, where all scores are 0 or nothing survives a
+    global ranking. Raises ValueError naming the argument, or the module that cannot be handled.
 
     >>> import lapnb
     >>> model = lapnb.build_model("fcn", seed=0)
@@ -41,24 +72,54 @@ def prune_masks(
     >>> [int(mask.sum()) for mask in masks]
     [39200, 25000, 25000, 25000, 500]
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
-    if scope not in ("layer", "global"):
-        raise ValueError(f'scope must be "layer" or "global", got {scope!r}')
-    layers, criterion = prunable_layers(model), METHODS[method]
+    layers, criterion = check(model, method, scope, example, saliency), METHODS[method]
     fractions = _fractions(keep, len(layers), scope)
-    if scope == "global" and criterion.order:
-        raise ValueError(f"method {method} prunes layer after layer, so it has no global scope")
-    weights = _weights(model, layers, method, data, statistics, seed)
-    if scope == "global":
-        return _global_masks(layers, weights, criterion, fractions[0])
-    order = range(len(layers))
-    masks: list = [None] * len(layers)
-    for i in reversed(order) if criterion.order == "backward" else order:
-        score = _score(layers, weights, i, criterion)
-        masks[i] = keep_largest(score, round(fractions[i] * score.numel()), layers[i].weight)
+    if criterion.neighbours == "flow" and example is None:
+        raise ValueError(f"method {method} follows the data: pass example=, a batch of inputs")
+    if criterion.looks_at and saliency is None:
+        if batches is None:
+            raise ValueError(f"method {method} looks at data: pass batches= of (images, labels)")
+        saliency = looks.saliency(model, criterion.looks_at, batches)
+    weights, known = _ranked(layers, criterion, saliency, seed)
+    followed: list = []
+
+    def around(i: int) -> tuple[Tensor, Tensor] | None:
+        if not criterion.neighbours:
+            return known[i], known[i].new_ones(())
+        if criterion.neighbours == "all":
+            return whole_network(layers, weights, i)
+        if example is None:
+            return neighbours(layers, weights, i)
+        if criterion.order or not followed:
+            followed[:] = flow(model, example, layers, weights)
+        return followed[i]
+
+    masks = [torch.ones_like(layer.weight, dtype=torch.bool) for layer in layers]
+    scores = {}  # that a global ranking compares
+    for i in sorted(range(len(layers)), reverse=criterion.order == "backward"):
+        if (factors := around(i)) is None:  # flow has warned
+            continue
+        score, layer = criterion.score(weights[i], *factors), layers[i]
+        smallest, largest = score.aminmax()  # NaN is passed on to both
+        if not (smallest.isfinite() and largest.isfinite()):
+            raise ValueError(f"scores must be finite, but weights or data of {layer.name} are not")
+        if not largest:
+            warnings.warn(f"{layer.name}: all scores are 0, the lowest indices stay", stacklevel=3)
+        if scope == "global":
+            scores[i] = _comparable(score, criterion).flatten()
+            continue
+        pick = keep_in_rows if criterion.within == "row" else keep_largest
+        masks[i] = pick(score, round(fractions[i] * score.numel()), layer.weight)
         if criterion.order:
             weights[i] = weights[i] * masks[i]
+    if scores:
+        flat, sizes = torch.cat([*scores.values()]), [len(score) for score in scores.values()]
+        dense = torch.cat([layers[i].weight.flatten() for i in scores])
+        kept = keep_largest(flat, round(fractions[0] * len(flat)), dense).split(sizes)
+        for i, mask in zip(scores, kept, strict=True):
+            masks[i] = mask.view_as(masks[i])
+            if not mask.any():
+                warnings.warn(f"the global ranking leaves {layers[i].name} empty", stacklevel=3)
     return masks
 
 
@@ -69,8 +130,6 @@ def keep_largest(score: Tensor, count: int, weight: Tensor | None = None) -> Ten
     for a weight that scores 0 because its neighbours are gone.
     """
     flat = score.flatten()
-    if not torch.stack(flat.aminmax()).isfinite().all():  # one pass: NaN is passed on to both
-        raise ValueError("scores must be finite: the network's weights hold NaN or infinity")
     if count in (0, score.numel()):
         return torch.full_like(score, count > 0, dtype=torch.bool)
     threshold = _kth_smallest(flat, flat.numel() - count + 1)
@@ -83,32 +142,41 @@ def keep_largest(score: Tensor, count: int, weight: Tensor | None = None) -> Ten
     return mask.view(score.shape)
 
 
+def keep_in_rows(score: Tensor, count: int, weight: Tensor) -> Tensor:
+    """`keep_largest` with equally many entries of each row; one more where the next is largest."""
+    rows = score.masked_fill(weight == 0, -1).flatten(1)  # what was pruned earlier comes last
+    rank = rows.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    each, left = divmod(count, len(rows))
+    one_more = keep_largest(rows.masked_fill(rank != each, -2), left)
+    return ((rank < each) | one_more).view_as(score)
+
+
 def _kth_smallest(flat: Tensor, k: int) -> Tensor:
     if flat.is_cuda:
         return flat.kthvalue(k).values
-    # NumPy's partition is several times faster than torch.kthvalue on a CPU
-    import numpy as np
+    values = flat.clone().numpy()  # NumPy's partition is several times faster than kthvalue
+    values.partition(k - 1)
+    return torch.tensor(values[k - 1])
 
-    return torch.tensor(np.partition(flat.numpy(), k - 1)[k - 1])
 
-
-@torch.no_grad()
 def apply_masks(model: nn.Module, masks: list[Tensor]) -> None:
     """Zero the weights outside the masks, in place. ValueError when they do not fit the model."""
-    layers = prunable_layers(model)
-    if not isinstance(masks, list | tuple) or not all(isinstance(m, Tensor) for m in masks):
-        raise ValueError(f"masks must be a list of boolean tensors, got {type(masks).__name__}")
-    if len(masks) != len(layers):
-        raise ValueError(f"masks must be one per prunable layer ({len(layers)}), got {len(masks)}")
-    for layer, mask in zip(layers, masks, strict=True):
-        if mask.shape != layer.weight.shape or mask.dtype != torch.bool:
-            raise ValueError(
-                f"the mask of {layer.name} must be boolean of shape {tuple(layer.weight.shape)}, "
-                f"got {mask.dtype} of shape {tuple(mask.shape)}"
-            )
-    for layer, mask in zip(layers, masks, strict=True):
-        # not a product with the mask: that would leave -0.0, and NaN where a weight is infinite
-        layer.weight.masked_fill_(~mask.to(layer.weight.device), 0)
+    _zero(_fitting(model, masks))
+
+
+def keep_masks(model: nn.Module, masks: list[Tensor], optimizer: torch.optim.Optimizer):
+    """For your own training loop: weights outside the masks are zero now and after each step.
+
+    Returns the handle of the optimizer's hook, whose `remove()` ends this. Raises ValueError when
+    masks do not fit the model or the optimizer does not train the model's prunable weights.
+    """
+    pairs = _fitting(model, masks)
+    groups = getattr(optimizer, "param_groups", [])
+    trained = {id(parameter) for group in groups for parameter in group["params"]}
+    if trained.isdisjoint(id(layer.weight) for layer, _ in pairs):
+        raise ValueError("optimizer must be a torch.optim.Optimizer of the model's parameters")
+    _zero(pairs)
+    return optimizer.register_step_post_hook(lambda *_: _zero(pairs))
 
 
 def surviving(masks: list[Tensor]) -> float:
@@ -116,63 +184,87 @@ def surviving(masks: list[Tensor]) -> float:
     return sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
 
 
+@torch.no_grad()
 def to_torch_prune(model: nn.Module, masks: list[Tensor]) -> nn.Module:
     """Attach the masks in the form of `torch.nn.utils.prune` (weight_orig, weight_mask); permanent.
 
     For those who go on with PyTorch's own tools: `prune.is_pruned(model)` is then true, weights
-    outside the masks are zero in every forward pass, and `prune.remove` folds the masks in.
+    outside the masks are zero in every forward pass, and `prune.remove` folds the masks in. Until
+    then the functions here refuse the model, whose weights are no parameters any more.
     """
     from torch.nn.utils import prune
 
-    apply_masks(model, masks)
-    for layer, mask in zip(prunable_layers(model), masks, strict=True):
-        prune.custom_from_mask(layer.module, "weight", mask.to(layer.weight.device))
+    pairs = _fitting(model, masks)
+    _zero(pairs)
+    for layer, mask in pairs:
+        prune.custom_from_mask(layer.module, "weight", mask)
     return model
 
 
-def _score(layers: list[Layer], weights: list[Tensor], i: int, criterion: Method) -> Tensor:
-    around = whole_network if criterion.whole else neighbours
-    return criterion.score(weights[i], *around(layers, weights, i))
+def _fitting(model: nn.Module, masks: list[Tensor]) -> list[tuple[Layer, Tensor]]:
+    """Each prunable layer with its mask, on its device; ValueError when they do not fit."""
+    layers = prunable_layers(model)
+    found = len(masks) if isinstance(masks, list | tuple) else type(masks).__name__
+    if found != len(layers):
+        raise ValueError(
+            f"masks must be a list, one per prunable layer ({len(layers)}); got {found}"
+        )
+    for layer, mask in zip(layers, masks, strict=True):
+        wanted = torch.bool, layer.weight.shape
+        got = getattr(mask, "dtype", None), getattr(mask, "shape", None)
+        if got != wanted:
+            raise ValueError(f"mask of {layer.name} must be {wanted}, got {got}")
+    return [(x, mask.to(x.weight.device)) for x, mask in zip(layers, masks, strict=True)]
 
 
-def _global_masks(layers, weights, criterion, fraction) -> list[Tensor]:
-    sizes = [w.numel() for w in weights]
-    flat = torch.empty(sum(sizes), dtype=weights[0].dtype, device=weights[0].device)
-    for i, part in enumerate(flat.split(sizes)):
-        score = _score(layers, weights, i, criterion).flatten() ** criterion.power
-        torch.div(score, torch.linalg.vector_norm(score).clamp(min=1e-30), out=part)
-    dense = torch.cat([layer.weight.flatten() for layer in layers])
-    parts = keep_largest(flat, round(fraction * flat.numel()), dense).split(sizes)
-    return [part.view(w.shape) for part, w in zip(parts, weights, strict=True)]
+@torch.no_grad()
+def _zero(pairs: list[tuple[Layer, Tensor]]) -> None:
+    for layer, mask in pairs:
+        # not a product with the mask: that would leave -0.0, and NaN where a weight is infinite
+        layer.weight.masked_fill_(~mask.to(layer.weight.device), 0)
 
 
-def _weights(model, layers, method, data, statistics, seed) -> list[Tensor]:
-    """The tensors that the criterion ranks (see `Method.weights`), never the model's own."""
-    kind = METHODS[method].weights
-    weights = [layer.weight.detach() for layer in layers]
-    if kind == "random":
+def _ranked(layers, criterion: Method, saliency, seed: int) -> tuple[list[Tensor], list[Tensor]]:
+    """What the criterion ranks, never the model's own tensors, and what it knows of the data."""
+    weights = [layer.values for layer in layers]
+    known = [w.new_ones(()) for w in weights]
+    if criterion.random:
         generator = torch.Generator().manual_seed(seed)
         # times w ≠ 0: what an earlier round has pruned does not return
-        return [torch.rand(w.shape, generator=generator).to(w.device) * (w != 0) for w in weights]
-    if kind in ("active", "curved"):
-        from lapnb.pruning import saliency as stats
+        noise = [torch.rand(w.shape, generator=generator).to(w) * (w != 0) for w in weights]
+        return noise, known
+    if criterion.looks_at:
+        if len(saliency) != len(layers):
+            raise ValueError(f"saliency must be {len(layers)} tensors, got {len(saliency)}")
+        known = [s.to(w) for s, w in zip(saliency, weights, strict=True)]
+        if criterion.neighbours:
+            weights = [s * w for s, w in zip(known, weights, strict=True)]
+    return _scaled(weights), known
 
-        if statistics is None:
-            if data is None:
-                raise ValueError(f"method {method} depends on data: pass data=lapnb.load_data(…)")
-            statistics = stats.statistics(model, kind, data, seed=seed)
-        return [s.to(w) * w for s, w in zip(statistics, weights, strict=True)]
-    return weights
+
+def _scaled(tensors: list[Tensor]) -> list[Tensor]:
+    """All divided by one power of two, which is exact, where squares might under- or overflow."""
+    largest = max(abs(float(value)) for x in tensors for value in x.aminmax())
+    exponent = max(math.frexp(largest)[1], -126)
+    return tensors if abs(exponent) < 16 else [x / 2.0**exponent for x in tensors]
+
+
+def _comparable(score: Tensor, criterion: Method) -> Tensor:
+    """What the global ranking compares."""
+    (score,) = _scaled([score]) if criterion.normalised else [score]
+    score = score**criterion.power
+    norm = torch.linalg.vector_norm(score).clamp(min=1e-30)
+    return score / norm if criterion.normalised else score
 
 
 def _fractions(keep, count: int, scope: str) -> list[float]:
-    single = isinstance(keep, Real)
-    if not single and scope == "global":
-        raise ValueError('keep must be one fraction when scope="global", got one per layer')
-    fractions = [keep] * count if single else list(keep) if isinstance(keep, Iterable) else []
-    if len(fractions) != count:
-        raise ValueError(f"keep must be one fraction or {count}, one per layer; got {keep!r}")
-    for fraction in fractions:
-        if not (isinstance(fraction, Real) and 0 <= fraction <= 1):
-            raise ValueError(f"keep must lie in [0, 1], got {fraction!r}")
-    return fractions
+    """The surviving fraction of each layer."""
+    try:
+        fractions = torch.as_tensor(keep, dtype=torch.double)
+    except (TypeError, ValueError, RuntimeError):
+        fractions = torch.tensor(math.nan)
+    shapes = [(), (count,)] if scope == "layer" else [()]
+    if fractions.shape not in shapes or not ((fractions >= 0) & (fractions <= 1)).all():
+        several = f" or {count} of them, one per layer" if scope == "layer" else " in global scope"
+        raise ValueError(f"keep must be a number in [0, 1]{several}; got {keep!r}")
+    return fractions.expand(count).tolist()

@@ -1,94 +1,184 @@
-"""What the data-dependent methods (lap_act, obd, obd_lap) know of the training data."""
+"""What a criterion may have to know of the data: numbers per weight or unit of every layer."""
 
 import copy
+import re
 import warnings
+from collections.abc import Iterable
 from itertools import pairwise
 
 import torch
 from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
-from lapnb.progress import progress
 from lapnb.pruning.layers import Layer, prunable_layers
-from lapnb.training.data import Data, augment
-from lapnb.training.train import stream
 
-PAPER = {"active": (2000, 30), "curved": (1000, 60)}  # batches, batch size
 NEEDS = "obd and obd_lap need a network of modules that BackPACK's DiagHessian supports"
-ACTIVATIONS = tuple(getattr(nn, name) for name in nn.modules.activation.__all__)
+SUPPORTED = (
+    r"(Conv|ConvTranspose|MaxPool|AvgPool|AdaptiveAvgPool)[123]d|Linear|Flatten|Identity|Dropout|"
+    r"ReLU|LeakyReLU|ELU|SELU|Sigmoid|LogSigmoid|Tanh|ZeroPad2d"
+)
+# Functions of torch, by their names without underscores: activations; what mixes units; and what
+# may stand between a layer and its activation
+ACTIVATIONS = "|".join(nn.modules.activation.__all__).lower()
+LAYERS = r"linear|conv(transpose)?[123]d|(b?add)?b?mm|matmul|einsum|.*attention.*"
+PASSES = (
+    r"[ir]?(add|sub)|cat|stack|chunk|split|getitem|mean|sum|pad|.*pool[123]d|.*norm|"
+    r".*dropout[123]?d?|(un)?flatten|view|reshape|permute|transpose|contiguous|clone|(un)?squeeze|"
+    r"expand|roll|interpolate|pixel(un)?shuffle|channelshuffle|detach|to|float"
+)
 
 
-def statistics(
-    model: nn.Module, kind: str, data: Data, batches=None, batch_size=None, seed: int = 0
-) -> list[Tensor]:
-    """Per prunable layer, what its weights are multiplied by before they are ranked.
+def saliency(model: nn.Module, kind: str, batches: Iterable) -> list[Tensor]:
+    """One tensor per prunable layer, on its device, in or broadcastable to its weight's shape.
 
-    "active" (lap_act): sqrt(p), shape (outputs, 1[, 1, 1]), with p the fraction of inputs for which
-        the first activation (a module of torch.nn) after the layer is above 0; 1 where none comes
-        before the next layer. Channels have the sum of sqrt(p) over positions, the last layer 1.
-    "curved" (obd, obd_lap): sqrt(h), 0 where h < 0, in the shape of the weight, with h the diagonal
-        of the mean cross entropy's Hessian, by BackPACK's DiagHessian, summed over the batches.
+    "activity" (lap_act): sqrt(p) per output unit, with p the fraction of inputs for which the first
+        activation after the layer is above 0; 1 where none comes before the next layer. Channels
+        have the sum of sqrt(p) over positions, the last layer 1.
+    "curvature" (obd, obd_lap): sqrt(h), 0 where h < 0, per weight, with h the diagonal of the mean
+        cross entropy's Hessian, by BackPACK's DiagHessian, summed over the batches.
+    "inputs" (wanda, ria_act): ‖X_j‖₂ per input unit, over all inputs and positions.
+    "ones" (synflow): ∂R/∂|w| per weight, largest 1, with R the sum of the outputs for an image of
+        ones when parameters have their absolute values and biases and the means and biases of batch
+        norms, which are 0 at initialisation, count as 0. Of the batches only a shape is used.
 
-    A batch has `batch_size` training images, drawn without replacement and augmented as in
-    training; the paper's numbers unless given. The network is in eval mode; `model` is not
-    changed. Raises ValueError naming the parameter, or the module that cannot be handled.
+    `batches`: any iterable of (images, labels), such as a DataLoader; images as the network takes
+    them: normalised floats. The network is in eval mode; `model` is not changed. Raises ValueError
+    naming the parameter, or the module or function that cannot be handled.
     """
-    if kind not in PAPER:
-        raise ValueError(f"kind must be one of {', '.join(PAPER)}; got {kind!r}")
-    batches = PAPER[kind][0] if batches is None else batches
-    batch_size = PAPER[kind][1] if batch_size is None else batch_size
-    if batches < 1 or not 1 <= batch_size <= len(data.train_labels):
-        raise ValueError(
-            f"batches must be at least 1 and batch_size between 1 and {len(data.train_labels)}, "
-            f"the size of the training set; got batches={batches}, batch_size={batch_size}"
-        )
-    network = copy.deepcopy(model).eval().requires_grad_(False)
+    if kind not in SALIENCY:
+        raise ValueError(f"kind must be one of {', '.join(SALIENCY)}; got {kind!r}")
+    dtype = prunable_layers(model)[0].values.dtype
+    network = copy.deepcopy(model).eval().requires_grad_(False).to(dtype)
     layers = prunable_layers(network)
-    drawn = _draw(data, batches, batch_size, seed, layers[0].weight)
-    return (_active if kind == "active" else _curved)(network, layers, drawn)
+    return SALIENCY[kind](network, layers, _moved(batches, layers[0].weight))
 
 
-def _draw(data, batches, batch_size, seed, weight):
-    """Images and labels of each batch, on the device of `weight`."""
-    for n in progress(range(batches), "statistics of the data", "batches"):
-        rng = stream(seed, "statistics", n)
-        batch = torch.from_numpy(rng.choice(len(data.train_labels), batch_size, replace=False))
-        images = augment(data.train_images[batch], data.augmentation, rng)
-        yield data.normalise(images).to(weight), data.train_labels[batch].to(weight.device)
+def _moved(batches: Iterable, weight: Tensor):
+    """Images and labels on the device of `weight`, and images in its type."""
+    images = None
+    for images, labels in batches:
+        if not images.is_floating_point():
+            raise ValueError(f"batches must hold normalised float images, got {images.dtype}")
+        yield images.to(weight), labels if labels is None else labels.to(weight.device)
+    if images is None:
+        raise ValueError("batches must hold at least one batch of (images, labels)")
+
+
+class _Activity(TorchFunctionMode):
+    """Counts, while a network runs, the inputs for which each unit of a layer is active.
+
+    Each tensor carries as `sources` the names of the layers that it comes from with no other layer
+    and no activation in between.
+    """
+
+    def __init__(self, layers: list[Layer]):
+        super().__init__()
+        self.names = {id(layer.weight): layer.name for layer in layers}
+        self.shapes: dict[str, torch.Size] = {}  # of the output for one input
+        self.counts: dict[str, Tensor] = {}  # in the shape of the activation's output
+        self.counted: set[str] = set()  # since the layer has run
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        output = func(*args, **(kwargs or {}))
+        inputs, outputs = _tensors([args, kwargs]), _tensors(output)
+        name = func.__name__.replace("_", "")
+        layers = {self.names[id(x)] for x in inputs if id(x) in self.names}
+        signals = [x.sources for x in inputs if hasattr(x, "sources")]
+        sources = set().union(*signals)
+        if layers or re.fullmatch(LAYERS, name):
+            if layers and not signals:
+                raise _cannot(*layers, "the functions that compute its input are not torch's")
+            self.shapes |= {layer: outputs[0].shape[1:] for layer in layers}
+            self.counted -= layers
+            sources = layers
+        elif re.fullmatch(ACTIVATIONS, name):
+            for layer in sources - self.counted:
+                self.counts[layer] = self.counts.get(layer, 0) + (output > 0).sum(0)
+            self.counted |= sources
+            sources = set()
+        elif sources and outputs and not re.fullmatch(PASSES, name):
+            raise _cannot(min(sources), f"{func.__name__} comes after it")
+        for x in outputs if signals else []:
+            x.sources = sources
+        return output
+
+
+def _cannot(layer: str, reason: str) -> ValueError:
+    return ValueError(f"lap_act cannot tell how active {layer} is: {reason}")
+
+
+def _tensors(nested) -> list[Tensor]:
+    return [x for x in tree_leaves(nested) if isinstance(x, Tensor)]
 
 
 @torch.no_grad()
-def _active(network: nn.Module, layers: list[Layer], drawn) -> list[Tensor]:
-    modules, shapes, counts = [layer.module for layer in layers], {}, {}
-    inputs, current = 0, None  # the layer that ran last, until an activation has run
-
-    def ran(module, args, output):
-        nonlocal current
-        if module in modules:
-            current, shapes[module] = module, output.shape[1:]
-        elif current is not None and isinstance(module, ACTIVATIONS):
-            counts[current] = counts.get(current, 0) + (output > 0).sum(0)
-            current = None
-
-    for module in network.modules():
-        module.register_forward_hook(ran)
-    for images, _ in drawn:
-        network(images)
+def _activity(network: nn.Module, layers: list[Layer], batches) -> list[Tensor]:
+    watch, inputs, factors = _Activity(layers), 0, []
+    for images, _ in batches:
+        images.sources = set()
+        with watch:
+            network(images)
         inputs += len(images)
-    factors = []
-    for module, layer in zip(modules, layers, strict=True):
-        if module not in shapes:
-            raise ValueError(f"lap_act cannot handle {layer.name}: it does not run in eval mode")
-        p = counts.get(module, torch.full(shapes[module], inputs)).double() / inputs
-        factor = p.sqrt().reshape(len(layer.weight), -1).sum(1)
-        factors.append(factor.view(-1, *[1] * (layer.weight.ndim - 1)).to(layer.weight))
+    for layer in layers:
+        if layer.name not in watch.shapes:
+            raise _cannot(layer.name, "it does not run in eval mode")
+        always = torch.full(watch.shapes[layer.name], inputs)
+        p = watch.counts.get(layer.name, always).double() / inputs
+        p = p.movedim(-1, 0) if isinstance(layer.module, nn.Linear) else p
+        if len(p) % layer.outputs or (p.ndim > 1 and len(p) != layer.outputs):
+            raise _cannot(layer.name, f"its activation has {len(p)} units, not {layer.outputs}")
+        factor = p.sqrt().reshape(layer.outputs, -1).sum(1)
+        factors.append(layer.per_output(factor).to(layer.weight))
     factors[-1].fill_(1)
     return factors
 
 
-def _chain(network: nn.Module, layers: list[Layer]) -> list[tuple[str, nn.Module]]:
-    """The modules, by name, of a plain chain: BackPACK can be silently wrong about all else."""
-    chain = []
-    for before, node in pairwise(fx.symbolic_trace(network).graph.nodes):
+@torch.no_grad()
+def _inputs(network: nn.Module, layers: list[Layer], batches) -> list[Tensor]:
+    modules, squares = [layer.module for layer in layers], [None] * len(layers)
+
+    def run(module, inputs):
+        i, units = modules.index(module), -1 if isinstance(module, nn.Linear) else 1
+        here = inputs[0].double().square().movedim(units, 0).flatten(1).sum(1)
+        squares[i] = here if squares[i] is None else squares[i] + here
+
+    for module in modules:
+        module.register_forward_pre_hook(run)
+    for images, _ in batches:
+        network(images)
+    for layer, total in zip(layers, squares, strict=True):
+        if total is None:
+            raise ValueError(
+                f"cannot tell the inputs of {layer.name}: it is not called in eval mode"
+            )
+    return [x.per_input(s.sqrt()).to(x.weight) for x, s in zip(layers, squares, strict=True)]
+
+
+@torch.enable_grad()
+def _ones(network: nn.Module, layers: list[Layer], batches) -> list[Tensor]:
+    network.double()  # sums of products over all layers
+    for name, tensor in network.state_dict().items():
+        tensor.zero_() if name.endswith(("bias", "running_mean")) else tensor.abs_()
+    weights = [layer.weight.requires_grad_() for layer in layers]
+    (images, _), *_ = batches
+    outputs = _tensors(network(torch.ones_like(images[:1], dtype=torch.double)))
+    slopes = torch.autograd.grad(sum(x.sum() for x in outputs), weights, materialize_grads=True)
+    largest = max(slope.max() for slope in slopes)
+    return [slope / largest for slope in slopes]
+
+
+def hessian_chain(network: nn.Module, layers: list[Layer]) -> list[tuple[str, nn.Module]]:
+    """The modules, by name, of a plain chain: BackPACK can be silently wrong about all else.
+
+    Raises ValueError naming what breaks the chain or is no module for DiagHessian.
+    """
+    try:
+        nodes = fx.symbolic_trace(network).graph.nodes
+    except Exception as error:  # whatever its forward does with what is no tensor yet
+        raise ValueError(f"{NEEDS} in a plain chain; its forward cannot be traced") from error
+    chain: list[tuple[str, nn.Module]] = []
+    for before, node in pairwise(nodes):
         is_module, options = node.op == "call_module", [*node.args[1:], *node.kwargs.values()]
         is_flatten = node.target in ("flatten", torch.flatten) and options == [1]
         name = node.target if is_module else " after ".join([node.name, *dict(chain[-1:])])
@@ -96,9 +186,9 @@ def _chain(network: nn.Module, layers: list[Layer]) -> list[tuple[str, nn.Module
             raise ValueError(f"{NEEDS} in a plain chain, which breaks at {name}")
         module = network.get_submodule(name) if is_module else nn.Flatten()
         odd = {getattr(module, "padding_mode", "zeros"), getattr(module, "divisor_override", None)}
-        if odd != {"zeros", None}:  # BackPACK overlooks both
+        odd |= {type(getattr(module, "padding", 0)) is str or None}
+        if odd != {"zeros", None} or not re.fullmatch(SUPPORTED, type(module).__name__):
             raise ValueError(f"{NEEDS}, unlike {name}: {module}")
-        module.inplace = False  # BackPACK needs what an activation in place overwrites
         if node.op != "output" and not isinstance(module, nn.Identity):
             chain.append((name, copy.deepcopy(module) if name in dict(chain) else module))
     for layer in layers:
@@ -108,21 +198,25 @@ def _chain(network: nn.Module, layers: list[Layer]) -> list[tuple[str, nn.Module
 
 
 @torch.enable_grad()
-def _curved(network: nn.Module, layers: list[Layer], drawn) -> list[Tensor]:
+def _curvature(network: nn.Module, layers: list[Layer], batches) -> list[Tensor]:
     from backpack import backpack, extend
     from backpack.extensions import DiagHessian
 
-    chain, weights = _chain(network, layers), [layer.weight.requires_grad_() for layer in layers]
-    run, loss = extend(nn.Sequential(*(m for _, m in chain))), extend(nn.CrossEntropyLoss())
+    modules = [module for _, module in hessian_chain(network, layers)]
+    for module in modules:
+        module.inplace = False  # BackPACK needs what an activation in place overwrites
+    run, loss = extend(nn.Sequential(*modules)), extend(nn.CrossEntropyLoss())
+    weights = [layer.weight.requires_grad_() for layer in layers]
     totals = [torch.zeros_like(weight, dtype=torch.double) for weight in weights]
-    for images, labels in drawn:
-        done = []
-        with backpack(DiagHessian(), extension_hook=done.append), warnings.catch_warnings():
+    for images, labels in batches:
+        with backpack(DiagHessian()), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Full backward hook is firing")  # for the first layer
             try:
                 loss(run(images), labels).backward()
-            except (NotImplementedError, AssertionError, TypeError) as error:  # in the first batch
-                name = [name for name, module in chain if module not in done][-1]
-                raise ValueError(f"{NEEDS}, unlike {name}: {error}") from error
+            except (NotImplementedError, AssertionError, TypeError) as error:  # some settings
+                raise ValueError(f"{NEEDS}: {error}") from error
         totals = [h + weight.diag_h for h, weight in zip(totals, weights, strict=True)]
     return [h.clamp(min=0).sqrt().to(w.dtype) for h, w in zip(totals, weights, strict=True)]
+
+
+SALIENCY = {"activity": _activity, "curvature": _curvature, "inputs": _inputs, "ones": _ones}

@@ -6,12 +6,17 @@ Frobenius distortion that zeroing it causes in the block of three layers (paper,
     L_i(w) = |w| · ‖W_{i−1}[j, :]‖_F · ‖W_{i+1}[:, k]‖_F
 
 `before` holds ‖W_{i−1}[j, :]‖_F and `after` holds ‖W_{i+1}[:, k]‖_F, shaped so that they multiply
-the weight tensor; `chain.neighbours` makes them (batch norm and convolutions included).
+the weight tensor (batch norm and convolutions included): `layers.neighbours` makes them for a
+chain of layers, `flow.flow` for any network. To a criterion without neighbours `before` is what it
+knows of the data and `after` is 1.
+
+A new criterion is a function here and a line in `METHODS`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -35,37 +40,116 @@ def lap(weight: Tensor, before: Tensor, after: Tensor) -> Tensor:
     return weight.abs() * before * after
 
 
+def obd(weight: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """Optimal brain damage (LeCun et al., NeurIPS 1989): sqrt(h) · |w|, `before` is sqrt(h).
+
+    With h the diagonal of the loss's Hessian, its square ranks as the published h · w² / 2 does.
+    """
+    return weight.abs() * before
+
+
+def lamp(weight: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """LAMP (Lee et al., ICLR 2021): w² / Σ of w′² over the layer's weights with w′² ≥ w².
+
+    Within a layer it ranks as |w| does; it is made for the global ranking, as it is.
+    """
+    squares = weight.flatten().double().square()
+    ascending = squares.sort().values
+    not_smaller = ascending.flip(0).cumsum(0).flip(0)  # the sum from each place on
+    rest = not_smaller[torch.searchsorted(ascending, squares)]
+    return (squares / rest.clamp(min=torch.finfo(rest.dtype).tiny)).view_as(weight).to(weight)
+
+
+def lamp_lap(weight: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """LAMP with the lookahead distortion L(w) in place of |w|. Ours: published nowhere."""
+    return lamp(lap(weight, before, after), before, after)
+
+
+def wanda(weight: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """Wanda (Sun et al., ICLR 2024): |w_kj| · ‖X_j‖₂, ranked within each output unit k.
+
+    `before` is ‖X_j‖₂, the norm of all that input unit j (of a convolution: the channel) receives.
+    """
+    return weight.abs() * before
+
+
+def ria(weight: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """Relative importance (Zhang et al., ICLR 2024): |w_kj| / Σ_k |w_kj| + |w_kj| / Σ_j |w_kj|.
+
+    Σ_k runs over all weights that leave input unit j, Σ_j over all that enter output unit k, kernel
+    positions included. In a grouped convolution the j-th inputs of all groups count as one unit.
+    """
+    size = weight.abs()
+    leaving, entering = ([d for d in range(weight.ndim) if d != unit] for unit in (1, 0))
+    tiny = torch.finfo(weight.dtype).tiny  # a unit without weights scores 0
+    shares = (size / size.sum(over, keepdim=True).clamp(min=tiny) for over in (leaving, entering))
+    return sum(shares)
+
+
+def ria_act(weight: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """RIA with activations (Zhang et al., ICLR 2024): times ‖X_j‖₂^½; `before` is ‖X_j‖₂."""
+    return ria(weight, before, after) * before.sqrt()
+
+
+def synflow(weight: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """SynFlow (Tanaka et al., NeurIPS 2020): |w| · ∂R/∂|w|, `before` is ∂R/∂|w|.
+
+    R is the sum of the outputs of the network with absolute weights for an input of ones. Here it
+    is computed once, on the trained network; the published method prunes at initialisation and in
+    many small steps, each with scores of its own. On a fully-connected network without activations
+    it is `lap_all` with sums of absolute values in place of Frobenius norms.
+    """
+    return weight.abs() * before
+
+
 @dataclass(frozen=True)
 class Method:
     """A criterion and what it is applied to.
 
-    `weights`: "dense" the weights themselves; "random" noise in their place; "active" each row
-    scaled by the square root of the fraction of inputs on which its unit is active; "curved"
-    sqrt(h)·|w| with h the Hessian's diagonal, so that its square ranks as h·w²/2 does.
-    `order`: "" when every layer sees the dense network; "forward" or "backward" when layers are
-    pruned one after the other and each sees the layers already pruned in their pruned form.
-    `whole`: the neighbours are all layers before and after, not only the adjacent ones.
-    `power`: what the authors rank globally: |w| for MP, squared distortion for the others.
+    title: for plots and captions.
+    score: one of the functions above.
+    looks_at: what it must know of the data, a key of `saliency.SALIENCY`; "" for nothing. With
+        neighbours these numbers multiply all weights first; without, they are `before`.
+    neighbours: where `before` and `after` come from: "chain" the layers next to it (in the order of
+        definition or, where there is an example, along its flow), "flow" the flow of an example
+        always, "all" the products of all layers before and all layers after, "" none needed.
+    order: "" when every layer sees the dense network; "forward" or "backward" when layers are
+        pruned one after the other and each sees the layers already pruned in their pruned form.
+    within: what is ranked together: each "layer", or each "row" (output unit) of it.
+    power: the global ranking takes this power of the score: as published, |w| for MP and the
+        squared distortion for LAP and OBD.
+    normalised: whether each layer's scores are then divided by their Frobenius norm.
+    random: whether noise takes the place of the weights.
     """
 
     title: str
     score: Callable[[Tensor, Tensor, Tensor], Tensor]
-    weights: str = "dense"
+    looks_at: str = ""
+    neighbours: str = ""
     order: str = ""
-    whole: bool = False
-    power: int = 2
+    within: str = "layer"
+    power: int = 1
+    normalised: bool = True
+    random: bool = False
 
 
 METHODS = {
-    "mp": Method("magnitude (MP)", mp, power=1),
-    "rp": Method("random (RP)", mp, weights="random", power=1),
-    "lfp": Method("look-forward (LFP)", lfp),
-    "lbp": Method("look-backward (LBP)", lbp),
-    "lap": Method("lookahead (LAP)", lap),
-    "lap_forward": Method("LAP, sequential forward", lap, order="forward"),
-    "lap_backward": Method("LAP, sequential backward", lap, order="backward"),
-    "lap_all": Method("LAP, whole network", lap, whole=True),
-    "lap_act": Method("LAP-act", lap, weights="active"),
-    "obd": Method("optimal brain damage (OBD)", mp, weights="curved"),
-    "obd_lap": Method("OBD with LAP", lap, weights="curved"),
+    "mp": Method("magnitude (MP)", mp),
+    "rp": Method("random (RP)", mp, random=True),
+    "lfp": Method("look-forward (LFP)", lfp, neighbours="chain", power=2),
+    "lbp": Method("look-backward (LBP)", lbp, neighbours="chain", power=2),
+    "lap": Method("lookahead (LAP)", lap, neighbours="chain", power=2),
+    "lap_forward": Method("LAP, sequential forward", lap, neighbours="chain", order="forward"),
+    "lap_backward": Method("LAP, sequential backward", lap, neighbours="chain", order="backward"),
+    "lap_all": Method("LAP, whole network", lap, neighbours="all", power=2),
+    "lap_act": Method("LAP-act", lap, "activity", neighbours="chain", power=2),
+    "obd": Method("optimal brain damage (OBD)", obd, "curvature", power=2),
+    "obd_lap": Method("OBD with LAP", lap, "curvature", neighbours="chain", power=2),
+    "lap_flow": Method("LAP, residual-aware", lap, neighbours="flow", power=2),
+    "lamp": Method("layer-adaptive magnitude (LAMP)", lamp, normalised=False),
+    "lamp_lap": Method("LAMP with LAP", lamp_lap, neighbours="chain", normalised=False),
+    "wanda": Method("weights and activations (Wanda)", wanda, "inputs", within="row"),
+    "ria": Method("relative importance (RIA)", ria),
+    "ria_act": Method("RIA with activations", ria_act, "inputs"),
+    "synflow": Method("synaptic flow (SynFlow)", synflow, "ones", normalised=False),
 }

@@ -1,160 +1,231 @@
-"""Masks: exact counts, ties, scopes, sequential order, and nothing done to the model."""
+"""Masks: the definitions by brute force, exact counts, ties, scopes, types and refusals."""
 
 import copy
 
 import pytest
 import torch
+from reference import block_distortions, distortions, largest, product, randomised, same
+from torch import nn
 
 import lapnb
-from lapnb.paper.tables import table
 from lapnb.pruning.layers import prunable_layers
-from lapnb.pruning.masks import keep_largest, surviving
+from lapnb.pruning.masks import check, keep_largest, keep_masks, surviving
 from lapnb.pruning.scores import METHODS
 from lapnb.training.networks import FCN
 
-WITHOUT_DATA = [m for m, method in METHODS.items() if method.weights in ("dense", "random")]
+WITHOUT_DATA = [m for m, x in METHODS.items() if not x.looks_at and x.neighbours != "flow"]
+KEEP = [0.5, 0.3, 0.25]  # of 56, 42 and 30 weights
 
 
 @pytest.fixture
 def net():
-    torch.manual_seed(3)
-    model = FCN((8, 7, 6, 5))
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter)
-    return model
+    return randomised(FCN((8, 7, 6, 5)))
 
 
 def weights(model):
-    return [layer.weight.detach() for layer in prunable_layers(model)]
+    return [layer.values for layer in prunable_layers(model)]
 
 
-def distortion_of_block(layers, i, row, column):
-    """‖W_{i+1} W_i W_{i−1} − W_{i+1} W̃_i W_{i−1}‖_F with one weight of layer i zeroed."""
-
-    def block(w):
-        out = w if i == 0 else w @ layers[i - 1].double()
-        return out if i + 1 == len(layers) else layers[i + 1].double() @ out
-
-    whole = layers[i].double()
-    zeroed = whole.clone()
-    zeroed[row, column] = 0
-    return torch.linalg.norm(block(whole) - block(zeroed))
+def whole_distortions(layers, i):
+    layers = [w.double() for w in layers]
+    return distortions(layers[i], lambda: product(layers))
 
 
-def test_lap_keeps_the_weights_of_largest_brute_force_distortion(net):
-    layers = weights(net)
-    for i, mask in enumerate(lapnb.prune_masks(net, "lap", 0.4)):
-        brute = torch.tensor(
-            [
-                [distortion_of_block(layers, i, r, c) for c in range(mask.shape[1])]
-                for r in range(mask.shape[0])
-            ]
-        )
-        assert brute[mask].min() > brute[~mask].max()
+# The definitions ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "brute"), [("lap", block_distortions), ("lap_all", whole_distortions)]
+)
+def test_lap_keeps_the_weights_whose_removal_distorts_most(net, method, brute):
+    for i, mask in enumerate(lapnb.prune_masks(net, method, 0.4)):
+        assert torch.equal(mask, largest(brute(weights(net), i), round(0.4 * mask.numel())))
 
 
 @pytest.mark.parametrize(
     ("method", "order"), [("lap_forward", [0, 1, 2]), ("lap_backward", [2, 1, 0])]
 )
 def test_sequential_lap_sees_pruned_neighbours(net, method, order):
-    layers = weights(net)
-    masks = lapnb.prune_masks(net, method, 0.5)
+    layers, masks = weights(net), lapnb.prune_masks(net, method, 0.5)
     for i in order:
-        brute = torch.tensor(
-            [
-                [distortion_of_block(layers, i, r, c) for c in range(masks[i].shape[1])]
-                for r in range(masks[i].shape[0])
-            ]
-        )
-        expected = keep_largest(brute, round(0.5 * brute.numel()))
+        brute = block_distortions(layers, i)
         # weights whose whole neighbour was pruned tie at zero, up to rounding
-        assert (expected != masks[i])[brute > 1e-5].sum() == 0
+        assert (largest(brute, round(0.5 * brute.numel())) != masks[i])[brute > 1e-5].sum() == 0
         layers[i] = layers[i] * masks[i]
-    assert any(
-        not torch.equal(a, b)
-        for a, b in zip(masks, lapnb.prune_masks(net, "lap", 0.5), strict=True)
-    )
+    assert not same(masks, lapnb.prune_masks(net, "lap", 0.5))
+
+
+@pytest.mark.parametrize(("method", "power"), [("mp", 1), ("lap", 2)])
+def test_global_scope_ranks_normalised_scores(net, method, power):
+    layers = weights(net)
+    scores = [block_distortions(layers, i) if method == "lap" else w for i, w in enumerate(layers)]
+    scores = [s.abs() ** power for s in scores]
+    flat = torch.cat([(s / torch.linalg.norm(s)).flatten() for s in scores])
+    masks = lapnb.prune_masks(net, method, 0.4, scope="global")
+    assert torch.equal(torch.cat([mask.flatten() for mask in masks]), largest(flat, 51))
+
+
+@pytest.mark.parametrize("method", ["lamp", "lamp_lap"])
+def test_lamp_compares_each_weight_with_those_not_smaller(net, method):
+    scores = weights(net)
+    if method == "lamp_lap":
+        scores = [block_distortions(scores, i) for i in range(3)]
+    squares = [s.double().flatten() ** 2 for s in scores]
+    lamp = torch.cat([torch.stack([w / s[s >= w].sum() for w in s]) for s in squares])
+    masks = lapnb.prune_masks(net, method, 0.4, scope="global")
+    assert torch.equal(torch.cat([mask.flatten() for mask in masks]), largest(lamp, 51))
+
+
+def test_lamp_of_equal_and_of_pruned_weights():
+    weight, one = torch.tensor([[2.0, -1, 1], [0, 0, 3]]), torch.ones(())
+    expected = torch.tensor([[4 / 13, 1 / 15, 1 / 15], [0, 0, 1]])
+    torch.testing.assert_close(METHODS["lamp"].score(weight, one, one), expected)
+    assert not METHODS["lamp"].score(0 * weight, one, one).any()
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (3, 4, 2)])
+def test_ria_adds_the_shares_of_both_units(shape):
+    weight, norms = torch.randn(shape), torch.rand(1, 4, *[1] * (len(shape) - 2))
+    expected = torch.empty(shape)
+    for k in range(3):
+        for j in range(4):
+            w = weight[k, j].abs()
+            expected[k, j] = w / weight[:, j].abs().sum() + w / weight[k].abs().sum()
+    torch.testing.assert_close(METHODS["ria"].score(weight, norms, norms), expected)
+    found = METHODS["ria_act"].score(weight, norms, norms)
+    torch.testing.assert_close(found, expected * norms**0.5)
+
+
+@pytest.mark.parametrize("keep", [0, 0.13, 0.5, 0.77, 1])
+def test_wanda_keeps_equally_many_of_each_row_and_exactly_so_many_in_all(net, keep):
+    norms = [torch.rand(1, w.shape[1]) for w in weights(net)]
+    masks = lapnb.prune_masks(net, "wanda", keep, saliency=norms)
+    for mask, weight, norm in zip(masks, weights(net), norms, strict=True):
+        score, counts = weight.abs() * norm, mask.sum(1)
+        assert int(mask.sum()) == round(keep * mask.numel())
+        assert int(counts.max() - counts.min()) <= 1
+        rows = [largest(row, int(n)) for row, n in zip(score, counts, strict=True)]
+        assert torch.equal(mask, torch.stack(rows))
+        few, n = counts == counts.min(), int(counts.min())
+        if not few.all():  # those with one more had the larger next score
+            following = score.sort(dim=1, descending=True).values[:, n]
+            assert following[~few].min() >= following[few].max()
+
+
+# Counts, ties, rounds ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", WITHOUT_DATA)
 def test_counts_are_exact_and_the_model_is_untouched(net, method):
     before = copy.deepcopy(net.state_dict())
-    masks = lapnb.prune_masks(net, method, [0.5, 0.3, 0.25])
+    masks = lapnb.prune_masks(net, method, KEEP)
     assert [int(m.sum()) for m in masks] == [28, 13, 8]
     assert [m.shape for m in masks] == [w.shape for w in weights(net)]
-    assert all(torch.equal(net.state_dict()[k], v) for k, v in before.items())
     for mask in masks:
         mask.fill_(False)
     assert all(torch.equal(net.state_dict()[k], v) for k, v in before.items())
 
 
-def test_counts_of_the_fcn_table():
-    model = lapnb.build_model("fcn", seed=0)
-    counts = []
-    for t in table("fcn_mnist", scale="paper").rounds:
-        masks = lapnb.prune_masks(model, "mp", table("fcn_mnist", scale="paper").keep(t))
+def test_counts_of_the_paper():
+    model, counts = lapnb.build_model("fcn", seed=0), []
+    for t in range(4, 11):
+        masks = lapnb.prune_masks(model, "mp", [0.5**t] * 4 + [0.75**t])
         counts.append(sum(int(m.sum()) for m in masks))
     assert counts == [72957, 36873, 18733, 9588, 4963, 2605, 1397]
-    assert sum(m.numel() for m in masks) == 1_147_000
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 5, 9, 10])
 def test_ties_go_to_the_lower_index(count):
     score = torch.tensor([1.0, 2, 2, 2, 0, 0, 2, 1, 0, 0])
-    expected = torch.zeros(10, dtype=torch.bool)
-    expected[torch.argsort(score, descending=True, stable=True)[:count]] = True
-    assert torch.equal(keep_largest(score, count), expected)
-
-
-@pytest.mark.parametrize(("method", "power"), [("mp", 1), ("lap", 2)])
-def test_global_scope_ranks_normalised_scores(net, method, power):
-    masks = lapnb.prune_masks(net, method, 0.4, scope="global")
-    layers = weights(net)
-    scores = []
-    for i, w in enumerate(layers):
-        score = w.abs().double()
-        if method == "lap":
-            score = torch.tensor(
-                [
-                    [distortion_of_block(layers, i, r, c) for c in range(w.shape[1])]
-                    for r in range(w.shape[0])
-                ]
-            )
-        scores.append(score**power / torch.linalg.norm(score**power))
-    kept = torch.cat([s[m] for s, m in zip(scores, masks, strict=True)])
-    pruned = torch.cat([s[~m] for s, m in zip(scores, masks, strict=True)])
-    assert len(kept) == round(0.4 * (len(kept) + len(pruned)))
-    assert kept.min() > pruned.max()
+    assert torch.equal(keep_largest(score, count), largest(score, count))
 
 
 def test_random_masks_depend_on_the_seed_only(net):
-    first, again = (lapnb.prune_masks(net, "rp", 0.5, seed=1) for _ in range(2))
-    other = lapnb.prune_masks(net, "rp", 0.5, seed=2)
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert any(not torch.equal(a, b) for a, b in zip(first, other, strict=True))
+    first, again, other = (lapnb.prune_masks(net, "rp", 0.5, seed=seed) for seed in (1, 1, 2))
+    assert same(first, again) and not same(first, other)
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
-@pytest.mark.parametrize("method", ["mp", "rp", "lap"])
+@pytest.mark.parametrize("method", ["mp", "rp", "lap", "lamp", "ria", "wanda"])
 def test_what_is_pruned_does_not_return(net, method, scope):
-    first = lapnb.prune_masks(net, method, 0.4, scope)
+    scope = "layer" if method == "wanda" else scope
+    known = dict(saliency=[torch.ones(1, 1)] * 3)
+    first = lapnb.prune_masks(net, method, 0.4, scope, **known)
     lapnb.apply_masks(net, first)
     for keep in (0.4, 0.1):
-        again = lapnb.prune_masks(net, method, keep, scope, seed=5)
+        again = lapnb.prune_masks(net, method, keep, scope, seed=5, **known)
         assert not any((b & ~a).any() for a, b in zip(first, again, strict=True))
 
 
-def test_whole_network_lap_is_the_end_to_end_distortion(net):
-    layers = [w.double() for w in weights(net)]
-    whole = torch.linalg.multi_dot(layers[::-1])
-    for i, mask in enumerate(lapnb.prune_masks(net, "lap_all", 0.5)):
-        brute = torch.zeros_like(layers[i])
-        for r in range(brute.shape[0]):
-            for c in range(brute.shape[1]):
-                changed = [w.clone() for w in layers]
-                changed[i][r, c] = 0
-                brute[r, c] = torch.linalg.norm(torch.linalg.multi_dot(changed[::-1]) - whole)
-        assert brute[mask].min() > brute[~mask].max()
+@pytest.mark.parametrize("keep", [torch.tensor(0.5), torch.tensor([0.5] * 3), (0.5,) * 3])
+def test_a_number_is_a_number(net, keep):
+    assert same(lapnb.prune_masks(net, "lap", keep), lapnb.prune_masks(net, "lap", 0.5))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.half, torch.double])
+@pytest.mark.parametrize("method", WITHOUT_DATA)
+def test_any_precision(net, method, dtype):
+    masks = lapnb.prune_masks(net.to(dtype), method, KEEP)
+    assert same(masks, lapnb.prune_masks(net.float(), method, KEEP))
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e15])
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("method", ["mp", "lap", "lap_all", "lamp_lap"])
+def test_a_common_factor_does_not_matter(net, method, scope, factor):
+    net.double()
+    expected = lapnb.prune_masks(net, method, 0.3, scope)
+    for weight in weights(net):
+        weight.mul_(factor)
+    assert same(expected, lapnb.prune_masks(net.float(), method, 0.3, scope))
+
+
+def test_layers_that_are_empty_or_without_scores_are_named(net):
+    net.layers[2].weight.data[0] = 100
+    with pytest.warns(UserWarning, match=r"ranking leaves layers\.2 empty"):
+        lapnb.prune_masks(net, "lamp", 0.02, "global")
+    net.layers[2].weight.data.zero_()
+    with pytest.warns(UserWarning, match=r"layers\.0: all scores are 0"):
+        masks = lapnb.prune_masks(net, "lap", 0.5)
+    assert [int(mask.sum()) for mask in masks] == [28, 21, 15]
+
+
+# Neighbours --------------------------------------------------------------------------------------
+
+
+class Branches(nn.Module):
+    """x → first → second + third → last; `unused` is never called."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(4, 5), nn.Linear(5, 6), nn.Linear(5, 6)
+        self.unused, self.last = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        return self.last((self.second(x) + self.third(x)).relu())
+
+
+@pytest.mark.parametrize("method", ["lap", "lap_flow", "lap_forward", "lap_backward", "lamp_lap"])
+def test_an_example_gives_the_neighbours_of_any_network(net, method):
+    chain = method.replace("_flow", "")
+    masks = lapnb.prune_masks(net, method, 0.4, example=torch.rand(2, 8))
+    assert same(masks, lapnb.prune_masks(net, chain, 0.4))
+    model = Branches()
+    with pytest.raises(ValueError, match="pass example=, a batch of"):
+        lapnb.prune_masks(model, method, 0.4)
+    with pytest.warns(UserWarning, match="unused"):
+        masks = lapnb.prune_masks(model, method, 0.5, example=torch.rand(2, 4))
+    assert [int(mask.sum()) for mask in masks] == [10, 15, 15, 36, 9]  # unused stays dense
+
+
+@pytest.mark.parametrize("method", ["mp", "rp", "lamp", "ria"])
+def test_what_needs_no_neighbours_takes_any_network(method):
+    masks = lapnb.prune_masks(Branches(), method, 0.5)
+    assert [int(mask.sum()) for mask in masks] == [10, 15, 15, 18, 9]
+
+
+# Masks in use ------------------------------------------------------------------------------------
 
 
 def test_apply_and_count(net):
@@ -162,51 +233,100 @@ def test_apply_and_count(net):
     kept = [w[m].clone() for w, m in zip(weights(net), masks, strict=True)]
     lapnb.apply_masks(net, masks)
     for w, m, k in zip(weights(net), masks, kept, strict=True):
-        assert torch.equal(w[m], k)
-        assert not w[~m].any()
+        assert torch.equal(w[m], k) and not w[~m].any()
     assert surviving(masks) == sum(int(m.sum()) for m in masks) / 128
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.SGD])
+def test_masks_are_kept_by_an_optimizer_that_has_trained_before(net, kind):
+    settings = dict(momentum=0.9) if kind is torch.optim.SGD else {}
+    optimizer, masks = kind(net.parameters(), 0.1, **settings), lapnb.prune_masks(net, "mp", 0.3)
+
+    def step():
+        optimizer.zero_grad()
+        net(torch.ones(2, 8)).square().sum().backward()
+        optimizer.step()
+        return any(w[~m].any() for w, m in zip(weights(net), masks, strict=True))
+
+    step()
+    handle = keep_masks(net, masks, optimizer)
+    assert not any(w[~m].any() for w, m in zip(weights(net), masks, strict=True))
+    before = weights(net)[0].clone()
+    assert not any(step() for _ in range(5))
+    assert not torch.equal(before, weights(net)[0])
+    handle.remove()
+    assert step()
+    other = torch.optim.SGD(nn.Linear(2, 2).parameters())
+    for wrong in (other, None):
+        with pytest.raises(ValueError, match=r"optimizer must be a torch\.optim\.Optimizer"):
+            keep_masks(net, masks, wrong)
 
 
 def test_torch_prune_form(net):
     from torch.nn.utils import prune
 
-    masks = lapnb.prune_masks(net, "mp", 0.5)
-    x = torch.randn(4, 8)
+    masks, x = lapnb.prune_masks(net, "mp", 0.5), torch.randn(4, 8)
     pruned = copy.deepcopy(net)
     lapnb.apply_masks(pruned, masks)
-    converted = lapnb.to_torch_prune(copy.deepcopy(net), masks)
+    converted = copy.deepcopy(lapnb.to_torch_prune(net, masks))
     assert prune.is_pruned(converted)
     assert torch.equal(converted(x), pruned(x))
     assert torch.equal(converted.layers[0].weight_mask.bool(), masks[0])
+    for again in (lapnb.prune_masks, lapnb.apply_masks):
+        with pytest.raises(ValueError, match=r"layers\.0 \(Linear\): it computes its weight"):
+            again(converted, *(("lap_act", 0.5) if again is lapnb.prune_masks else (masks,)))
+
+
+# Refusals ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (dict(method="lapp", keep=0.5), "method must be one of mp, rp"),
-        (dict(method="mp", keep=1.5), r"keep must lie in \[0, 1\], got 1.5"),
-        (dict(method="mp", keep=-0.1), "keep must lie in"),
-        (dict(method="mp", keep=float("nan")), "keep must lie in"),
-        (dict(method="mp", keep=[0.5, 0.5]), "one fraction or 3"),
-        (dict(method="mp", keep="half"), "keep must"),
-        (dict(method="mp", keep=0.5, scope="all"), "scope must be"),
-        (dict(method="mp", keep=[0.5, 0.5, 0.5], scope="global"), "one fraction when scope"),
-        (dict(method="lap_forward", keep=0.5, scope="global"), "no global scope"),
-        (dict(method="lap_act", keep=0.5), "pass data="),
-        (dict(method="obd", keep=0.5), "pass data="),
+        (dict(method="lapp"), "method must be one of mp, rp"),
+        (dict(method=["lap"]), "method must be one of mp, rp"),
+        *[
+            (dict(keep=keep), r"keep must be a number in \[0, 1\] or 3 of them, one per layer; got")
+            for keep in (1.5, -0.1, float("nan"), [0.5, 0.5], "half", None, [[0.5] * 3])
+        ],
+        (dict(scope="all"), "scope must be"),
+        (dict(keep=[0.5] * 3, scope="global"), r"number in \[0, 1\] in global scope; got"),
+        (dict(method="lap_forward", scope="global"), "no global scope"),
+        (dict(method="wanda", scope="global"), "no global scope"),
+        (dict(method="lap_act"), "pass batches="),
+        (dict(method="obd"), "pass batches="),
+        (dict(method="obd", saliency=[torch.ones(1)]), "saliency must be 3 tensors, got 1"),
     ],
 )
 def test_bad_arguments(net, arguments, words):
     with pytest.raises(ValueError, match=words):
-        lapnb.prune_masks(net, **arguments)
+        lapnb.prune_masks(net, **dict(method="mp", keep=0.5) | arguments)
+
+
+@pytest.mark.parametrize(
+    ("network", "method", "scope", "words"),
+    [
+        ("fcn", "lap_backward", "global", "lap_backward .* no global scope"),
+        ("vgg11", "lap_all", "layer", r"linear layers without batch norm; layers\.0 is Conv2d"),
+        ("vgg11", "obd", "layer", r"DiagHessian supports, unlike layers\.1: BatchNorm2d"),
+        ("resnet18", "obd_lap", "global", "DiagHessian supports, unlike|breaks at"),
+    ],
+)
+def test_what_cannot_be_pruned_is_known_before_anything_is_trained(network, method, scope, words):
+    model = lapnb.build_model(network, width=0.05)
+    assert [x.name for x in check(model, "lap")] == [x.name for x in prunable_layers(model)]
+    with pytest.raises(ValueError, match=words):
+        check(model, method, scope)
 
 
 def test_masks_that_do_not_fit(net):
     masks = lapnb.prune_masks(net, "mp", 0.5)
-    with pytest.raises(ValueError, match="one per prunable layer"):
-        lapnb.apply_masks(net, masks[:2])
-    with pytest.raises(ValueError, match=r"layers\.0 must be boolean"):
-        lapnb.apply_masks(net, [masks[0].float(), *masks[1:]])
+    for wrong in (masks[:2], None):
+        with pytest.raises(ValueError, match=r"one per prunable layer \(3\); got"):
+            lapnb.apply_masks(net, wrong)
+    for wrong in (masks[0].float(), masks[0].T, 1):
+        with pytest.raises(ValueError, match=r"layers\.0 must be"):
+            lapnb.apply_masks(net, [wrong, *masks[1:]])
     net.layers[0].weight.data[0, 0] = float("nan")
-    with pytest.raises(ValueError, match="finite"):
+    with pytest.raises(ValueError, match=r"finite.* layers\.0"):
         lapnb.prune_masks(net, "mp", 0.5)

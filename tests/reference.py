@@ -1,0 +1,215 @@
+"""Slow, literal versions of what the package computes fast: what the tests compare it with."""
+
+import itertools
+import zlib
+
+import numpy as np
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+# Pruning ---------------------------------------------------------------------------------------
+
+
+def randomised(model, seed=1):
+    """In eval mode, with weights, biases and batch norms as after some training: none is 0 or 1."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            tensor.normal_(generator=generator).mul_(0.4)
+        if name.endswith("running_var"):
+            tensor.abs_().add_(0.5)
+    return model.eval()
+
+
+@torch.no_grad()
+def distortions(weight, function):
+    """‖function() − function() with w = 0‖_F for every entry w of `weight`, one after the other."""
+    reference, result = function(), torch.zeros_like(weight)
+    for index in itertools.product(*map(range, weight.shape)):
+        kept = weight[index].item()
+        weight[index] = 0
+        result[index] = (function() - reference).square().sum().sqrt()
+        weight[index] = kept
+    return result
+
+
+def product(weights):
+    """What linear layers compute together."""
+    return torch.linalg.multi_dot(weights[::-1]) if len(weights) > 1 else weights[0]
+
+
+def block_distortions(weights, i):
+    """Of the block of layers i-1, i and i+1 of a fully-connected network without activations."""
+    weights = [w.detach().double() for w in weights]
+    return distortions(weights[i], lambda: product(weights[max(i - 1, 0) : i + 2]))
+
+
+def largest(score, count):
+    """Mask of the largest scores, ties to the lower index."""
+    mask = torch.zeros(score.numel(), dtype=torch.bool)
+    mask[score.flatten().argsort(descending=True, stable=True)[:count]] = True
+    return mask.view(score.shape)
+
+
+def same(masks, others):
+    return all(torch.equal(a, b) for a, b in zip(masks, others, strict=True))
+
+
+def dense_kernel(module):
+    """Weight as (outputs, inputs, kernel positions), zero between the groups."""
+    weight, groups = module.weight.detach(), getattr(module, "groups", 1)
+    weight = weight.reshape(*weight.shape[:2], -1)
+    outputs, inputs, positions = weight.shape
+    kernel = weight.new_zeros(outputs, inputs * groups, positions)
+    for k in range(outputs):
+        first = k // (outputs // groups) * inputs
+        kernel[k, first : first + inputs] = weight[k]
+    return kernel
+
+
+def parts(model):
+    """Per layer: its dense kernel, what a batch norm between flatten and layer makes of its columns
+    (in the kernel's shape) and the diagonal matrix of the batch norm after it, signs included.
+
+    The linear layer after a flatten sees each channel at S positions: its kernel has the shape
+    (outputs, channels, S).
+    """
+    kernels, columns, diagonals, flattened = [], [], [], None
+    for module in model:
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear):
+            kernel = dense_kernel(module)
+            scale = torch.ones_like(kernel) if flattened is None else flattened[None, :, None]
+            flattened = None
+            channels = len(kernels[-1]) if kernels else kernel.shape[1]
+            kernels.append(kernel.reshape(len(kernel), channels, -1))
+            columns.append(scale.expand_as(kernel).reshape(kernels[-1].shape))
+            diagonals.append(torch.eye(len(kernel), dtype=torch.double))
+        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            gamma = module.weight.detach() if module.affine else torch.ones(module.num_features)
+            scale = gamma / (module.running_var + module.eps) ** 0.5
+            if len(scale) == len(kernels[-1]):
+                diagonals[-1] = torch.diag(scale)
+            else:
+                flattened = scale
+    return kernels, columns, diagonals
+
+
+def contraction(model, i):
+    """T[o,p,q,r,c] of layers i-1, i, i+1, contracted over channels, kernel positions kept.
+
+    Batch norms between the three layers and after the last layer of the model count, one before
+    layer i-1 does not.
+    """
+    kernels, columns, diagonals = parts(model)
+    kernel = torch.einsum("ak,kjq->ajq", diagonals[i], kernels[i] * columns[i])
+    outputs, inputs = kernel.shape[:2]
+    first, last = (torch.eye(n, dtype=torch.double)[:, :, None] for n in (inputs, outputs))
+    if i > 0:
+        first = torch.einsum("aj,jcr->acr", diagonals[i - 1], kernels[i - 1])
+    if i + 1 < len(kernels):
+        last = kernels[i + 1] * columns[i + 1]
+    return torch.einsum("okp,kjq,jcr->opqrc", last, kernel, first)
+
+
+def hessian_diagonals(model, names, batches):
+    """Per parameter the diagonal of the mean loss's whole Hessian, summed over the batches."""
+    weights = [dict(model.named_parameters())[name].detach() for name in names]
+    totals = [torch.zeros_like(weight) for weight in weights]
+    for images, labels in batches:
+
+        def loss(*values, images=images, labels=labels):
+            logits = functional_call(model, dict(zip(names, values, strict=True)), images)
+            return F.cross_entropy(logits, labels)
+
+        hessian = torch.autograd.functional.hessian(loss, tuple(weights))
+        for i, weight in enumerate(weights):
+            square = hessian[i][i].reshape(weight.numel(), weight.numel())
+            totals[i] += square.diagonal().view(weight.shape)
+    return totals
+
+
+def train(model, data, steps, lr, batch_size, seed, stage, masks=None):
+    """The protocol as a plain loop: Adam, batches drawn afresh for each step, the last step counts.
+
+    Random numbers come in chunks of 25 steps, each from (seed, stage, chunk) alone.
+    """
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    model.train()
+    for step in range(steps):
+        if step % 25 == 0:
+            rng = np.random.default_rng([seed, zlib.crc32(stage.encode()), step // 25])
+            rng.integers(2**63)  # the seed of dropout
+        batch = rng.choice(len(data.train_labels), batch_size, replace=False, shuffle=False)
+        logits = model(normalised(data, data.train_images[batch]))
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(logits, data.train_labels[batch]).backward()
+        for layer, mask in zip(model.layers[::2], masks or (), strict=False):
+            layer.weight.grad *= mask
+        optimizer.step()
+
+
+@torch.no_grad()
+def error(model, data, split):
+    """Error (%) on a split, image by image."""
+    model.eval()
+    images, labels = getattr(data, f"{split}_images"), getattr(data, f"{split}_labels")
+    wrong = 0
+    for image, label in zip(images, labels, strict=True):
+        wrong += int(model(normalised(data, image[None])).argmax()) != int(label)
+    return 100 * wrong / len(labels)
+
+
+def normalised(data, images):
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (data.mean, data.std))
+    return (images / 255 - mean) / std
+
+
+def wired_distortions(model, layer, example):
+    """Of the block [W_p1 | W_p2 | …] → layer → [W_c1; W_c2; …] of a network without activations.
+
+    The output of every weighted layer is made a variable of its own, so that a derivative of a
+    layer's input by one of them is what lies between the two. The model's input is a producer and
+    its outputs are consumers, both of unit weight. Over the calls of the layer squares are added.
+    """
+    source = example.clone().requires_grad_()
+    producers, consumers, calls = [(source, torch.eye(source.numel()).to(source))], [], []
+
+    def cut(module, inputs, output):
+        variable, matrix = output.detach().clone().requires_grad_(), as_matrix(module, inputs[0])
+        producers.append((variable, matrix))
+        consumers.append((inputs[0], matrix))
+        if module is layer:
+            calls.append((inputs[0], variable))
+        return variable
+
+    weighted = [m for m in model.modules() if getattr(m, "weight", torch.ones(1)).ndim > 1]
+    hooks = [module.register_forward_hook(cut) for module in weighted]
+    outputs = model(source)
+    for hook in hooks:
+        hook.remove()
+    for output in torch.utils._pytree.tree_leaves(getattr(outputs, "__dict__", outputs)):
+        consumers.append((output, torch.eye(output.numel()).to(output)))
+    total = torch.zeros_like(layer.weight)
+    for entered, left in calls:
+        before = torch.cat([between(x, entered) @ matrix for x, matrix in producers], 1)
+        after = torch.cat([matrix @ between(left, y) for y, matrix in consumers])
+        weight = layer.weight.data
+        total += distortions(weight, lambda: after @ as_matrix(layer, entered) @ before) ** 2
+    return total.sqrt()
+
+
+def as_matrix(function, value):
+    jacobian = torch.autograd.functional.jacobian(function.forward, value.detach())
+    return jacobian.reshape(-1, value.numel())
+
+
+def between(source, target):
+    rows = [
+        torch.autograd.grad(y, source, retain_graph=True, materialize_grads=True, allow_unused=True)
+        for y in target.flatten()
+        if target.requires_grad
+    ]
+    zeros = source.new_zeros(target.numel(), source.numel())
+    return torch.stack([row.flatten() for (row,) in rows]) if rows else zeros
