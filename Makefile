@@ -50,5 +50,5 @@ clean: ## remove build/, quick and smoke figures and caches (.venv and runs/ sta
 	    { echo "$(PYTHON3) comes without venv: install it (Debian, Ubuntu: apt install python3-venv)."; exit 1; }
 	$(PYTHON3) -m venv .venv
 	@echo "Installing lapnb and what it needs into .venv (PyTorch alone is a download of some GB)."
-	.venv/bin/python -m pip install --editable '.[test]'
+	.venv/bin/python -m pip install --editable '.[report,test]'
 	@touch $@

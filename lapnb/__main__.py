@@ -1,103 +1,137 @@
-"""Run the notebooks through papermill, several at once, and build the HTML report.
+"""Run the notebooks through papermill, several at once, and build the report.
 
 `python -m lapnb --help` lists the options. Executed copies go to build/notebooks, the report to
 build/report; the sources in notebooks/ stay as they are.
 """
 
 import argparse
-import json
 import os
+import signal
+import subprocess
 import sys
+import time
+from concurrent.futures import FIRST_COMPLETED, wait
 from pathlib import Path
 
 import nbformat
 import papermill
-from tqdm import tqdm
+from traitlets.config import Config
 
-from lapnb.report.html import START, build_report, verdict
-from lapnb.report.notebooks import run_all
-from lapnb.runs.run import root
+from lapnb.paper.protocol import literal
+from lapnb.progress import Progress
+from lapnb.runs.pool import Processes
+from lapnb.store import root
+from lapnb.training.datasets import data_folder
+
+START = "00_start_here"  # reads what the others have recorded, so it runs after them
+BUILD = Path(__file__).resolve().parents[1] / "docs" / "build.py"
+# else every kernel warns that its connection to papermill is not encrypted
+ENCRYPTED = Config({"KernelManager": {"transport_encryption": "auto"}})
 
 
-def parse(argv: list[str] | None, sources: dict[str, Path]) -> tuple[list[tuple], int]:
-    """Command line → jobs for `run_all`, notebooks at once."""
+def parse(argv: list[str] | None, sources: dict[str, Path]) -> argparse.Namespace:
+    """The command line; its `jobs` are {notebook's name: its parameters}."""
     parser = argparse.ArgumentParser("python -m lapnb", description=__doc__.splitlines()[0])
     parser.add_argument("notebooks", nargs="*", help="names, as in fcn_mnist; default: all")
-    parser.add_argument(
-        *("-p", "--parameter"),
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("NAME", "VALUE"),
-        help="set a parameter in every notebook that has it, as in -p scale smoke",
-    )
-    parser.add_argument("--jobs", type=int, help="notebooks at once; default: the CPU cores")
-    parser.add_argument(
-        "--timeout", type=int, default=1800, help="seconds for one cell; 0: no limit (%(default)s)"
-    )
+    about = "set a parameter in every notebook that has it, as in -p scale smoke"
+    pair = dict(nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help=about)
+    parser.add_argument("-p", "--parameter", **pair)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="notebooks at once")
+    about = "seconds for one cell; 0: no limit (%(default)s)"
+    parser.add_argument("--timeout", type=int, default=1800, help=about)
     options = parser.parse_args(argv)
-    names = [Path(name).stem for name in options.notebooks] or list(sources)
-    for name in names:
-        if name not in sources:
-            parser.error(f"no notebook named {name}; there are: {', '.join(sources) or 'none'}")
-    if options.jobs is not None and options.jobs < 1:
-        parser.error(f"--jobs must be at least 1, not {options.jobs}")
-
-    wanted = {name: _literal(value) for name, value in options.parameter}
+    for name, least in (("jobs", 1), ("timeout", 0)):
+        if getattr(options, name) < least:
+            parser.error(f"--{name} must be at least {least}; got {getattr(options, name)}")
+    names = [Path(name).stem for name in options.notebooks] or [*sources]
+    if unknown := [name for name in names if name not in sources]:
+        parser.error(f"no notebook named {unknown[0]}; there are: {', '.join(sources) or 'none'}")
+    wanted = {name: literal(value) for name, value in options.parameter}
     listed = {name: papermill.inspect_notebook(sources[name]) if wanted else {} for name in names}
-    for parameter in wanted:
-        if not any(parameter in known for known in listed.values()):
-            choices = sorted(set().union(*listed.values()))
-            parser.error(f"no notebook has a parameter {parameter}; there are: {choices}")
+    known = sorted(set().union(*listed.values()))
+    if unknown := [name for name in wanted if name not in known]:
+        parser.error(f"no notebook has a parameter {unknown[0]}; there are: {', '.join(known)}")
+    options.jobs_of = {
+        name: {p: value for p, value in wanted.items() if p in listed[name]} for name in names
+    }
+    return options
 
+
+def execute(source: Path, copy: Path, parameters: dict, timeout: int) -> tuple[str, float]:
+    """Run one notebook into `copy`: what went wrong, if anything, and seconds. In a worker."""
+    copy.unlink(missing_ok=True)
+    start, failure = time.perf_counter(), ""
+    limits = dict(start_timeout=120, execution_timeout=timeout or None, config=ENCRYPTED)
+    where = dict(cwd=source.parent, progress_bar=False)
+    try:
+        papermill.execute_notebook(source, copy, parameters, **where, **limits)
+    except papermill.PapermillExecutionError as error:
+        failure = f"{error.ename}: {error.evalue}"
+    except Exception as error:  # a dead kernel, a timeout, a file that is no notebook
+        failure = f"{type(error).__name__}: {error}"
+    return failure.partition("\n")[0], time.perf_counter() - start
+
+
+def run_all(options: argparse.Namespace, sources: dict[str, Path], outcomes: dict) -> None:
+    """Run the notebooks in worker processes, whatever fails: name → (failure, seconds)."""
     copies = root() / "build" / "notebooks"
     copies.mkdir(parents=True, exist_ok=True)
-    jobs = []
-    for name in dict.fromkeys(names):
-        parameters = {p: value for p, value in wanted.items() if p in listed[name]}
-        jobs.append((sources[name], copies / f"{name}.ipynb", parameters, options.timeout or None))
-    return jobs, options.jobs or os.cpu_count() or 1
+    with Progress(len(options.jobs_of), "notebooks", "notebooks") as bar:
+        for names in ([n for n in options.jobs_of if n != START], {START} & {*options.jobs_of}):
+            with Processes(min(options.jobs, len(names) or 1)) as pool:
+                running = {}
+                for name in names:
+                    call = (sources[name], copies / f"{name}.ipynb", options.jobs_of[name])
+                    running[pool.submit(execute, *call, options.timeout)] = name
+                while running:
+                    for future in wait(running, 1, FIRST_COMPLETED).done:
+                        name, error = running.pop(future), future.exception()
+                        died = (f"{type(error).__name__}: {error}", 0.0)
+                        outcomes[name] = died if error else future.result()
+                        note(sources[name], copies / f"{name}.ipynb", *outcomes[name])
+                        bar.at(len(outcomes))
 
 
-def _literal(text: str):
-    """`3` → 3, `1e-3` → 0.001, `["mp"]` → list; what is no JSON stays text."""
+def note(source: Path, copy: Path, failure: str, seconds: float) -> None:
+    """Note the outcome in the executed copy, which is the source where nothing was executed."""
     try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
+        notebook = nbformat.read(copy if copy.exists() else source, as_version=4)
+    except Exception:  # still gets its page
+        notebook = nbformat.v4.new_notebook()
+    notebook.metadata["lapnb"] = {"failed": failure, "seconds": round(seconds, 1)}
+    nbformat.write(notebook, copy)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run, report, summarise; 1 if a notebook failed, else 0."""
-    folder = root() / "notebooks"
-    sources = {path.stem: path for path in sorted(folder.glob("*.ipynb"))}
-    jobs, workers = parse(argv, sources)
-    if not jobs:
-        print(f"There are no notebooks in {folder}.", file=sys.stderr)
-        return 1
-
-    silent = bool(os.environ.get("TQDM_DISABLE"))
-    with tqdm(total=len(jobs), unit="notebook", disable=silent) as bar:
-        # The start page reads what the others recorded, so it runs after them.
-        for last in (False, True):
-            if batch := [job for job in jobs if (job[0].stem == START) == last]:
-                run_all(batch, min(workers, len(batch)), bar)
-
-    # Copies of earlier calls stay in the report, as long as their notebook is there.
-    copies = [root() / "build" / "notebooks" / path.name for path in sources.values()]
-    index = build_report([c for c in copies if c.exists()], root() / "build" / "report", folder)
-
-    width = max(len(source.stem) for source, *_ in jobs)
-    failures = 0
-    print(f"{'notebook':{width}}  seconds  claims")
-    for source, copy, *_ in jobs:
-        notebook = nbformat.read(copy, as_version=4)
-        outcome = notebook.metadata["lapnb"]
-        failures += bool(outcome["failed"])
-        text = f"FAILED: {outcome['failed']}" if outcome["failed"] else verdict(notebook)
-        print(f"{source.stem:{width}}  {outcome['seconds']:7.1f}  {text}")
-    print(f"{len(jobs) - failures} of {len(jobs)} notebooks ran through. Report: {index}")
-    return 1 if failures else 0
+    """Run, report, summarise: 0, 1 when a notebook or the report failed, 130 when stopped."""
+    # Kernels run in notebooks/ and would take relative folders from there.
+    os.environ["LAPNB_ROOT"] = str(root())
+    if os.environ.get("LAPNB_DATA"):
+        data_folder()  # which makes it absolute, too
+    os.environ.pop("JUPYTER_PATH", None)  # this environment's kernel, not another one's
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
+    sources = {path.stem: path for path in sorted((root() / "notebooks").glob("*.ipynb"))}
+    options = parse(argv, sources)
+    os.environ.setdefault("LAPNB_WORKERS", str(max(1, (os.cpu_count() or 1) // options.jobs)))
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    for stop in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(stop, signal.default_int_handler)
+    outcomes: dict[str, tuple[str, float]] = {}
+    status, report = 0, root() / "build" / "report" / "index.html"
+    try:
+        run_all(options, sources, outcomes)
+        subprocess.run([sys.executable, BUILD], check=True)
+    except KeyboardInterrupt:
+        status, report = 130, "stopped"
+    except (OSError, subprocess.CalledProcessError) as error:
+        status, report = 1, f"failed ({error})"
+    width = max(map(len, options.jobs_of), default=0)
+    for name in options.jobs_of:
+        failure, seconds = outcomes.get(name, ("not finished", 0.0))
+        print(f"{name:{width}}  {seconds:7.1f} s  {'FAILED: ' + failure if failure else 'ok'}")
+    fine = sum(not failure for failure, _ in outcomes.values())
+    print(f"{fine} of {len(options.jobs_of)} notebooks ran through. Report: {report}")
+    return status or int(fine < len(options.jobs_of))
 
 
 if __name__ == "__main__":

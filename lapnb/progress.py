@@ -35,7 +35,12 @@ class Progress:
 
     def at(self, steps: int) -> None:
         if steps > self.bar.n:
+            self.bar.set_postfix_str("", refresh=False)
             self.bar.update(steps - self.bar.n)
+
+    def say(self, text: str) -> None:
+        """Show a few words behind the bar until it moves."""
+        self.bar.set_postfix_str(text)
 
     def __exit__(self, *error) -> None:
         self.bar.close()

@@ -1,12 +1,19 @@
-"""Tensors and text on disk: written whole or not at all, checked when read, never executed."""
+"""Files: written whole or not at all, checked when read, never executed."""
 
+import contextlib
+import hashlib
+import json
 import os
 import pathlib
 import tempfile
 import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
+from filelock import FileLock
 from torch import Tensor
 
 
@@ -16,10 +23,15 @@ def root() -> pathlib.Path:
     The environment variable LAPNB_ROOT when set, else the checkout that this package was
     installed from, else the working directory.
     """
-    if "LAPNB_ROOT" in os.environ:
-        return pathlib.Path(os.environ["LAPNB_ROOT"]).resolve()
+    if os.environ.get("LAPNB_ROOT"):
+        return pathlib.Path(os.path.expanduser(os.environ["LAPNB_ROOT"])).resolve()
     checkout = pathlib.Path(__file__).resolve().parents[1]
     return checkout if (checkout / "notebooks").is_dir() else pathlib.Path.cwd()
+
+
+def fingerprint(settings: Any) -> str:
+    """A short hash of plain values."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
 class CorruptFile(RuntimeError):
@@ -29,17 +41,19 @@ class CorruptFile(RuntimeError):
 def write_whole(path: pathlib.Path, content: bytes) -> None:
     """Write a file so that a reader sees the old content or the new one, never a part.
 
-    Raises OSError naming `path` when there is no room or no permission; the old file stays.
+    A symbolic link stays one, and the file keeps its mode. Raises OSError naming `path` when there
+    is no room or no permission; the old file stays.
     """
-    temporary = None
+    path, temporary = pathlib.Path(os.path.realpath(path)), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        mode = path.stat().st_mode & 0o7777 if path.exists() else 0o644
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, mode)
         os.replace(temporary, path)
     except OSError as error:
         raise type(error)(
@@ -50,15 +64,39 @@ def write_whole(path: pathlib.Path, content: bytes) -> None:
             os.unlink(temporary)
 
 
-def save_tensors(path: pathlib.Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Save named tensors as safetensors, with a checksum of their bytes in the metadata."""
+@contextlib.contextmanager
+def locked(lock: pathlib.Path, path: pathlib.Path) -> Iterator[None]:
+    """Hold a lock for writing `path`, and remove what a writer that was killed has left.
+
+    Raises PermissionError where nothing can be locked.
+    """
+    holder = FileLock(lock)
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        holder.acquire()
+    except (OSError, NotImplementedError) as error:
+        raise PermissionError(
+            f"{lock} cannot be locked ({getattr(error, 'strerror', None) or error}): make it "
+            "writable, or set LAPNB_ROOT to a folder on a file system that has locks"
+        ) from error
+    try:
+        for leftover in path.parent.glob(f".{path.name}.*"):
+            leftover.unlink(missing_ok=True)
+        yield
+    finally:
+        holder.release()
+
+
+def save_tensors(path: pathlib.Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """Save named tensors and plain `facts` as safetensors, with a checksum of all of it."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {**metadata, "crc32": _checksum(tensors)}
+    text = json.dumps(facts)
+    metadata = {"facts": text, "crc32": _checksum(tensors, text)}
     write_whole(path, safetensors.torch.save(tensors, metadata))
 
 
-def load_tensors(path: pathlib.Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read what `save_tensors` wrote: the tensors and the metadata.
+def load_tensors(path: pathlib.Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save_tensors` wrote: the tensors and the facts.
 
     Raises FileNotFoundError, or CorruptFile naming `path` when it is damaged.
     """
@@ -68,14 +106,39 @@ def load_tensors(path: pathlib.Path) -> tuple[dict[str, Tensor], dict[str, str]]
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except safetensors.SafetensorError as error:
         raise CorruptFile(f"{path} is damaged ({error})") from error
-    if metadata.get("crc32") != _checksum(tensors):
+    text = metadata.get("facts", "")
+    if not text or metadata.get("crc32") != _checksum(tensors, text):
         raise CorruptFile(f"{path} is damaged (its checksum does not match)")
-    return tensors, metadata
+    return tensors, json.loads(text)
 
 
-def _checksum(tensors: dict[str, Tensor]) -> str:
-    crc = 0
+def cached(
+    path: pathlib.Path, compute: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and facts in `path`, computed and saved where it is absent or damaged.
+
+    Of several processes one computes, and the others wait for it.
+    """
+    with locked(path.with_suffix(".lock"), path):
+        try:
+            return load_tensors(path)
+        except FileNotFoundError:
+            pass
+        except CorruptFile as error:
+            print(f"{error}; it is computed again")
+        tensors, facts = compute()
+        save_tensors(path, tensors, facts)
+        return tensors, facts
+
+
+def content(tensors: dict[str, Tensor]) -> str:
+    """A short checksum of named tensors."""
+    return _checksum({name: tensor.detach().cpu() for name, tensor in tensors.items()}, "")
+
+
+def _checksum(tensors: dict[str, Tensor], text: str) -> str:
+    crc = zlib.crc32(text.encode())
     for name in sorted(tensors):
         crc = zlib.crc32(f"{name}{tuple(tensors[name].shape)}".encode(), crc)
-        crc = zlib.crc32(tensors[name].contiguous().view(-1).numpy().tobytes(), crc)
+        crc = zlib.crc32(tensors[name].contiguous().view(-1).view(torch.uint8).numpy(), crc)
     return f"{crc:08x}"

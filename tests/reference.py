@@ -1,5 +1,7 @@
 """Slow, literal versions of what the package computes fast: what the tests compare it with."""
 
+import dataclasses
+import functools
 import itertools
 import zlib
 
@@ -189,15 +191,20 @@ def wired_distortions(model, layer, example):
     outputs = model(source)
     for hook in hooks:
         hook.remove()
-    for output in torch.utils._pytree.tree_leaves(getattr(outputs, "__dict__", outputs)):
+    outputs = vars(outputs) if dataclasses.is_dataclass(outputs) else outputs
+    for output in torch.utils._pytree.tree_leaves(outputs):
         consumers.append((output, torch.eye(output.numel()).to(output)))
     total = torch.zeros_like(layer.weight)
     for entered, left in calls:
         before = torch.cat([between(x, entered) @ matrix for x, matrix in producers], 1)
         after = torch.cat([matrix @ between(left, y) for y, matrix in consumers])
-        weight = layer.weight.data
-        total += distortions(weight, lambda: after @ as_matrix(layer, entered) @ before) ** 2
+        block = functools.partial(block_of, after, layer, entered, before)
+        total += distortions(layer.weight.data, block) ** 2
     return total.sqrt()
+
+
+def block_of(after, layer, entered, before):
+    return after @ as_matrix(layer, entered) @ before
 
 
 def as_matrix(function, value):

@@ -1,10 +1,13 @@
 """Runs: recorded once, resumed, never lost, never trusted when damaged."""
 
-import dataclasses
+import io
+import json
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
+import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -12,14 +15,17 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 import pandas as pd
 import psutil
 import pytest
+import reference
+import safetensors.torch
+import torch
 
 import lapnb
-from lapnb.runs import cell as experiment
-from lapnb.runs import run as runs
-from lapnb.runs.cell import Task
-from lapnb.store import load_tensors, write_whole
+from lapnb.runs import cell, run, schedule
+from lapnb.runs.results import SCHEMA, read, record, results_file
+from lapnb.runs.task import Task
+from lapnb.store import CorruptFile, content, load_tensors, root, save_tensors, write_whole
 
-VOLATILE = ["mask_seconds", "retrain_seconds"]
+TIMES = ["mask_seconds", "retrain_seconds"]
 # Processes to be killed: forked off a process that has imported torch once for all of them
 FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload(["lapnb"])
@@ -34,12 +40,8 @@ def iterative(**changes):
     return lapnb.table("fcn_iterative", "smoke", methods=["mp", "rp", "lap"], **changes)
 
 
-def csv(root):
-    return root / "figures" / "smoke" / "fcn_mnist.csv"
-
-
-def status(root):
-    return pd.read_csv(csv(root)).status
+def csv(changed=""):
+    return results_file("fcn_mnist", "smoke", changed)
 
 
 def assert_same_rows(first, second):
@@ -47,39 +49,42 @@ def assert_same_rows(first, second):
         rows.sort_values(["method", "round", "seed"]).reset_index(drop=True)
         for rows in (first, second)
     )
-    pd.testing.assert_frame_equal(first.drop(columns=VOLATILE), second.drop(columns=VOLATILE))
+    pd.testing.assert_frame_equal(first.drop(columns=TIMES), second.drop(columns=TIMES))
+
+
+def forbidden(*_, **__):
+    pytest.fail("computed all the same")
 
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
     """Computes the rows of a table in another folder, in one go."""
 
-    def run(table):
+    def compute(table, name="elsewhere"):
         with monkeypatch.context() as patch:
-            patch.setenv("LAPNB_ROOT", str(tmp_path / "elsewhere"))
+            patch.setenv("LAPNB_ROOT", str(tmp_path / name))
             return lapnb.run(table, workers=1)
 
-    return run
+    return compute
 
 
-def start(function, root, *arguments):
+def start(function, folder, *arguments):
     """Call `function` in a process of its own, which leads a process group."""
-    process = FORKED.Process(target=_call, args=(function, str(root), *arguments))
+    process = FORKED.Process(target=_call, args=(function, str(folder), *arguments))
     process.start()
     return process
 
 
-def _call(function, root, *arguments):
+def _call(function, folder, *arguments):
     os.setsid()
-    os.environ["LAPNB_ROOT"] = root
+    os.environ["LAPNB_ROOT"] = folder
     function(*arguments)
 
 
 def nothing_left_of(group):
     """Whether the processes of a group are gone, after waiting for that."""
-    for _ in range(600):
-        left = [p for p in psutil.pids() if _group(p) == group]
-        if not left:
+    for _ in range(200):
+        if not any(_group(pid) == group for pid in psutil.pids()):
             return True
         time.sleep(0.05)
     return False
@@ -96,37 +101,55 @@ def _group(pid):
 # ---- rows ----------------------------------------------------------------------------------------
 
 
-def test_rows_columns_and_resuming(lapnb_root, monkeypatch):
+def test_rows_are_recorded_and_not_computed_again(lapnb_root, monkeypatch):
     results = lapnb.run(tiny(rounds=[2]))
-    assert len(results) == 2
-    expected = (
-        "table scale network dataset method round seed surviving error_before error dense_error "
-        "retrain_steps mask_seconds retrain_seconds device settings"
-    )
-    assert set(expected.split()) <= set(results.columns)
-    assert results.error.between(0, 100).all()
-    assert results.train_error.between(0, 100).all()
+    assert [*results.columns] == [*SCHEMA] and len(results) == 2
     assert results.surviving.tolist() == [results.surviving[0]] * 2
-
-    monkeypatch.setattr(runs, "compute", lambda task, *watch: pytest.fail("recorded, yet computed"))
+    before = {path: path.stat().st_mtime_ns for path in lapnb_root.rglob("*")}
+    monkeypatch.setattr(schedule, "compute", forbidden)
     pd.testing.assert_frame_equal(lapnb.run(tiny(rounds=[2])), results)
+    pd.testing.assert_frame_equal(lapnb.recorded("fcn_mnist", "smoke"), results)
+    assert before == {path: path.stat().st_mtime_ns for path in lapnb_root.rglob("*")}
 
 
-def test_a_row_computed_alone_equals_the_row_of_a_sweep(lapnb_root):
-    sweep = lapnb.run(tiny())
-    csv(lapnb_root).unlink()
+def test_a_row_is_what_a_literal_loop_finds_after_its_last_step(lapnb_root):
+    """On the test split, at the last step, from the dense network after its last step."""
+    table = tiny(rounds=[1, 5], retrain_steps=40)
+    rows = lapnb.run(table)
+    data = lapnb.load_data("mnist5k")
+    for seed_rows in [rows]:
+        dense = lapnb.build_model("fcn", width=table.width, seed=0)
+        reference.train(dense, data, table.dense_steps, table.lr, table.batch_size, 0, "dense")
+        for row in seed_rows.itertuples():
+            assert row.dense_error == pytest.approx(reference.error(dense, data, "test"), abs=1e-4)
+            keep = table.keep(row.round)
+            masks = lapnb.prune_masks(dense, row.method, keep)
+            model = lapnb.build_model("fcn", width=table.width, seed=0)
+            model.load_state_dict(dense.state_dict())
+            lapnb.apply_masks(model, masks)
+            before = reference.error(model, data, "test")
+            reference.train(
+                model, data, table.retrain_steps, table.lr, table.batch_size, 0, "retrain", masks
+            )
+            # a stack of sparse networks adds up in another order than dense products do
+            exact = dict(abs=1e-4) if row.round == 1 else dict(abs=0.5)
+            assert row.error_before == pytest.approx(before, abs=1e-4)
+            assert row.error == pytest.approx(reference.error(model, data, "test"), **exact)
+            assert row.train_error == pytest.approx(reference.error(model, data, "train"), **exact)
+
+
+def test_a_row_computed_alone_equals_the_row_of_a_sweep(lapnb_root, elsewhere):
+    sweep = elsewhere(tiny())
     alone = lapnb.run(tiny(methods=["lap"], rounds=[5]))
     assert_same_rows(alone, sweep[(sweep["round"] == 5) & (sweep.method == "lap")])
 
 
 def test_changed_settings_are_kept_apart(lapnb_root):
     lapnb.run(tiny(rounds=[2]))
-    before = csv(lapnb_root).read_bytes()
+    before = csv().read_bytes()
     changed = lapnb.run(tiny(rounds=[2], retrain_steps=5))
-    assert (changed.retrain_steps == 5).all()
-    assert (changed.changed == "retrain_steps = 5").all()
-    assert csv(lapnb_root).read_bytes() == before
-    assert (lapnb_root / "figures" / "smoke-changed" / "fcn_mnist.csv").exists()
+    assert (changed.retrain_steps == 5).all() and (changed.changed == "retrain_steps = 5").all()
+    assert csv().read_bytes() == before and csv("changed").exists()
 
 
 def test_recompute_replaces_rows_but_not_by_a_failure(lapnb_root, monkeypatch, capsys):
@@ -134,90 +157,140 @@ def test_recompute_replaces_rows_but_not_by_a_failure(lapnb_root, monkeypatch, c
     again = lapnb.run(tiny(rounds=[2]), recompute="true")
     assert_same_rows(first, again)
     assert again.mask_seconds.tolist() != first.mask_seconds.tolist()
-    assert len(pd.read_csv(csv(lapnb_root))) == 2
+    assert len(read(csv())) == 2
 
-    def breaks(task, *watch):
+    def breaks(*_):
         raise MemoryError("no room")
 
-    monkeypatch.setattr(runs, "compute", breaks)
-    kept = lapnb.run(tiny(rounds=[2]), recompute=True)
-    pd.testing.assert_frame_equal(kept, again)
+    monkeypatch.setattr(schedule, "compute", breaks)
+    pd.testing.assert_frame_equal(lapnb.run(tiny(rounds=[2]), recompute=True), again)
     assert "MemoryError: no room; the recorded rows of 2 runs are kept" in capsys.readouterr().out
 
 
-def test_rows_of_different_dense_networks_are_told(lapnb_root, capsys):
+def test_a_seed_of_two_dense_networks_or_precisions_is_told(lapnb_root, capsys):
+    lapnb.run(tiny(rounds=[2]))
+    assert capsys.readouterr().out == ""
+    rows = lapnb.run(tiny(rounds=[2, 5], precision="bfloat16"))
+    assert "rows of seed 0 were computed on cpu and cpu, bfloat16" in capsys.readouterr().out
+    assert rows.device.tolist() == ["cpu", "cpu, bfloat16"] * 2
+    assert rows.settings.nunique() == 1
+    record(csv(), [*rows.assign(dense_error=[1.5, 1.5, 2, 2]).to_dict("records")])
     lapnb.run(tiny())
-    assert "dense networks" not in capsys.readouterr().out
-    rows = pd.read_csv(csv(lapnb_root))
-    rows.loc[rows["round"] == 5, "dense_error"] += 0.5  # as another machine may record it
-    rows.to_csv(csv(lapnb_root), index=False)
-    lapnb.run(tiny())
-    assert "rows of seed 0 start from different dense networks" in capsys.readouterr().out
+    assert "start from different dense networks, with 1.5 and 2 % error" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    "arguments, words",
+    ("table", "arguments", "words"),
     [
-        (dict(recompute="maybe"), "recompute must be true or false; got 'maybe'"),
-        (dict(recompute=1), "recompute must be true or false; got 1"),
-        (dict(workers="two"), "workers .* must be a whole number of at least 1; got 'two'"),
-        (dict(workers=0), "workers"),
-        (dict(workers=True), "workers"),
-        (dict(executor=2), "executor must be an object with a method submit.* got 2"),
+        (tiny(), dict(recompute="maybe"), "recompute must be a valid boolean.*; got 'maybe'"),
+        (tiny(), dict(workers="two"), "workers must be a valid integer; got 'two'"),
+        (tiny(), dict(workers=0), "workers must be greater than or equal to 1; got 0"),
+        (tiny(), dict(executor=2), "executor must be an object with a method submit.* got 2"),
+        (tiny(batch_size=4001), {}, "batch_size must be at most 4000"),
+        (tiny(methods=["lap_forward"], scope="global"), {}, "lap_forward.*global"),
+        (lapnb.table("vgg11_cifar10", "smoke", methods=["mp", "obd"]), {}, "obd"),
+        (lapnb.table("conv6_cifar10", "smoke", methods=["lap_all"]), {}, "lap_all|linear layers"),
+        ("fcn_mnist", {}, "table must be one that lapnb.table declares"),
     ],
 )
-def test_bad_arguments_are_refused_before_anything_is_written(lapnb_root, arguments, words):
+def test_bad_arguments_are_refused_before_anything_is_written(lapnb_root, table, arguments, words):
     with pytest.raises(ValueError, match=words):
-        lapnb.run(tiny(), **arguments)
+        lapnb.run(table, **arguments)
     assert [*lapnb_root.iterdir()] == []
+
+
+# ---- results files -------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def recorded_text(tmp_path_factory):
-    root = tmp_path_factory.mktemp("recorded")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LAPNB_ROOT", str(root))
+        patch.setenv("LAPNB_ROOT", str(tmp_path_factory.mktemp("recorded")))
         lapnb.run(tiny(rounds=[2]))
-    return csv(root).read_text()
+        return csv().read_text()
+
+
+def edited(text, column, value):
+    """A results file with one value of its first row changed."""
+    rows = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
+    rows.loc[0, column] = value
+    return rows.to_csv(index=False)
 
 
 @pytest.mark.parametrize(
     "spoil",
     [
-        lambda text: text.replace("mp", "magnitude"),
-        lambda text: text.replace(",ok,", ",ok,9,"),
-        lambda text: text.replace(",ok,", ",fine,"),
-        lambda text: text.replace(",ok,", ",,"),
         lambda text: "\n".join([*text.splitlines(), text.splitlines()[1]]),
         lambda text: "hello\n",
         lambda text: "",
-        lambda text: text.replace("0.25", "2.5"),
         lambda text: text.replace("surviving", "density"),
+        lambda text: text.replace(",ok,", ",ok,9,"),
+    ]
+    + [
+        lambda text, column=column, value=value: edited(text, column, value)
+        for column, value in {
+            "method": "magnitude", "status": "fine", "table": "fcn_linear", "scale": "paper",
+            "surviving": "2.5", "error": "", "train_error": "-5", "distortion": "-1",
+            "dense_steps": "inf", "round": "9007199254740993", "seed": "0.5",
+        }.items()
     ],
-)
+)  # fmt: skip
 def test_a_results_file_of_nonsense_is_named_and_left_alone(lapnb_root, recorded_text, spoil):
-    nonsense = spoil(recorded_text)
-    assert nonsense != recorded_text
-    csv(lapnb_root).parent.mkdir(parents=True)
-    csv(lapnb_root).write_text(nonsense)
+    write_whole(csv(), spoil(recorded_text).encode())
+    nonsense = csv().read_bytes()
+    assert nonsense != recorded_text.encode()
     with pytest.raises(ValueError, match=r"fcn_mnist\.csv is not a results file"):
         lapnb.run(tiny())
-    assert csv(lapnb_root).read_text() == nonsense
+    assert csv().read_bytes() == nonsense
+
+
+def test_a_row_edited_by_hand_is_told(lapnb_root, capsys):
+    lapnb.run(tiny(rounds=[2]))
+    lapnb.recorded("fcn_mnist", "smoke")
+    assert capsys.readouterr().out == ""
+    csv().write_text(edited(csv().read_text(), "error", "5.0"))
+    lapnb.recorded("fcn_mnist", "smoke")
+    assert f"{csv()} was changed by hand" in capsys.readouterr().out
+
+
+def test_committed_rows_are_what_was_recorded(checkout, capsys):
+    for path in sorted(checkout.glob("figures/[pr]*/*.csv")):
+        assert path.with_suffix(".csv.sha256").exists(), path
+        assert (read(path).groupby(["activation", "seed"]).dense_error.nunique() == 1).all()
+    assert capsys.readouterr().out == ""
+
+
+def test_whole_numbers_own_columns_mode_and_link_stay(lapnb_root, tmp_path):
+    lapnb.run(tiny(rounds=[2]))
+    rows = pd.read_csv(csv()).assign(note="mine")
+    target = tmp_path / "elsewhere.csv"
+    rows.to_csv(target, index=False)
+    target.chmod(0o640)
+    csv().unlink()
+    csv().symlink_to(target)
+    lapnb.run(tiny(rounds=[2, 5]))
+    lines = csv().read_text().splitlines()
+    assert csv().is_symlink() and target.stat().st_mode & 0o777 == 0o640
+    assert lines[0].endswith("settings,note") and sum(line.endswith(",mine") for line in lines) == 2
+    assert all(",60,20," in line for line in lines[1:])
+
+
+def test_rows_of_two_sources_are_never_pooled(lapnb_root, capsys):
+    rows = lapnb.run(tiny())
+    other = rows.assign(source="my digits", error=rows.error + 1)[rows["round"] == 2]
+    record(csv(), other.to_dict("records"))
+    found = lapnb.recorded("fcn_mnist", "smoke")
+    pd.testing.assert_frame_equal(found, rows)
+    assert "also recorded: fcn_mnist on my digits" in capsys.readouterr().out
+    assert set(lapnb.recorded("fcn_mnist", "smoke", source="my digits").source) == {"my digits"}
+    lapnb.verdicts(found)
 
 
 @pytest.mark.parametrize("folder", ["figures", "runs"])
 def test_a_folder_that_cannot_be_written_is_refused(lapnb_root, monkeypatch, folder):
-    monkeypatch.setattr(runs, "compute", lambda task, *watch: pytest.fail("trained all the same"))
+    monkeypatch.setattr(schedule, "compute", forbidden)
     (lapnb_root / folder).write_text("a file where the folder should be")
-    with pytest.raises(PermissionError, match=f"results cannot be written to .*{folder}"):
-        lapnb.run(tiny())
-
-
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write")
-def test_a_read_only_folder_is_refused(lapnb_root, monkeypatch):
-    monkeypatch.setattr(runs, "compute", lambda task, *watch: pytest.fail("trained all the same"))
-    lapnb_root.chmod(0o555)
-    with pytest.raises(PermissionError, match=r"results cannot be written to .*LAPNB_ROOT"):
+    with pytest.raises(PermissionError, match=f"{folder}.* LAPNB_ROOT"):
         lapnb.run(tiny())
 
 
@@ -226,18 +299,17 @@ def _run_with_small_files(table, largest):
     try:
         lapnb.run(table, workers=1)
     except OSError as error:
-        write_whole(runs.root() / "error.txt", str(error).encode())
+        write_whole(root() / "error.txt", str(error).encode())
 
 
 def test_a_full_disk_leaves_the_old_file(lapnb_root):
     lapnb.run(tiny(rounds=[2]))
-    before = csv(lapnb_root).read_bytes()
-    process = start(_run_with_small_files, lapnb_root, tiny(), len(before) + 100)
-    process.join()
+    before = csv().read_bytes()
+    start(_run_with_small_files, lapnb_root, tiny(), len(before) + 100).join()
     error = (lapnb_root / "error.txt").read_text()
-    assert f"could not write {csv(lapnb_root)} (File too large); what it held is unch" in error
-    assert csv(lapnb_root).read_bytes() == before
-    assert [f.name for f in csv(lapnb_root).parent.iterdir()] == ["fcn_mnist.csv"]
+    assert f"could not write {csv()} (File too large); what it held is unchanged" in error
+    assert csv().read_bytes() == before
+    assert {f.name for f in csv().parent.iterdir()} == {"fcn_mnist.csv", "fcn_mnist.csv.sha256"}
     assert len(lapnb.run(tiny())) == 4
 
 
@@ -245,48 +317,33 @@ def test_a_full_disk_leaves_the_old_file(lapnb_root):
 
 
 def test_a_failed_run_is_recorded_with_its_reason_and_tried_again(lapnb_root, monkeypatch, capsys):
-    def breaks(task, *watch):
+    def breaks(task, *tell):
         if task.seed == 1:
             raise RuntimeError("the cat pulled the plug")
-        return experiment.compute(task)
+        return cell.compute(task, *tell)
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "compute", breaks)
-        results = lapnb.run(tiny(seeds=2))
-    assert set(results.seed) == {0}
+        patch.setattr(schedule, "compute", breaks)
+        assert set(lapnb.run(tiny(seeds=2)).seed) == {0}
     assert "the cat pulled the plug" in capsys.readouterr().out
-    failed = status(lapnb_root).eq("failed: RuntimeError: the cat pulled the plug")
+    failed = read(csv()).status.eq("failed: RuntimeError: the cat pulled the plug")
     assert failed.sum() == 4
     assert set(lapnb.run(tiny(seeds=2)).seed) == {0, 1}
-    assert status(lapnb_root).eq("ok").all()
+    assert read(csv()).status.eq("ok").all()
 
 
 def test_a_dense_network_that_diverged_is_recorded_and_not_repeated(lapnb_root, monkeypatch):
     table = tiny(rounds=[2], lr=1e30)
     with pytest.raises(RuntimeError, match="no run of fcn_mnist gave a result"):
         lapnb.run(table)
-    rows = pd.read_csv(lapnb_root / "figures" / "smoke-changed" / "fcn_mnist.csv")
+    rows = read(csv("changed"))
     assert rows.status.str.match("diverged: the loss was .* of the dense network").all()
     assert rows.error.isna().all()
-    monkeypatch.setattr(runs, "compute", lambda task, *watch: pytest.fail("computed again"))
-    with pytest.raises(RuntimeError, match="no run of fcn_mnist gave a result"):
-        lapnb.run(table)
-    monkeypatch.undo()
-    monkeypatch.setenv("LAPNB_ROOT", str(lapnb_root))
-    monkeypatch.setattr(experiment, "train", lambda *a, **k: pytest.fail("trained again"))
-    with pytest.raises(RuntimeError, match="no run of fcn_mnist gave a result"):
-        lapnb.run(tiny(rounds=[5], lr=1e30))
-
-
-def test_a_run_that_diverged_late_leaves_no_checkpoint(lapnb_root, monkeypatch):
-    def train(*_, checkpoint, **__):
-        write_whole(checkpoint, b"of step 25")
-        raise FloatingPointError("the loss was nan at step 50")
-
-    monkeypatch.setattr(experiment, "train", train)
-    with pytest.raises(RuntimeError, match="gave a result"):
-        lapnb.run(tiny())
-    assert [*(lapnb_root / "runs" / "checkpoints").iterdir()] == []
+    monkeypatch.setattr(cell, "train", forbidden)
+    for again in (table, tiny(rounds=[5], lr=1e30)):
+        with pytest.raises(RuntimeError, match="no run of fcn_mnist gave a result"):
+            lapnb.run(again)
+    assert not [*(lapnb_root / "runs" / "checkpoints").rglob("*.safetensors")]
 
 
 @pytest.fixture
@@ -303,7 +360,7 @@ def spoil_lap(monkeypatch):
                     layer.weight.data.mul_(1e30)
             return masks
 
-        monkeypatch.setattr(experiment, "prune_masks", prune_masks)
+        monkeypatch.setattr(cell, "prune_masks", prune_masks)
 
     return spoil
 
@@ -315,11 +372,8 @@ def test_a_network_that_diverges_leaves_the_others_of_its_stack(
     spoil_lap(5, "diverged")
     results = lapnb.run(tiny())
     assert_same_rows(results, expected[(expected.method != "lap") | (expected["round"] != 5)])
-    assert (
-        status(lapnb_root).str.match("diverged: the loss was .* at step .* of round 5").sum() == 1
-    )
-    assert not [*(lapnb_root / "runs" / "checkpoints").glob("*.safetensors")]
-    monkeypatch.setattr(runs, "compute", lambda task, *watch: pytest.fail("computed again"))
+    assert read(csv()).status.str.match("diverged: .* of round 5").sum() == 1
+    monkeypatch.setattr(schedule, "compute", forbidden)
     pd.testing.assert_frame_equal(lapnb.run(tiny()), results)
 
 
@@ -329,27 +383,21 @@ def test_what_starts_from_a_round_without_result_has_none(lapnb_root, spoil_lap,
     spoil_lap(3, how)
     results = lapnb.run(iterative())
     assert_same_rows(results, expected[(expected.method != "lap") | (expected["round"] == 1)])
-    rows = pd.read_csv(lapnb_root / "figures" / "smoke-changed" / "fcn_iterative.csv")
+    rows = read(results_file("fcn_iterative", "smoke", "changed"))
     rows = rows[rows.status != "ok"]
     assert rows["round"].tolist() == [3, 7]
-    reason = {"diverged": "the loss was .* of round 3", "failed": ".*these weights are odd"}
+    reason = {"diverged": "the loss .* of round 3", "failed": ".*these weights are odd"}
     assert rows.status.str.match(f"{how}: {reason[how]}").all()
 
 
 # ---- processes that die, are stopped, or meet ----------------------------------------------------
 
 
-def _deadly(task, *watch):
-    """Seed 1 kills its worker, the first time while seed 0 is computed by the other one."""
-    met = runs.root() / "met"
-    if task.cells and task.seed == 0 and not met.exists():
-        met.touch()
-        time.sleep(600)
-    if task.cells and task.seed == 1:
-        while not met.exists():
-            time.sleep(0.01)
+def _deadly(task):
+    """Seed 1 kills its worker while seed 0 is computed by the other one."""
+    if task.runs and task.seed == 1:
         os._exit(9)
-    return experiment.compute(task)
+    return cell.compute(task)
 
 
 def test_a_worker_that_dies_is_a_failed_run_and_the_others_go_on(
@@ -357,20 +405,17 @@ def test_a_worker_that_dies_is_a_failed_run_and_the_others_go_on(
 ):
     expected = elsewhere(tiny(seeds=2))
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "compute", _deadly)
+        patch.setattr(schedule, "compute", _deadly)
         by_two = lapnb.run(tiny(seeds=2), workers=2)
     assert_same_rows(by_two, expected[expected.seed == 0])
-    assert status(lapnb_root).str.startswith("failed: its worker process died").sum() == 4
+    assert read(csv()).status.str.startswith("failed: its worker process died").sum() == 4
     assert_same_rows(lapnb.run(tiny(seeds=2)), expected)
-    for child in multiprocessing.active_children():
-        child.join(60)
-        assert not child.is_alive()
+    assert not [p for p in psutil.Process().children(recursive=True) if "spawn" in p.cmdline()]
 
 
 def _stop_in_mid_sweep(how, workers):
     # a shell starts background jobs with SIGINT ignored
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    record = runs._record
 
     def record_and_stop(path, rows):
         record(path, rows)
@@ -379,66 +424,70 @@ def _stop_in_mid_sweep(how, workers):
         elif rows:
             os.kill(os.getpid(), how)
 
-    runs._record = record_and_stop
+    schedule.record = record_and_stop
     lapnb.run(tiny(seeds=3), workers=workers)
 
 
 @pytest.mark.parametrize(
-    "how, workers", [(signal.SIGKILL, 2), (signal.SIGINT, 1), (signal.SIGINT, 2)]
+    "how, workers",
+    [(signal.SIGKILL, 2), (signal.SIGTERM, 2), (signal.SIGINT, 1), (signal.SIGINT, 2)],
 )
 def test_stop_in_mid_sweep_then_resume(lapnb_root, elsewhere, how, workers):
     process = start(_stop_in_mid_sweep, lapnb_root, how, workers)
     process.join()
-    assert process.exitcode == (-how if how == signal.SIGKILL else 1)
+    assert process.exitcode == (1 if how == signal.SIGINT else -how)
     assert nothing_left_of(process.pid)
-    assert 0 < len(runs.read(csv(lapnb_root))) < 12
+    assert 0 < len(read(csv())) < 12
     assert_same_rows(lapnb.run(tiny(seeds=3)), elsewhere(tiny(seeds=3)))
-    assert not pd.read_csv(csv(lapnb_root)).duplicated(["method", "round", "seed"]).any()
 
 
-def _kill_in_mid_run(table, stack):
+def _kill_in_mid_run(table, kind):
     train = sys.modules["lapnb.training.train"]
-    save = train.save_tensors
 
-    def save_and_die(path, tensors, metadata):
-        save(path, tensors, metadata)
-        if metadata["step"] == "50" and ("model.values" in tensors) == stack:
+    def save_and_die(path, tensors, facts):
+        save_tensors(path, tensors, facts)
+        stack = "stack" if any("values" in name for name in tensors) else "network"
+        if int(facts["step"]) == 50 and stack == kind:
             os.kill(os.getpid(), signal.SIGKILL)
 
     train.CHECKPOINT_SECONDS, train.save_tensors = 0, save_and_die
     lapnb.run(table, workers=1)
 
 
-def kill_in_mid_run_then_resume(root, table, stack, monkeypatch):
-    """The rows, and of which (stage, chunk) batches were drawn after the kill."""
-    process = start(_kill_in_mid_run, root, table, stack)
+def killed_in_mid_run(folder, table, kind):
+    """The checkpoint that a run leaves which is killed at its 50th step."""
+    process = start(_kill_in_mid_run, folder, table, kind)
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    (checkpoint,) = (root / "runs" / "checkpoints").glob("*.safetensors")
-    assert load_tensors(checkpoint)[1]["step"] == "50"
-    train, drawn = sys.modules["lapnb.training.train"], []
-    stream = train.stream
-    monkeypatch.setattr(train, "stream", lambda *a: drawn.append(a[1:]) or stream(*a))
-    rows = lapnb.run(table)
-    assert not checkpoint.exists()
-    return rows, drawn
+    (checkpoint,) = (folder / "runs" / "checkpoints").rglob("*.safetensors")
+    return checkpoint
 
 
-@pytest.mark.parametrize("stage", ["dense", "retrain"])
-def test_kill_in_mid_run_then_resume(lapnb_root, elsewhere, monkeypatch, stage):
-    table = tiny(retrain_steps=75)
+@pytest.mark.parametrize(
+    ("table", "kind"),
+    [
+        (tiny(retrain_steps=75), "network"),  # in dense training
+        (tiny(retrain_steps=75), "stack"),
+        (tiny(retrain_steps=75, dense_steps=25, rounds=[1]), "network"),  # with masks
+        (iterative(), "stack"),
+    ],
+)
+def test_kill_in_mid_run_then_resume(lapnb_root, elsewhere, monkeypatch, table, kind):
     expected = elsewhere(table)
-    rows, drawn = kill_in_mid_run_then_resume(lapnb_root, table, stage == "retrain", monkeypatch)
-    assert drawn[0] == (stage, 2)
-    assert_same_rows(rows, expected)
+    checkpoint = killed_in_mid_run(lapnb_root, table, kind)
+    steps, real = [], cell.train
 
+    def train(*arguments, progress, **more):
+        def told(done):
+            steps.append(done)
+            progress(done)
 
-def test_kill_in_mid_schedule_then_resume(lapnb_root, elsewhere, monkeypatch):
-    expected = elsewhere(iterative())
-    assert expected.groupby("method")["round"].agg(list).tolist() == [[1, 3, 7]] * 3
-    # only from round 3 on networks are sparse enough for a stack
-    rows, drawn = kill_in_mid_run_then_resume(lapnb_root, iterative(), True, monkeypatch)
-    assert drawn == [("retrain", 2), ("retrain", 0), ("retrain", 1), ("retrain", 2)]
+        return real(*arguments, progress=told, **more)
+
+    monkeypatch.setattr(cell, "train", train)
+    rows = lapnb.run(table)
+    assert steps[0] > 50  # it went on where it was
+    assert not checkpoint.exists()
     assert_same_rows(rows, expected)
 
 
@@ -446,14 +495,29 @@ def _sweep(table):
     lapnb.run(table, workers=1)
 
 
-def test_two_callers_at_once_record_each_row_once(lapnb_root):
-    both = [start(_sweep, lapnb_root, tiny(seeds=3)) for _ in range(2)]
-    for process in both:
+def test_callers_at_once_record_each_row_once(lapnb_root):
+    callers = [start(_sweep, lapnb_root, tiny(seeds=3)) for _ in range(3)]
+    for process in callers:
         process.join()
-    assert [process.exitcode for process in both] == [0, 0]
-    rows = pd.read_csv(csv(lapnb_root))
-    assert len(rows) == 12
-    assert not rows.duplicated(["method", "round", "seed"]).any()
+    assert [process.exitcode for process in callers] == [0, 0, 0]
+    assert len(read(csv())) == 12
+
+
+SCRIPT = """
+import lapnb
+rows = lapnb.run(lapnb.table("fcn_mnist", "smoke", methods=["mp"], seeds=2), workers=2)
+print(len(rows), "rows")
+"""
+
+
+@pytest.mark.parametrize("way", ["file", "standard input"])
+def test_a_script_without_a_main_guard(lapnb_root, tmp_path, way):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    arguments, text = ([tmp_path / "script.py"], None) if way == "file" else (["-"], SCRIPT)
+    done = subprocess.run(
+        [sys.executable, *arguments], input=text, capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("4 rows\n", "")
 
 
 def _write_below(folder):
@@ -473,34 +537,16 @@ def test_executors_of_the_user_give_the_rows_of_one_worker(lapnb_root, elsewhere
         assert [*(tmp_path / "worker").iterdir()] == [tmp_path / "worker" / "runs"]
 
 
-def test_threads_compute_one_run_at_a_time(lapnb_root, monkeypatch):
-    """As random numbers and the number of threads belong to the process."""
-    active, most, compute = 0, 0, experiment._compute
-
-    def counted(task, *watch):
-        nonlocal active, most
-        active += 1
-        most = max(most, active)
-        time.sleep(0.05)
-        active -= 1
-        return compute(task)
-
-    monkeypatch.setattr(experiment, "_compute", counted)
-    with ThreadPoolExecutor(2) as executor:
-        lapnb.run(tiny(seeds=2, rounds=[2]), executor=executor)
-    assert most == 1
-
-
 # ---- caches --------------------------------------------------------------------------------------
 
 
 def damage(path):
-    content = bytearray(path.read_bytes())
-    content[-3] ^= 1
-    path.write_bytes(content)
+    tensors = bytearray(path.read_bytes())
+    tensors[-3] ^= 1
+    path.write_bytes(tensors)
 
 
-@pytest.mark.parametrize("kind", ["dense", "statistics"])
+@pytest.mark.parametrize("kind", ["dense", "saliency"])
 def test_a_damaged_cache_is_named_and_made_again(lapnb_root, capsys, kind):
     table = tiny(rounds=[2], methods=["lap_act"])
     first = lapnb.run(table)
@@ -512,107 +558,90 @@ def test_a_damaged_cache_is_named_and_made_again(lapnb_root, capsys, kind):
     assert_same_rows(first, again)
 
 
+def test_every_bit_of_what_a_cache_says_of_itself_counts(tmp_path):
+    file = tmp_path / "some.safetensors"
+    save_tensors(file, {"a": torch.ones(2), "b": torch.zeros(2)}, {"step": 50, "error": 1.5})
+    sound = file.read_bytes()
+    for bit in range(8 * 8, 8 * len(sound)):  # after the header's length, which safetensors checks
+        spoiled = bytearray(sound)
+        spoiled[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(spoiled)
+        try:
+            tensors, facts = load_tensors(file)
+        except CorruptFile:
+            continue
+        assert json.dumps(facts) == '{"step": 50, "error": 1.5}'
+        assert torch.equal(tensors["a"], torch.ones(2)) and not tensors["b"].any()
+
+
+@pytest.mark.parametrize("table", [tiny(retrain_steps=75), iterative(), tiny(methods=["lap_act"])])
+def test_what_came_of_another_dense_network_is_not_used(lapnb_root, tmp_path, capsys, table):
+    """The dense network is lost and comes out otherwise, as on another machine."""
+    killed = "lap_act" not in table.methods
+    if killed:
+        killed_in_mid_run(lapnb_root, table, "stack")
+    else:
+        lapnb.run(table)
+    (dense,) = (lapnb_root / "runs" / "dense").glob("*.safetensors")
+    tensors, facts = load_tensors(dense)
+    other = {name: tensor * 1.25 for name, tensor in tensors.items()}
+    save_tensors(dense, other, {"dense_error": 12.5})
+    fresh = tmp_path / "fresh" / "runs" / "dense" / dense.name
+    fresh.parent.mkdir(parents=True)
+    shutil.copy(dense, fresh)
+    rows = lapnb.run(table, recompute=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LAPNB_ROOT", str(tmp_path / "fresh"))
+        expected = lapnb.run(table)
+    assert (rows.dense_error == 12.5).all()
+    assert_same_rows(rows, expected)
+    assert ("came of another dense network" in capsys.readouterr().out) == killed
+    assert not [*(lapnb_root / "runs" / "checkpoints").iterdir()]
+
+
 @pytest.mark.parametrize("spoil", [damage, os.unlink])
 def test_an_earlier_round_that_is_damaged_or_gone_is_computed_again(lapnb_root, capsys, spoil):
     first = lapnb.run(iterative())
-    path = lapnb_root / "figures" / "smoke-changed" / "fcn_iterative.csv"
+    path = results_file("fcn_iterative", "smoke", "changed")
     rows = pd.read_csv(path)
     rows[rows["round"] != 7].to_csv(path, index=False)
-    task = Task(iterative().expand()[0], first.source[0], 0)
-    file = experiment._retrained_file(task, "lap", 3)
-    sound = file.read_bytes()
-    spoil(file)
+    for file in (lapnb_root / "runs" / "retrained").glob("*.safetensors"):
+        spoil(file)
     assert_same_rows(lapnb.run(iterative()), first)
-    assert file.read_bytes() == sound
-    if spoil == damage:
-        assert f"{file} is damaged" in capsys.readouterr().out
+    assert ("is damaged" in capsys.readouterr().out) == (spoil == damage)
 
 
 def test_weights_pruned_in_a_round_never_return(lapnb_root):
     # so sparse that LAP scores surviving weights 0, as high as pruned ones
     table = iterative(rounds=[1, 3, 5, 7, 8, 9, 10, 12], retrain_steps=50)
     rows = lapnb.run(table)
-    task = Task(table.expand()[0], rows.source[0], 0)
+    task = Task(next(table.plain()), rows.source[0], 0)
+    dense = content(load_tensors(task.dense_file)[0])
     for method in ("mp", "rp", "lap"):
         before = None
         for round in table.rounds:
-            tensors = load_tensors(experiment._retrained_file(task, method, round))[0]
+            tensors = load_tensors(task.retrained_file(method, round, dense))[0]
             kept = {name: w != 0 for name, w in tensors.items() if name.endswith("weight")}
             for name in kept if before else ():
                 assert not (kept[name] & ~before[name]).any(), (method, round, name)
             before = kept
 
 
-def test_a_checkpoint_belongs_to_one_composition_with_its_settings():
-    """Checkpoints are named by their task's key."""
-    first = Task(tiny().expand()[0], "MNIST, 5,000 digits", 0, (("mp", 2), ("lap", 5)))
-    others = [dict(seed=1), dict(source="MNIST")]
-    others += [
-        dict(cells=cells)
-        for cells in [(), (("mp", 2),), (("mp", 5), ("lap", 5)), (("mp", 2), ("lbp", 5))]
-    ]
-    others += [
-        dict(table=dataclasses.replace(first.table, **change))
-        for change in [
-            dict(lr=1e-3),
-            dict(width=0.2),
-            dict(batch_size=30),
-            dict(dense_steps=70),
-            dict(retrain_steps=70),
-            dict(activation="tanh"),
-            dict(scope="global"),
-            dict(schedule="iterative"),
-            dict(rates=(0.5,) * 5),
-        ]
-    ]
-    keys = {dataclasses.replace(first, **change).key for change in others} | {first.key}
-    assert len(keys) == len(others) + 1
+def test_leftovers_of_killed_writers_are_removed(lapnb_root):
+    for path in (csv(), lapnb_root / "runs" / "dense"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    left = csv().with_name(".fcn_mnist.csv.abc")
+    left.write_text("half a row")
+    lapnb.run(tiny(rounds=[2]))
+    assert not left.exists() and not [*lapnb_root.rglob(".*")]
+    assert run.recorded("fcn_mnist", "smoke") is not None
 
 
-def test_each_stack_is_recorded_once_it_is_trained(lapnb_root, monkeypatch):
-    monkeypatch.setattr(sys.modules["lapnb.training.sparse_stack"], "LARGEST_STACK", 3)
-    events, checkpoints, train, record = [], set(), experiment._train, runs._record
-
-    def trained(*arguments):
-        events.append("train")
-        checkpoints.add(arguments[4])
-        train(*arguments)
-
-    monkeypatch.setattr(experiment, "_train", trained)
-    monkeypatch.setattr(
-        runs, "_record", lambda path, rows: events.append(len(rows)) or record(path, rows)
-    )
-    lapnb.run(tiny(rounds=[5, 6]))
-    # what other tables have recorded; the dense network; stacks of three and of one
-    assert events == [0, "train", 0, "train", 3, "train", 1]
-    assert len(checkpoints) == 3  # each its own
-
-
-def test_an_interrupted_stack_is_put_together_as_before(lapnb_root, monkeypatch):
-    """Whatever has been recorded beside it since: its checkpoint has the name of its runs."""
-    monkeypatch.setattr(sys.modules["lapnb.training.sparse_stack"], "LARGEST_STACK", 3)
-    table = tiny(rounds=[5, 6, 7, 8])
-    tasks = runs._tasks(table, "MNIST", set())
-    assert [len(task.cells) for task in tasks] == [0, 3, 3, 2]
-    done = {("MNIST", table.settings(*cell), *cell, 0) for cell in tasks[1].cells[1:]}
-    again = runs._tasks(table, "MNIST", done)
-    assert again[1].cells == tasks[1].cells[:1]
-    assert [task.key for task in again[2:]] == [task.key for task in tasks[2:]]
-
-
-def test_a_batch_larger_than_the_data_set_is_refused_before_anything_is_written(lapnb_root):
-    with pytest.raises(ValueError, match="batch_size must be at most 4000"):
-        lapnb.run(tiny(batch_size=4001), workers=1)
-    assert not any(lapnb_root.iterdir())
-    with pytest.raises(ValueError, match="table must be one that"):
-        lapnb.run("fcn_mnist")
-
-
-def test_steps_are_told_while_an_earlier_round_is_computed_again(lapnb_root):
-    (table,) = iterative(retrain_steps=300).expand()
-    lapnb.run(table, workers=1)
-    task = Task(table, "MNIST, 5,000 digits", 0, (("mp", 3),))
-    experiment._retrained_file(task, "mp", 1).unlink()
-    told = []
-    experiment.compute(task, told.append)
-    assert told
+def test_tensors_of_others_are_refused(tmp_path):
+    file = tmp_path / "tensors.safetensors"
+    safetensors.torch.save_file({"a": torch.ones(3)}, file)
+    with pytest.raises(CorruptFile):
+        load_tensors(file)
+    torch.save({"a": torch.ones(3)}, file)  # a pickle: it must not be executed
+    with pytest.raises(CorruptFile):
+        load_tensors(file)

@@ -1,0 +1,212 @@
+"""What a table is: its settings, their bounds, and what a row of it depends on."""
+
+import ast
+import contextlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, TypeVar
+
+import torch
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from lapnb.pruning.scores import METHODS
+from lapnb.store import fingerprint
+from lapnb.training.data import DATASETS
+from lapnb.training.networks import ACTIVATIONS, NETWORKS
+from lapnb.training.train import PRECISIONS
+
+SCALES = ("smoke", "quick", "reduced", "paper")
+# What may be chosen without changing what a row is: which rows, and how they are computed
+FREE = ("methods", "rounds", "seeds", "device", "precision")
+VARIED = ("activation", "schedule", "scope")  # settings that a table may put side by side
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The paper says: `better` has the smaller `column` than `worse`, at the sparsest `rounds`.
+
+    Or, when `alike`, that the two have the same. `where` names the variant that is meant.
+    """
+
+    better: str
+    worse: str
+    rounds: int = 1
+    column: str = "error"
+    where: dict[str, str] = field(default_factory=dict)
+    alike: bool = False
+
+
+def literal(value: Any) -> Any:
+    """Text that holds a Python or JSON literal, as papermill hands it over, as that literal."""
+    if isinstance(value, str):
+        for read in (ast.literal_eval, json.loads):
+            try:
+                return read(value.strip())
+            except (ValueError, SyntaxError):
+                continue
+        return value.strip()
+    return value
+
+
+def _listed(value: Any) -> Any:
+    """One value, several, or text with several between commas or spaces: a tuple of them."""
+    value = literal(value)
+    if isinstance(value, str):
+        value = value.replace(",", " ").split()
+    return tuple(value) if isinstance(value, list | tuple | range) else (value,)
+
+
+def _in_order(values: tuple) -> tuple:
+    return tuple(sorted(values))
+
+
+def _distinct(values: tuple) -> tuple:
+    if len(set(values)) < len(values):
+        raise ValueError("not repeat an entry")
+    return values
+
+
+def _device(name: str) -> str:
+    """The device to compute on: "auto" is the GPU where there is one."""
+    there = torch.cuda.is_available()
+    if name == "cuda" and not there:
+        raise ValueError("be cpu: this machine has no usable CUDA GPU")
+    return ("cuda" if there else "cpu") if name == "auto" else name
+
+
+# How many batches of what size the data-dependent methods look at, in the paper
+LOOKS = {"activity": (2000, 30), "curvature": (1000, 60), "inputs": (2000, 30), "ones": (1, 1)}
+Item = TypeVar("Item")
+Several = Annotated[
+    tuple[Item, ...], Field(min_length=1), BeforeValidator(_listed), AfterValidator(_distinct)
+]
+Whole = Annotated[int, BeforeValidator(literal)]
+Steps = Annotated[Whole, Field(le=10**9)]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda"], AfterValidator(_device), Field(validate_default=True)
+]
+Number = Annotated[float, BeforeValidator(literal), Field(gt=0, allow_inf_nan=False)]
+
+
+class Table(BaseModel, frozen=True, strict=True, extra="forbid"):
+    """A table or figure of the paper at one scale: what is trained, pruned and recorded.
+
+    Layer l keeps the fraction (1 − rates[l])^t of its weights in round t. `variants` are changes
+    of single settings that the table puts side by side, e.g. several activations. `looks` says how
+    many batches of what size a data-dependent method looks at; `training_error`, that the error on
+    the training set is recorded too. Raises a ValueError that names the
+    setting, what was given and what is allowed.
+    """
+
+    name: str
+    title: str
+    scale: Literal[SCALES]
+    network: Literal[*NETWORKS]
+    dataset: Literal[*DATASETS]
+    methods: Several[Literal[*METHODS]]
+    rounds: Annotated[Several[Annotated[int, Field(ge=1, le=10_000)]], AfterValidator(_in_order)]
+    rates: tuple[float, ...]
+    dense_steps: Annotated[Steps, Field(ge=1)]
+    retrain_steps: Annotated[Steps, Field(ge=0)]
+    seeds: Annotated[Whole, Field(ge=1, le=10_000)] = 5
+    lr: Number = 3e-4
+    batch_size: Annotated[Whole, Field(ge=1)] = 60
+    width: Annotated[Number, Field(le=100)] = 1.0
+    activation: Literal[*ACTIVATIONS] = "relu"
+    stride: int = 1
+    image_size: int = 32
+    channels: int = 3
+    scope: Literal["layer", "global"] = "layer"
+    schedule: Literal["oneshot", "iterative"] = "oneshot"
+    looks: dict[str, tuple[int, int]] = LOOKS
+    device: Device = "auto"
+    precision: Literal[PRECISIONS] = "float32"
+    training_error: bool = False
+    claims: tuple[Claim, ...] = ()
+    variants: tuple[dict[str, Any], ...] = ({},)
+    changed: str = ""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Table":
+        if self.network != "fcn" and self.activation != "relu":
+            raise PydanticCustomError(
+                "fit", f"activation must be relu for {self.network}; got {self.activation}"
+            )
+        return self
+
+    def plain(self) -> Iterator["Table"]:
+        """The tables that this one puts side by side, each with one value of what varies."""
+        for change in self.variants:
+            own = change.get("methods", self.methods)
+            methods = tuple(method for method in own if method in self.methods)
+            if methods:
+                update = change | {"methods": methods, "variants": ({},)}
+                yield self.model_copy(update=update)
+
+    def runs(self) -> Iterator[tuple["Table", str, int, int]]:
+        """Every run, one row each: its plain table, method, round and seed."""
+        for plain in self.plain():
+            for seed in range(plain.seeds):
+                for round in plain.rounds:
+                    for method in plain.methods:
+                        yield plain, method, round, seed
+
+    def keep(self, round: int) -> tuple[float, ...]:
+        """The surviving fraction of each layer in a round."""
+        return tuple((1 - rate) ** round for rate in self.rates)
+
+    def dense_settings(self) -> dict[str, Any]:
+        """What a dense network depends on, beside its seed and the source of its data."""
+        names = "network dataset width activation stride image_size channels lr batch_size"
+        return {name: getattr(self, name) for name in [*names.split(), "dense_steps"]}
+
+    def settings(self, method: str, round: int) -> str:
+        """A short hash of all that a row depends on, beside method, round, seed and data source."""
+        settings = self.dense_settings() | {
+            "rates": self.rates,
+            "retrain_steps": self.retrain_steps,
+            "scope": self.scope,
+            "schedule": self.schedule,
+        }
+        if self.schedule == "iterative":
+            settings["rounds"] = [t for t in self.rounds if t <= round]
+        if kind := METHODS[method].looks_at:
+            # the names in the hashes of recorded rows
+            name = {"activity": "active", "curvature": "curved"}.get(kind, kind)
+            settings[f"{name}_batches"] = self.looks[kind]
+        return fingerprint(settings)
+
+
+def declare(**settings: Any) -> Table:
+    """A Table; what it refuses is one sentence, with the setting's name."""
+    with _one_sentence():
+        return Table(**settings)
+
+
+def checked(parameter: str, value: Any, kind: Any) -> Any:
+    """`value`, as papermill hands it over, as the type `kind`; ValueError naming the parameter."""
+    with _one_sentence(parameter):
+        return TypeAdapter(kind).validate_python(literal(value))
+
+
+@contextlib.contextmanager
+def _one_sentence(parameter: str = "") -> Iterator[None]:
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = parameter or next(iter(first["loc"]), "")
+        reason = re.sub(r"^(Input|Tuple|Value) (should|error,)", "must", first["msg"])
+        given = f"; got {first['input']!r}" if name else ""
+        raise ValueError(f"{name} {reason}{given}".strip()) from None

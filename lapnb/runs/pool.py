@@ -1,0 +1,102 @@
+"""Where tasks are computed: in this process, in workers, or on somebody else's executor."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+import types
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
+from multiprocessing.context import SpawnContext, SpawnProcess
+
+CONNECT_SECONDS = 5  # for a Dask scheduler to answer
+
+
+class Here(Executor):
+    """Computes at once, in this process, and tells `watch` the steps done."""
+
+    def __init__(self, watch: Callable[[int], None]):
+        self.watch = watch
+
+    def submit(self, function, /, *args) -> Future:
+        future: Future = Future()
+        try:
+            future.set_result(function(*args, self.watch))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+class _Worker(SpawnProcess):
+    """A new process that does not import the caller's script, which may lack a __main__ guard."""
+
+    def start(self):
+        script, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
+        try:
+            super().start()
+        finally:
+            sys.modules["__main__"] = script
+
+
+class _Context(SpawnContext):
+    Process = _Worker
+
+
+class Processes(Executor):
+    """Worker processes of one thread each; one that dies fails its own task and is replaced.
+
+    None of them outlives the caller, however that ends.
+    """
+
+    def __init__(self, count: int):
+        from pebble import ProcessPool
+
+        self.pool = ProcessPool(
+            count, context=_Context(), initializer=_start_worker, initargs=[os.getpid()]
+        )
+
+    def submit(self, function, /, *args) -> Future:
+        return self.pool.schedule(function, args=args)
+
+    def shutdown(self, *_, **__) -> None:
+        self.pool.stop()
+        self.pool.join()
+
+
+def _start_worker(parent: int) -> None:
+    os.environ["TQDM_DISABLE"] = "1"  # the caller's bar tells of all workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the caller, who stops the workers
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this worker when the process that started it is gone, e.g. killed."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def opened(
+    executor: Executor | str | None, workers: int, watch: Callable[[int], None]
+) -> Iterator[Executor]:
+    """The given executor as it is, that of a Dask scheduler, or else `workers` of our own."""
+    if executor and not isinstance(executor, str):
+        yield executor
+    elif not executor:
+        with Here(watch) if workers == 1 else Processes(workers) as pool:
+            yield pool
+    else:
+        from dask.distributed import Client
+
+        try:
+            client = Client(executor, timeout=CONNECT_SECONDS, set_as_default=False)
+        except (OSError, ValueError) as error:
+            raise ConnectionError(
+                f"executor {executor!r} is not the address of a Dask scheduler that answers, as in "
+                f"tcp://host:8786 ({error})"
+            ) from error
+        with client:
+            yield client.get_executor(pure=False)

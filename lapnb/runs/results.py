@@ -1,0 +1,154 @@
+"""Results files: figures/<scale>/<table>.csv, a row per finished run, a checksum beside it."""
+
+import contextlib
+import hashlib
+import io
+import pathlib
+from collections.abc import Iterable
+
+import pandas as pd
+
+from lapnb.pruning.scores import METHODS
+from lapnb.store import locked, root, write_whole
+
+PERCENT, COUNT, AMOUNT = (float, 0, 100), (int, 0, 10**9), (float, 0, 1e12)
+# What a row holds: text, or a kind of number with the least and the largest that makes sense
+SCHEMA = {
+    "table": str, "scale": str, "network": str, "dataset": str, "source": str, "activation": str,
+    "width": AMOUNT, "method": str, "scope": str, "schedule": str, "round": COUNT, "seed": COUNT,
+    "surviving": (float, 0, 1), "error_before": PERCENT, "error": PERCENT, "train_error": PERCENT,
+    "dense_error": PERCENT, "distortion": AMOUNT, "empty_layers": str, "dense_steps": COUNT,
+    "retrain_steps": COUNT, "mask_seconds": AMOUNT, "retrain_seconds": AMOUNT, "device": str,
+    "status": str, "changed": str, "settings": str,
+}  # fmt: skip
+NUMBERS = [column for column, kind in SCHEMA.items() if kind is not str]
+ALWAYS = ["surviving", "error_before", "error", "dense_error"]  # where the status is ok
+KEY = ["source", "settings", "method", "round", "seed"]  # what tells a run from all others
+
+
+def results_file(name: str, scale: str, changed: str = "") -> pathlib.Path:
+    """Where a table's rows are; tables with changed settings keep out of a scale's own folder."""
+    return root() / "figures" / (scale + ("-changed" if changed else "")) / f"{name}.csv"
+
+
+def read(path: pathlib.Path) -> pd.DataFrame:
+    """The rows of a results file, whatever their status; ValueError naming it when it is not one.
+
+    Says so when the content is not what was recorded.
+    """
+    if not path.exists():
+        return pd.DataFrame(columns=[*SCHEMA])
+    try:
+        text = path.read_bytes()
+        missing = {column: [""] for column in NUMBERS}
+        rows = pd.read_csv(io.BytesIO(text), dtype=str, keep_default_na=False, nrows=0)
+        absent = [column for column in SCHEMA if column not in rows]
+        if absent:
+            raise ValueError(f"it has no column {absent[0]}")
+        kinds = {column: float if column in NUMBERS else str for column in rows}
+        rows = pd.read_csv(io.BytesIO(text), dtype=kinds, keep_default_na=False, na_values=missing)
+        _check(rows, path)
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is not a results file as lapnb writes it ({error}); "
+            "correct it, or move it away to compute its rows again"
+        ) from error
+    recorded_sums = _sums(path)
+    if recorded_sums and _sum(text) not in recorded_sums:
+        print(f"{path} was changed by hand: it is not what `lapnb.run` recorded")
+    return rows.astype({column: SCHEMA[column][0] for column in NUMBERS})
+
+
+def _check(rows: pd.DataFrame, path: pathlib.Path) -> None:
+    """Raise ValueError with what makes no sense."""
+    for column in NUMBERS:
+        kind, low, high = SCHEMA[column]
+        given = rows[column] if kind is int else rows[column].dropna()
+        odd = given[~given.between(low, high) | ((kind is int) & (given % 1 != 0))]
+        if not odd.empty:
+            what = "a whole number" if kind is int else "a number"
+            raise ValueError(f"{column} {odd.iloc[0]:g} is not {what} from {low} to {high:g}")
+    if rows.loc[rows.status == "ok", ALWAYS].isna().any(axis=None):
+        raise ValueError("a row without a result has the status ok")
+    for column, allowed in [
+        ("table", {path.stem}),
+        ("scale", {path.parent.name.removesuffix("-changed")}),
+        ("method", set(METHODS)),
+    ]:
+        if unknown := set(rows[column]) - allowed:
+            raise ValueError(f"its {column} is {min(unknown)!r}")
+    if not rows.status.str.match("ok$|failed: |diverged: ").all():
+        raise ValueError("a status is not ok, failed or diverged")
+    if rows.duplicated(KEY).any():
+        raise ValueError("it holds the same run twice")
+
+
+def record(path: pathlib.Path, rows: list[dict]) -> None:
+    """Add finished rows; a row of the same run is replaced, so that none is there twice.
+
+    But a run that failed when it was computed again leaves its recorded result as it is.
+    """
+    if not rows:
+        return
+    with locked(lock_file(path), path):
+        old, new = read(path), pd.DataFrame(rows, columns=[*SCHEMA])
+        failed = new[new.status.str.startswith("failed")]
+        kept = keys(old[old.status == "ok"]) & keys(failed)
+        if kept:
+            print(f"{failed.status.iloc[0]}; the recorded rows of {len(kept)} runs are kept")
+        new = matching(new, keys(new) - kept)
+        old = matching(old, keys(old) - keys(new))
+        both = new if old.empty else pd.concat([old, new], ignore_index=True)
+        order = ["activation", "schedule", "method", "seed", "round"]
+        write(path, both.sort_values(order, kind="stable").to_csv(index=False).encode())
+
+
+def write(path: pathlib.Path, content: bytes) -> None:
+    """Write a results file whole, and before it its checksum beside the one of what was there.
+
+    So at no moment, and after no kill, is there a recorded file that its checksums do not know.
+    """
+    known = [_sum(content)] + ([_sum(path.read_bytes())] if path.exists() else [])
+    lines = [f"{known_sum}  {path.name}\n" for known_sum in dict.fromkeys(known)]
+    write_whole(_sums_file(path), "".join(lines).encode())
+    write_whole(path, content)
+
+
+def lock_file(path: pathlib.Path) -> pathlib.Path:
+    return root() / "runs" / f"{path.parent.name}-{path.stem}.lock"
+
+
+def keys(rows: pd.DataFrame) -> set[tuple]:
+    return set(rows[KEY].itertuples(index=False, name=None))
+
+
+def matching(rows: pd.DataFrame, wanted: Iterable[tuple]) -> pd.DataFrame:
+    """The rows of the runs in `wanted`, as `keys` names them."""
+    wanted = set(wanted)
+    chosen = [key in wanted for key in rows[KEY].itertuples(index=False, name=None)]
+    return rows[pd.Series(chosen, index=rows.index, dtype=bool)]
+
+
+def taken_over(path: pathlib.Path, wanted: set[tuple]) -> list[dict]:
+    """Rows of the same settings that another table of this scale has recorded."""
+    missing, rows = wanted - keys(read(path)), []
+    for other in sorted(path.parent.glob("*.csv")) if missing else []:
+        if other != path:
+            with contextlib.suppress(ValueError):  # not a results file, e.g. pruning_cost.csv
+                found = matching(read(other), missing)
+                rows += found[found.status == "ok"].assign(table=path.stem).to_dict("records")
+                missing -= keys(found)
+    return rows
+
+
+def _sums_file(path: pathlib.Path) -> pathlib.Path:
+    return path.with_suffix(".csv.sha256")
+
+
+def _sums(path: pathlib.Path) -> list[str]:
+    file = _sums_file(path)
+    return file.read_text().split()[::2] if file.exists() else []
+
+
+def _sum(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

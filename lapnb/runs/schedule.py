@@ -1,0 +1,147 @@
+"""Which tasks a table needs, in which order, and their computation on whatever executor."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lapnb.paper.protocol import Table
+from lapnb.progress import Progress
+from lapnb.runs.cell import compute, network_of
+from lapnb.runs.pool import opened
+from lapnb.runs.results import record
+from lapnb.runs.task import Run, Task
+from lapnb.training import sparse_stack
+
+STACK = 20  # networks, from which on more of them gain nothing
+
+
+def outline(plain: Table) -> nn.Module:
+    """The network of a table without numbers in its weights."""
+    with torch.device("meta"):
+        return network_of(plain)
+
+
+def graph_of(table: Table, source: str, done: set[tuple]) -> dict[Task, set[Task]]:
+    """What is not `done`, as tasks, and for each of them the tasks that it starts from."""
+    graph: dict[Task, set[Task]] = {}
+    for plain in table.plain():
+        stacks = [*_stacks(plain)]
+        for seed in range(plain.seeds):
+            dense = Task(plain, source, seed)
+            start = set() if dense.dense_file.exists() else {dense}
+            last: dict[str, Task] = {}  # the latest round of each method, of an iterative schedule
+            for stack in stacks:
+                missing = tuple(
+                    (method, round)
+                    for method, round in stack
+                    if (source, plain.settings(method, round), method, round, seed) not in done
+                )
+                if missing:
+                    task = Task(plain, source, seed, missing)
+                    graph[task] = start | {last[method] for method, _ in missing if method in last}
+                    if plain.schedule == "iterative":
+                        last |= {method: task for method, _ in missing}
+    return graph
+
+
+def _stacks(plain: Table) -> Iterator[list[Run]]:
+    """All runs of a seed by round, in groups that are trained, and recorded, together.
+
+    Sparse fully-connected networks train in stacks; in an iterative schedule only those of one
+    round can. What is recorded already does not count, so that a stack which was interrupted is
+    put together as before and finds its checkpoint.
+    """
+    able = sparse_stack.stackable(outline(plain))
+    able = able and (plain.device, plain.precision) == ("cpu", "float32")
+    stack: list[Run] = []
+    for round in plain.rounds:
+        runs = [(method, round) for method in plain.methods]
+        if able and (min(plain.keep(round)) <= sparse_stack.DENSEST or not plain.retrain_steps):
+            stack += runs
+        else:
+            yield from ([run] for run in runs)
+        if stack and (plain.schedule == "iterative" or len(stack) >= STACK):
+            yield stack
+            stack = []
+    if stack:
+        yield stack
+
+
+def compute_all(
+    graph: dict[Task, set[Task]],
+    title: str,
+    path: Path,
+    executor: Executor | str | None,
+    workers: int,
+) -> int:
+    """Compute tasks in an order that respects what they start from; record each at once.
+
+    Returns the number of runs that gave rows.
+    """
+    tasks, sorter = {*graph, *set().union(*graph.values())}, TopologicalSorter(graph)
+    sorter.prepare()
+    total, finished, computed = sum(task.steps for task in tasks), 0, 0
+    running: dict[Future, Task] = {}
+    failed: dict[Task, Exception] = {}
+    with (
+        Progress(total, title) as bar,
+        opened(executor, min(workers, len(tasks)), lambda steps: bar.at(finished + steps)) as pool,
+    ):
+        bar.say("starting workers")
+        try:
+            while sorter.is_active():
+                for task in sorter.get_ready():
+                    start = [failed[other] for other in graph.get(task, ()) if other in failed]
+                    running[_submit(pool, task, start)] = task
+                ended = [future for future in running if future.done()]
+                for future in ended:
+                    task = running.pop(future)
+                    try:
+                        rows = future.result()
+                        computed += len(rows)
+                    except Exception as error:
+                        failed[task] = error
+                        rows = [task.row(*run) | {"status": _status(error)} for run in task.runs]
+                    record(path, rows)
+                    task.progress_file.unlink(missing_ok=True)
+                    finished += task.steps
+                    sorter.done(task)
+                bar.at(finished + sum(_steps_done(task) for task in running.values()))
+                if not ended:
+                    time.sleep(0.1)
+        finally:
+            for future in running:
+                future.cancel()
+        bar.done = "1 run computed" if computed == 1 else f"{computed} runs computed"
+    return computed
+
+
+def _submit(pool: Executor, task: Task, start: list[Exception]) -> Future:
+    """The future of a task; failed already where something that it starts from has."""
+    try:
+        if start:
+            raise start[0]
+        return pool.submit(compute, task)
+    except Exception as error:
+        future: Future = Future()
+        future.set_exception(error)
+        return future
+
+
+def _status(error: Exception) -> str:
+    name, text = type(error).__name__, " ".join(str(error).split())
+    if name == "ProcessExpired":  # pebble's
+        name = "its worker process died"
+    return f"failed: {name}: {text or 'no reason was given'}"
+
+
+def _steps_done(task: Task) -> int:
+    with contextlib.suppress(OSError, ValueError):
+        return int(task.progress_file.read_text())
+    return 0

@@ -1,0 +1,153 @@
+"""The report: the site that docs/build.py makes of notebooks, pages and docstrings."""
+
+import base64
+import os
+import re
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from bs4 import BeautifulSoup
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image, PngImagePlugin
+
+import lapnb
+
+SECRET = "the content of a file elsewhere"
+pytestmark = pytest.mark.xdist_group("site")  # one build serves all tests
+
+
+def png(path, text="", description=""):
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Description", description or "none")
+    info.add_text("secret", text)
+    Image.new("RGB", (2, 2)).save(path, pnginfo=info if text or description else None)
+    return base64.b64encode(path.read_bytes()).decode()
+
+
+def display(**data):
+    data = {
+        {"html": "text/html", "text": "text/plain", "png": "image/png"}[k]: v
+        for k, v in data.items()
+    }
+    return new_output("display_data", data)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory, checkout):
+    """Parsed pages of a site of three notebooks, by name; and its folder."""
+    elsewhere, root = tmp_path_factory.mktemp("elsewhere"), tmp_path_factory.mktemp("root")
+    (root / "notebooks").mkdir()
+    (root / "build" / "notebooks").mkdir(parents=True)
+    (root / "figures").mkdir()
+    secret, text = elsewhere / "secret.png", elsewhere / "secret.txt"
+    png(secret, SECRET)
+    text.write_text(SECRET)
+    (root / "figures" / "link.png").symlink_to(secret)
+    inside = png(root / "figures" / "inside.png", description="What the file says")
+    attack = [
+        f"![a]({secret}) ![b](../figures/link.png) ![c](../../elsewhere0/secret.png)",
+        f'[d]({text}) <img src="{secret}"> <img src="../figures/link.png">',
+        f"```{{include}} {text}\n```\n\n```{{figure}} {secret}\n```",
+        f"```{{literalinclude}} {text}\n```",
+        f"```{{raw}} html\n:file: {text}\n```\n\n{{download}}`x <{text}>`",
+        f"[![]({secret})]({text}) ![](../figures/inside.png)",
+        "[![](../figures/link.png)](good.ipynb)",
+        f"```{{eval-rst}}\n.. include:: {text}\n```",
+    ]
+    outputs = [
+        display(html=f'<img src="{secret}"> src="{text}"', text=f'src="{secret}"'),
+        new_output("display_data", {"text/markdown": "\n\n".join(attack)}),
+        new_output("stream", text=f'src="{secret}"' + "x" * 400 + '"'),
+    ]
+    notebooks = {
+        "00_start_here": [
+            new_markdown_cell(
+                "# Start\n\n[good](good.ipynb#1.-Part) [gone](gone.ipynb) [r](../README.md)"
+            ),
+            new_code_cell("1", outputs=[display(html='<a href="good.ipynb">linked</a>', text="x")]),
+        ],
+        "good": [
+            new_markdown_cell(
+                "# Good <b>&</b>\n\n[s](00_start_here.ipynb)\n\n## 1. Part"
+                "\n\n![in](../figures/inside.png)"
+            ),
+            new_code_cell("level: int = 1", metadata={"tags": ["parameters"]}),
+            new_code_cell("level = 2", metadata={"tags": ["injected-parameters"]}),
+            new_code_cell("hidden = 3", outputs=[display(png=inside, text="<Figure>")]),
+            new_code_cell(
+                "x",
+                outputs=[
+                    new_output("stream", text="the caption"),
+                    display(png=png(root / "a.png")),
+                ],
+            ),
+        ],
+        "bad": [
+            new_markdown_cell("# Bad"),
+            *map(new_markdown_cell, attack),
+            new_code_cell("4", outputs=outputs),
+        ],
+    }
+    for name, cells in notebooks.items():
+        nbformat.write(new_notebook(cells=cells), root / "notebooks" / f"{name}.ipynb")
+    ran = nbformat.read(root / "notebooks" / "bad.ipynb", 4)
+    ran.metadata["lapnb"] = {"failed": "ValueError: no <such> thing", "seconds": 3.2}
+    nbformat.write(ran, root / "build" / "notebooks" / "bad.ipynb")
+    (root / "notebooks" / "broken.ipynb").write_text("{")
+    command = [sys.executable, checkout / "docs" / "build.py"]
+    environment = {**os.environ, "LAPNB_ROOT": str(root)}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    folder = root / "build" / "report"
+    pages = {p.stem: BeautifulSoup(p.read_text(), "html.parser") for p in folder.glob("*.html")}
+    return pages, folder
+
+
+def test_no_file_from_outside_gets_in(site):
+    _, folder = site
+    for path in folder.parent.rglob("*"):
+        if path.is_file():
+            assert SECRET.encode() not in path.read_bytes(), path
+
+
+def test_links_lead_to_pages_and_nothing_needs_a_network(site):
+    pages, folder = site
+    for name, page in pages.items():
+        for tag in page.select("[href], [src]"):
+            target = (tag.get("href") or tag.get("src")).partition("#")[0].partition("?")[0]
+            elsewhere = re.match(r"\w+:|//", target)
+            assert not elsewhere or tag.name == "a" or target.startswith("data:"), (name, tag)
+            assert elsewhere or (folder / target).exists(), (name, tag)
+    article = pages["index"].article
+    assert [a["href"] for a in article.select("p a, .text_html a")] == [
+        "good.html#part",
+        "good.html",
+    ]
+    assert "gone" in article.text and pages["good"].find(id="part")
+    assert pages["good"].article.find("a", string="s")["href"] == "index.html"
+
+
+def test_code_is_folded_but_for_the_parameters(site):
+    code = site[0]["good"].select("div.cell_input")
+    folded = [cell.text.strip() for cell in code if cell.find_parent("details")]
+    assert len(code) == 4 and folded == ["hidden = 3", "x"]
+
+
+def test_pictures_have_alternative_texts(site):
+    alts = [image["alt"] for image in site[0]["good"].article.select("img")]
+    assert alts == ["in", "What the file says", "the caption"]
+
+
+def test_a_failed_notebook_is_marked_on_its_page_and_in_the_list(site):
+    pages, _ = site
+    assert "failed: ValueError: no <such> thing" in pages["bad"].article.text
+    assert "This notebook failed" in pages["broken"].article.text
+    side = pages["index"].select_one(".sidebar-tree").text
+    assert "✗ failed: Bad" in side and "✗ failed: broken" in side and "✗ failed: Good" not in side
+
+
+def test_the_api_page_documents_every_public_name(site):
+    documented = {tag["id"] for tag in site[0]["api"].select("dt[id]")}
+    assert {f"lapnb.{name}" for name in lapnb.__all__} <= documented
