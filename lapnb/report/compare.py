@@ -234,7 +234,7 @@ def caption(results: pd.DataFrame, marks: str = BARS) -> str:
         " and ".join(sorted(rows.device.unique())),
         f"n = {', '.join(seeds if len(seeds) > 1 else n.text[:1])}",
         marks if n["max"].max() > 1 else "",
-        "published: CIFAR-10 itself" if "JPEG" in first.source and len(comparable(rows)) else "",
+        "published: on CIFAR-10 itself" if "JPEG" in first.source and len(comparable(rows)) else "",
         *(f"not shown: {count} rows of {source}" for source, count in others.items()),
     ]
     return " · ".join(filter(None, parts))

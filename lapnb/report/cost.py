@@ -7,6 +7,7 @@ import pandas as pd
 import torch
 from torch.nn.utils import prune
 
+from lapnb.paper.protocol import literal
 from lapnb.paper.tables import table
 from lapnb.pruning.layers import prunable_layers
 from lapnb.pruning.masks import prune_masks
@@ -40,7 +41,9 @@ def cost(
     scale has narrow networks. Writes figures/<scale>/pruning_cost.csv. Raises ValueError naming the
     parameter.
     """
-    chosen = table("fcn_data_dependent", scale=scale, device=device, methods=list(methods))
+    chosen = table("fcn_data_dependent", scale=scale, device=device, methods=methods)
+    networks, repeats = literal(networks), literal(repeats)
+    networks = networks.replace(",", " ").split() if isinstance(networks, str) else networks
     if unknown := set(networks) - set(NETWORKS):
         raise ValueError(f"networks must be of {', '.join(NETWORKS)}; got {min(unknown)!r}")
     if not isinstance(repeats, int) or repeats < 1:

@@ -122,17 +122,18 @@ def controls(dataset=None, **start):
             clear_output(wait=True)
             display(drawn())
 
-    methods = {criterion.title: name for name, criterion in METHODS.items()}
-    stops = {start.get("keep", 0.1): "", **{k / 1000: "" for k in (1, 2, 5, 10, 20, 50, 200, 500)}}
+    start = {"beside": "mp", "method": "lap", "keep": 0.1} | start
+    stops = {start["keep"]: "", **{k / 1000: "" for k in (1, 2, 5, 10, 20, 50, 100, 200, 500)}}
     stops |= {percent / 100: ", in the paper" for percent in published().surviving_pct}
     keep = [(f"{100 * stop:.3g} %{stops[stop]}", stop) for stop in sorted(stops)]
+    methods = {criterion.title: name for name, criterion in METHODS.items()}
     late = {"continuous_update": False, "layout": {"width": "28rem"}}
     choice = {
         "network": ipywidgets.Dropdown(options=list(NETWORKS)),
-        "beside": ipywidgets.Dropdown(options=methods, value="mp"),
-        "method": ipywidgets.Dropdown(options=methods, value="lap"),
+        "beside": ipywidgets.Dropdown(options=methods),
+        "method": ipywidgets.Dropdown(options=methods),
         "scope": ipywidgets.Dropdown(options={title: name for name, title in SCOPES.items()}),
-        "keep": ipywidgets.SelectionSlider(options=keep, value=start.get("keep", 0.1), **late),
+        "keep": ipywidgets.SelectionSlider(options=keep, **late),
         "checkpoint": ipywidgets.Text(placeholder="path of your own state_dict (optional)", **late),
     }
     for name, widget in choice.items():

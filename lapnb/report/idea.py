@@ -90,11 +90,10 @@ def draw_idea(save: bool = False):
         axis.scatter(*np.indices((4, 3)), s=230, color="white", edgecolor="0.3", zorder=3)
         for name, y, prime, unit in (("w", -1.15, "", 2), ("v", -1.5, "'", 0)):
             removed = short(method) in numbers.removed_by[name]
-            axis.text(-0.4, y, f"${name}$:")
+            colour, end = (REMOVED, "  removed first") if removed else ("black", "")
             product = f"= {numbers.lookahead[name]:.3g}" if method == "lap" else ""
-            axis.text(
-                3.1, y, product + "  removed first" * removed, color=REMOVED if removed else "black"
-            )
+            axis.text(-0.4, y, f"${name}$:")
+            axis.text(3.1, y, product + end, color=colour)
             axis.text(1.5, unit + 0.2, f"${name}$", ha="center", fontsize=13)
             for x, letter in ((1, "j"), (2, "k")):
                 axis.text(x, unit, f"${letter}{prime}$", ha="center", va="center", zorder=4)

@@ -24,13 +24,13 @@ def show(results: pd.DataFrame, column: str = "error") -> None:
     html = "<br>".join([f"<b>{escape(lines[0])}</b>", *map(escape, lines[1:])])
     display(Shown("\n".join(lines), {"text/html": html}))
     display(without_numbers(table))
-    picture = base64.b64encode(png(figure)).decode()
+    picture = base64.b64encode(png(figure, dpi=110)).decode()
     display(Shown(figure.get_label(), {"image/png": picture}))
     found = of.verdicts(results)
     if len(found):
         found["surviving (%)"] = found.surviving.map(percent, na_action="ignore")
         names = {"found": "found [95 % interval]", "verdict": f"verdict ({found.scale[0]} scale)"}
-        shown = ["claim", "surviving (%)", "found", "n", "verdict"]
+        shown = ["claim", "verdict", "surviving (%)", "found", "n"]
         display(without_numbers(found[shown].rename(columns=names)))
 
 
@@ -86,11 +86,11 @@ class Shown:
 
 
 def without_numbers(frame: pd.DataFrame) -> Shown:
-    """A table without row numbers; what stands between ** is bold."""
+    """A table without row numbers; what stands between ** is bold, and no line breaks at ±."""
     with pd.option_context("display.max_colwidth", None):
-        html = frame.to_html(index=False, border=0, na_rep="–")
-    bold = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", html)
-    return Shown(frame.to_string(index=False, na_rep="–"), {"text/html": bold})
+        html = frame.to_html(index=False, border=0, na_rep="–").replace(" ± ", "&nbsp;±&nbsp;")
+    html = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", html)
+    return Shown(frame.to_string(index=False, na_rep="–"), {"text/html": html})
 
 
 def side_by_side(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:

@@ -62,7 +62,7 @@ def test_published_numbers_stand_beside_their_own_data_and_network(
     declared = lapnb.table(name, "paper")
     rows["round"] = declared.rounds[-1]
     assert lapnb.compare(rows).paper.notna().all() == beside
-    assert ("CIFAR-10 itself" in lapnb.caption(rows)) == (beside and "JPEG" in source)
+    assert ("on CIFAR-10 itself" in lapnb.caption(rows)) == (beside and "JPEG" in source)
 
 
 def test_pairs_are_of_the_same_seed_whatever_the_order(made):

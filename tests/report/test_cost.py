@@ -8,7 +8,9 @@ from lapnb.report.cost import GLOBAL, LIBRARY, cost, plot
 
 @pytest.fixture
 def rows():
-    return cost(networks=["fcn", "resnet18"], scale="smoke", device="cpu", repeats=3)
+    return cost(
+        networks="fcn, resnet18", scale="smoke", device="cpu", repeats="3"
+    )  # as from papermill
 
 
 def test_one_row_for_each_way_to_compute_masks(rows, lapnb_root):

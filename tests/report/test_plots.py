@@ -164,7 +164,7 @@ def test_show_gives_everything_as_text_and_for_a_notebook(results, capsys, monke
     bundles = [output._repr_mimebundle_() for output in shown]
     kinds = [sorted(bundle) for bundle in bundles]
     assert kinds[2] == ["image/png", "text/plain"] and kinds[0] == ["text/html", "text/plain"]
-    assert "<b>43.00 ± 3.00</b>" in bundles[1]["text/html"]
+    assert "<b>43.00&nbsp;±&nbsp;3.00</b>" in bundles[1]["text/html"]
     assert "on &lt;b&gt;" in bundles[0]["text/html"]
     again = []
     monkeypatch.setattr("IPython.display.display", again.append)
