@@ -32,14 +32,16 @@ cross terms.
 import copy
 import inspect
 import re
+import sys
 import warnings
+from contextlib import nullcontext
 from dataclasses import is_dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lapnb.pruning.flow_rules import ELEMENTWISE, RULES, Rules, emit, is_signal
 from lapnb.pruning.layers import Layer, check_chain, neighbours
@@ -48,6 +50,7 @@ Factors = tuple[Tensor, Tensor]
 
 
 @torch.inference_mode(False)
+@torch.enable_grad()
 def flow(
     model: nn.Module, example, layers: list[Layer], weights: list[Tensor] | None = None
 ) -> list[Factors | None]:
@@ -67,27 +70,29 @@ def flow(
     if not any(isinstance(value, Tensor) for value in tree_leaves(example)):
         raise ValueError(f"example must be a batch of inputs, got {type(example).__name__}")
     weights = [layer.values for layer in layers] if weights is None else weights
-    twin, parameters = _twin(model)
-    rules = Rules({id(parameters[id(layer.weight)]): i for i, layer in enumerate(layers)}, weights)
-    with torch.enable_grad():
-        inputs = tree_map(_as_input, example[:1] if isinstance(example, Tensor) else example)
-        args = inputs if isinstance(inputs, tuple) else (inputs,)
-        follow = _Follow(twin, rules)
-        try:
-            devices = {p.device for p in parameters.values() if p.is_cuda}
-            stance = torch.compiler.set_stance("force_eager")
-            with torch.random.fork_rng(devices), stance, follow:
-                outputs = twin(**inputs) if isinstance(inputs, dict) else twin(*args)
-        except (RuntimeError, TypeError, IndexError, AssertionError) as error:
-            raise ValueError(f"the model does not run on example: {error}") from error
-        outputs = vars(outputs) if is_dataclass(outputs) else outputs
-        calls = rules.finish(follow.signals(outputs))
+    inputs = example[:1] if isinstance(example, Tensor) else example
+    inputs = tree_map_only(Tensor, _as_input, inputs)
+    args = inputs if isinstance(inputs, tuple) else (inputs,)
+    devices = {p.device for p in model.parameters() if p.is_cuda}
+    compiles = "torch._dynamo" in sys.modules  # importing it takes seconds
+    eager = torch.compiler.set_stance("force_eager") if compiles else nullcontext()
+    unhooked = torch.autograd.graph.disable_saved_tensors_hooks("switch checkpointing off")
+    try:
+        twin, parameters = _twin(model)
+        numbers = {id(parameters[id(layer.weight)]): i for i, layer in enumerate(layers)}
+        follow = _Follow(twin, Rules(numbers, weights))
+        with torch.random.fork_rng(devices), eager, unhooked, follow:
+            outputs = twin(**inputs) if isinstance(inputs, dict) else twin(*args)
+    except (RuntimeError, TypeError, IndexError, AttributeError, AssertionError) as error:
+        raise ValueError(f"cannot run a copy of the model on example: {error}") from error
+    outputs = vars(outputs) if is_dataclass(outputs) else outputs
+    calls = follow.rules.finish(follow.signals(outputs))
     factors = [_factors(*x) for x in zip(layers, weights, calls, strict=True)]
     if names := [layer.name for layer, pair in zip(layers, factors, strict=True) if pair is None]:
         warnings.warn(
             "left dense, as the input does not reach them or nothing they compute is used: "
             + ", ".join(names),
-            stacklevel=2,
+            stacklevel=7,  # where prune_masks is called
         )
     return _rounded(model, layers, weights, factors)
 
@@ -131,9 +136,9 @@ def _rounded(model, layers, weights, factors: list[Factors | None]) -> list[Fact
     ]
 
 
-def _as_input(value):
+def _as_input(value: Tensor) -> Tensor:
     """An input of the model: 1 per unit, unless it holds whole numbers."""
-    if not isinstance(value, Tensor) or not value.is_floating_point():
+    if not value.is_floating_point():
         return value
     kind = torch.float32 if value.device.type == "mps" else torch.float64
     return _mark(emit(value.new_ones((), dtype=kind), value.shape)[1])

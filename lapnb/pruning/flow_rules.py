@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lapnb.pruning.layers import column_norms, row_norms
 
@@ -34,16 +34,16 @@ NAMES = {
     "index_select gather roll flip unfold pixel_shuffle pixel_unshuffle channel_shuffle clone copy "
     "zero interpolate upsample adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
     "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d max_pool1d max_pool2d max_pool3d "
-    "size dim ndimension numel nelement stride is_contiguous element_size is_floating_point "
-    "is_complex get_device len hash repr format zeros_like ones_like empty_like full_like "
-    "rand_like randn_like new_zeros new_ones new_empty new_full new_tensor",
+    "size dim ndimension numel stride is_contiguous is_floating_point get_device len hash repr "
+    "format zeros_like ones_like empty_like full_like new_zeros new_ones new_empty new_full",
     "cat": "cat concat concatenate",
     "reduce": "mean sum max amax",
     "average_pool": "avg_pool1d avg_pool2d avg_pool3d",
     "batch_norm": "batch_norm instance_norm",
     "layer_norm": "layer_norm rms_norm",
     "weighted": "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
-    "end": "matmul rmatmul mm bmm baddbmm einsum softmax log_softmax scaled_dot_product_attention",
+    "end": "matmul rmatmul mm bmm baddbmm einsum softmax softmin log_softmax "
+    "scaled_dot_product_attention",
     "": "stack pad setitem where masked_fill addcmul glu group_norm embedding "
     "multi_head_attention_forward",  # called as the function is
 }
@@ -106,10 +106,12 @@ class Rules:
             return self.weighted(functional.linear, args[0], args[1].mT)
         signals = [value for value in tree_leaves((args, kwargs)) if is_signal(value)]
         self.count(signals)
-        args, kwargs = tree_map(_meta, (args, kwargs))
-        return tree_map(
-            lambda out: emit(signals[0].new_ones(()), out.shape)[1], func(*args, **kwargs)
-        )
+        return self.start(signals[0].new_ones(()), func, *args, **kwargs)
+
+    def start(self, one: Tensor, func, *args, **kwargs):
+        """What the function makes, with 1 for each unit."""
+        args, kwargs = tree_map_only(Tensor, _meta, (args, kwargs))
+        return tree_map_only(Tensor, lambda x: emit(one, x.shape)[1], func(*args, **kwargs))
 
     def multi_head_attention_forward(self, func, *args, **kwargs):
         """nn.MultiheadAttention: its projections are layers, between them the block ends."""
@@ -120,17 +122,15 @@ class Rules:
         for name, weight in zip(("query", "key", "value"), weights, strict=True):
             if is_signal(given[name]):
                 self.weighted(functional.linear, given[name], weight)
-        attended = emit(given["query"].new_ones(()), given["query"].shape)[1]
-        return self.weighted(functional.linear, attended, given["out_proj_weight"]), None
+        out, scores = self.start(given["query"].new_ones(()), func, *args, **kwargs)
+        return self.weighted(functional.linear, out, given["out_proj_weight"]), scores
 
     def embedding(self, func, indices, weight, *_, **__):
         """A linear layer on one-hot inputs."""
         values = column_norms(at_least_float(weight), 1).double().square()
         return emit(values, (*indices.shape, weight.shape[1]))[1]
 
-    def batch_norm(
-        self, func, x, running_mean=None, running_var=None, *, weight=None, eps=1e-5, **how
-    ):
+    def batch_norm(self, func, x, mean=None, running_var=None, *, weight=None, eps=1e-5, **how):
         if running_var is not None and not (how.get("training") or how.get("use_input_stats")):
             scale = (at_least_float(running_var) + eps).rsqrt()
             weight = scale if weight is None else scale * weight.abs()
@@ -145,7 +145,7 @@ class Rules:
 
     def statistic(self, func, *args, **kwargs):
         """A scale that is computed from the data counts as 1."""
-        return tree_map(torch.ones_like, func(*args, **kwargs))
+        return tree_map_only(Tensor, torch.ones_like, func(*args, **kwargs))
 
     def as_is(self, func, *args, **kwargs):
         return func(*args, **kwargs)
@@ -167,9 +167,8 @@ class Rules:
         if a.root is b.root:  # an activation written as a product, as x·sigmoid(x)
             return min(a, b, key=lambda signal: signal.gate).clone()
         rank = [(signal.gate == 2, -signal.numel(), signal.gate) for signal in (a, b)]
-        if rank[0] == rank[1]:
-            return a * b
-        return _gate(a, b) if rank[0] < rank[1] else _gate(b, a)
+        x, gate = (a, b) if rank[0] < rank[1] else (b, a)
+        return a * b if rank[0] == rank[1] else _gate(x, gate)
 
     def addcmul(self, func, x, a, b, value=1):
         product = self.multiply(func, a, b) if is_signal(a) or is_signal(b) else a * b
@@ -212,9 +211,8 @@ class Rules:
         """Constants among units count as 1, as inputs do; a constant token as next to nothing."""
         like = next(filter(is_signal, tensors))
         fill = 1 if like.ndim != 3 or _varies(like, dim) else 1e-12  # a layer may see it alone
-        return torch.cat(
-            [t if is_signal(t) else like.new_full(t.shape, fill) for t in tensors], dim
-        )
+        parts = [x if is_signal(x) else like.new_full(x.shape, fill) for x in tensors]
+        return torch.cat(parts, dim)
 
     def stack(self, func, tensors, dim=0):
         return self.cat(func, [x.unsqueeze(dim) for x in tensors], dim)
@@ -244,10 +242,8 @@ def emit(values: Tensor, shape) -> tuple[Tensor, Tensor]:
     return source, source.expand(shape).clone()
 
 
-def _meta(value):
-    """A tensor's shape without its values, to ask a function for the shape that it returns."""
-    if not isinstance(value, Tensor):
-        return value
+def _meta(value: Tensor) -> Tensor:
+    """A tensor without values, for asking a function for the shape that it makes."""
     kind = torch.float32 if value.is_floating_point() else value.dtype
     return torch.empty(value.shape, dtype=kind, device="meta")
 
@@ -258,8 +254,7 @@ def _varies(x: Tensor, dim: int) -> bool:
 
 def _sizes(x: Tensor, dims) -> tuple[int, int]:
     """How many units and how many positions there are along some dimensions."""
-    varying = [x.shape[d] if _varies(x, d) else 1 for d in dims]
-    units = math.prod(varying)
+    units = math.prod(x.shape[d] for d in dims if _varies(x, d))
     return units, math.prod(x.shape[d] for d in dims) // units
 
 

@@ -1,0 +1,297 @@
+"""Neighbours along the data flow: brute force on small networks, rescaling on real ones."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+import torchvision
+from reference import randomised, same, wired_distortions
+from torch import nn
+from torch.nn import functional as F
+
+import lapnb
+from lapnb.pruning.flow import flow
+from lapnb.pruning.layers import prunable_layers
+
+
+class Net(nn.Module):
+    """`function` of the network and its inputs; modules by name, a pair is a linear layer."""
+
+    def __init__(self, function, shape=(1, 5), **modules):
+        super().__init__()
+        self.function, self.shape = function, shape
+        for name, module in modules.items():
+            pair = isinstance(module, tuple)
+            setattr(self, name, nn.Linear(*module, bias=False) if pair else module)
+
+    def forward(self, *inputs, **named):
+        return self.function(self, *inputs, **named)
+
+
+@dataclasses.dataclass
+class Outputs:
+    logits: torch.Tensor
+    others: dict
+
+
+def conv(inputs, outputs, kernel=1, kind=nn.Conv2d, **settings):
+    return kind(inputs, outputs, kernel, bias=False, **settings)
+
+
+def factors(model, example):
+    layers = prunable_layers(model)
+    return dict(zip([x.name for x in layers], flow(model, example, layers), strict=True))
+
+
+def rows(layer):
+    return layer.weight.detach().flatten(1).norm(dim=1)
+
+
+def columns(layer):
+    return layer.weight.detach().transpose(0, 1).flatten(1).norm(dim=1)
+
+
+def close(factor, expected):
+    expected = torch.as_tensor(expected).to(factor).expand(factor.numel())
+    torch.testing.assert_close(factor.flatten(), expected)
+
+
+# Exact on blocks of linear layers ----------------------------------------------------------------
+
+T2, NORM = nn.ConvTranspose2d, nn.BatchNorm1d
+FORMS = {
+    "residual": Net(
+        lambda n, x: n.c((y := n.a(x)) + n.norm(n.b(y))), a=(5, 4), b=(4, 4), norm=NORM(4), c=(4, 3)
+    ),
+    "identity to both ends": Net(lambda n, x: x + n.b(n.a(x)), a=(5, 4), b=(4, 5)),
+    "branches and outputs": Net(
+        lambda n, x: Outputs(n.b(y := n.norm(n.a(x))), {"c": [n.c(y) / 2, 3 * y]}),
+        **{"a": (5, 4), "norm": NORM(4), "b": (4, 3), "c": (4, 2)},
+    ),
+    "concatenation": Net(
+        lambda n, x: n.c(n.norm(torch.cat([x, y := n.a(x), n.b(y)], 1))),
+        **{"a": (5, 3), "b": (3, 2), "norm": NORM(10), "c": (10, 3)},
+    ),
+    "mean, scale and padded units": Net(
+        lambda n, x: n.c(torch.stack([F.pad(n.a(x), (1, 0)), n.scale * n.b(x)]).mean(0)),
+        **{"a": (5, 3), "b": (5, 4), "scale": nn.Parameter(torch.rand(4)), "c": (4, 2)},
+    ),
+    "called twice": Net(lambda n, x: n.b(n.b(n.a(x))) + n.b(x[:, :4]), a=(5, 4), b=(4, 4)),
+    "groups": Net(
+        lambda n, x: n.d(n.c(F.channel_shuffle(n.b(n.a(x)), 2))),
+        shape=(1, 4, 1, 1),
+        **{"a": conv(4, 4), "b": conv(4, 8, groups=4), "c": conv(8, 4, groups=2), "d": conv(4, 2)},
+    ),
+    "transposed": Net(
+        lambda n, x: n.c(n.b(n.a(x)).chunk(2, 1)[1]),
+        shape=(1, 4, 1, 1),
+        **{"a": conv(4, 4, kind=T2), "b": conv(4, 6, kind=T2, groups=2), "c": conv(3, 2)},
+    ),
+    "flatten": Net(
+        lambda n, x: n.b(n.norm(n.a(x).flatten(1))),
+        **{"shape": (1, 2, 2, 3), "a": conv(2, 3), "norm": NORM(18), "b": (18, 4)},
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_product_is_the_distortion_of_the_block(form):
+    model = randomised(FORMS[form]).double()
+    for name, (before, after) in factors(model, torch.rand(model.shape)).items():
+        layer = model.get_submodule(name)
+        brute = wired_distortions(model, layer, torch.rand(model.shape).double())
+        torch.testing.assert_close(layer.weight.abs() * before * after, brute, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["fcn", "conv6", "vgg11", "vgg16"])
+def test_on_chains_masks_are_those_of_the_order_of_definition(name):
+    model = randomised(lapnb.build_model(name, width=0.25, image_size=32, channels=3))
+    for method in ("lap", "lap_forward", "lap_backward"):
+        masks = lapnb.prune_masks(model, method, 0.1, example=torch.rand(2, 3, 32, 32))
+        assert same(masks, lapnb.prune_masks(model, method, 0.1))
+
+
+# What lies between layers ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda x: F.dropout(F.hardswish(x.clone(), inplace=True)),
+        lambda x: x * torch.sigmoid(x),
+        lambda x: x.mul(F.relu6(x + 3) / 6) - 1,
+        lambda x: F.avg_pool2d(F.pad(x, (1, 2, 0, 1)), 3, 2, padding=1)[:, :, 1:],
+        lambda x: F.interpolate(F.adaptive_avg_pool2d(x, 3), scale_factor=2, mode="bilinear"),
+        lambda x: x.mean((2, 3), keepdim=True) + torch.rand(4, 1, 1),
+        lambda x: x.amax(dim=(2, 3))[..., None, None],
+        lambda x: x.flatten(2).sum(2).view(1, 4, 1, 1) / 64,
+        lambda x: x.permute(0, 2, 3, 1).roll(1, 1).reshape(1, 16, 4, 4).permute(0, 3, 1, 2),
+        lambda x: F.group_norm(F.layer_norm(F.instance_norm(x), (8, 8)), 2),
+        lambda x: x / (x.pow(2).mean(1, keepdim=True) + 1e-6).sqrt(),
+        lambda x: None if x.requires_grad else x.data.detach().float(),
+    ],
+)
+def test_these_are_the_identity_of_each_unit(between):
+    model = Net(lambda n, x: n.b(between(n.a(x))), a=conv(3, 4, 3, padding=1), b=conv(4, 2))
+    found = factors(model, torch.rand(2, 3, 8, 8))
+    close(found["a"][1], columns(model.b))
+    close(found["b"][0], rows(model.a))
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm(4), nn.RMSNorm(4), nn.GroupNorm(2, 4)])
+def test_a_scale_of_the_data_counts_as_one(norm):
+    model = randomised(nn.Sequential(nn.Linear(5, 4), norm, nn.Linear(4, 3)))
+    gamma = norm.weight.detach().abs()
+    found = factors(model, torch.rand(4, 5))
+    close(found["0"][1], columns(model[2]) * gamma)
+    close(found["2"][0], rows(model[0]) * gamma)
+
+
+@pytest.mark.parametrize(
+    "gated",
+    [
+        lambda x, g: x * torch.sigmoid(g),
+        lambda x, g: F.hardsigmoid(g).expand_as(x) * F.relu(x),
+        lambda x, g: F.glu(torch.cat([x, g.expand_as(x)], 1), 1),
+        lambda x, g: x * g.mean((2, 3), keepdim=True),  # broadcast
+        lambda x, g: F.silu(g) * x,
+    ],
+)
+def test_a_gate_counts_as_one_and_what_it_is_made_of_sees_what_it_gates(gated):
+    model = Net(
+        lambda n, x: n.c(gated(y := n.a(x), n.g2(n.g1(y)))),
+        **{"a": conv(3, 4, 3), "g1": conv(4, 2), "g2": conv(2, 4), "c": conv(4, 3, 3)},
+    )
+    found = factors(model, torch.rand(1, 3, 8, 8))
+    close(found["c"][0], rows(model.a))
+    close(found["g2"][1], rows(model.a) * columns(model.c))
+    close(found["g1"][0], rows(model.a))
+    close(found["a"][1], (columns(model.c) ** 2 + columns(model.g1) ** 2).sqrt())
+
+
+def test_a_block_ends_at_attention():
+    model = randomised(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True))
+    found = factors(model, torch.rand(2, 5, 8))
+    first, second = (norm.weight.detach().abs() for norm in (model.norm1, model.norm2))
+    close(found["self_attn.out_proj"][0], 1)
+    both = (columns(model.linear1) ** 2 + second**2).sqrt()  # the model's output is a consumer
+    close(found["self_attn.out_proj"][1], first * both)
+    scores = Net(lambda n, x: n.v(x.softmax(1) @ n.q(x).mT), q=(4, 4), v=(3, 2))
+    found = factors(scores, torch.rand(1, 3, 4))
+    close(found["q"][1], 1)
+    close(found["v"][0], 1)
+
+
+def test_layers_that_the_input_does_not_reach_stay_dense():
+    model = Net(
+        lambda n, x: (n.a(x) + n.table(torch.ones(1, 2)), n.dropped(x))[0],
+        **{name: nn.Linear(2, 2) for name in ("a", "table", "dropped", "unused")},
+    )
+    with pytest.warns(UserWarning, match="dense.*: table, dropped, unused"):
+        masks = lapnb.prune_masks(model, "lap", 0.5, example=torch.rand(1, 2))
+    assert [int(mask.sum()) for mask in masks] == [2, 4, 4, 4]
+
+
+def test_several_inputs_and_whole_numbers():
+    model = Net(
+        lambda n, words, scale: n.out(n.embed(words) * torch.sigmoid(n.gate(scale))),
+        **{"embed": nn.Embedding(7, 4), "gate": (3, 4), "out": (4, 2)},
+    )
+    words, scale = torch.tensor([[1, 2]]), torch.rand(1, 2, 3)
+    for example in ((words, scale), {"words": words, "scale": scale}):
+        found = factors(model, example)
+        close(found["out"][0], columns(model.embed))
+        close(found["gate"][1], columns(model.embed) * columns(model.out))
+
+
+# A rescaling that leaves the function unchanged --------------------------------------------------
+
+RESCALED = [  # network, common prefix, what is multiplied, the layers that it feeds, those before
+    ("resnet18", "layer1.0.", "bn1", "conv2", "conv1"),
+    ("resnext50_32x4d", "layer1.0.", "bn1", "conv2", "conv1"),
+    ("densenet121", "features.denseblock1.denselayer1.", "norm2", "conv2", "conv1"),
+    ("googlenet", "inception3a.branch2.", "0.bn", "1.conv", "0.conv"),
+    ("squeezenet1_1", "features.3.", "squeeze", "expand1x1 expand3x3", "squeeze"),
+    ("shufflenet_v2_x0_5", "stage2.0.branch2.", "1", "3", "0"),
+    ("mobilenet_v2", "features.2.conv.", "0.1", "1.0", "0.0"),
+    ("mobilenet_v3_small", "features.1.block.", "0.1", "1.fc1 2.0", "0.0"),
+    ("efficientnet_b0", "features.1.0.block.", "0.1", "1.fc1 2.0", "0.0"),
+    ("regnet_y_400mf", "trunk_output.block1.block1-0.f.", "b.1", "se.fc1 c.0", "b.0"),
+    ("convnext_tiny", "features.1.0.block.", "2", "3", "0"),
+    ("vit_b_32", "encoder.layers.encoder_layer_0.", "ln_2", "mlp.0", "self_attention.out_proj"),
+    ("swin_t", "features.1.", "1.norm1", "1.attn.qkv", "0.mlp.3"),
+    ("swin_t", "features.1.", "1.norm2", "1.mlp.0", "1.attn.proj"),
+]
+
+
+@pytest.mark.parametrize(("network", "prefix", "scaled", "fed", "before"), RESCALED)
+@pytest.mark.filterwarnings("ignore:left dense")
+@torch.no_grad()
+def test_rescaled_units_keep_the_masks_of_the_layers_that_touch_them(
+    network, prefix, scaled, fed, before
+):
+    """γ and β times c, the weights of all consumers divided by c: the function stays as it is."""
+    settings = {"googlenet": {"init_weights": False}, "vit_b_32": {"image_size": 64}}
+    model = randomised(torchvision.models.get_model(network, **settings.get(network, {})))
+    numbers = {layer.name: i for i, layer in enumerate(prunable_layers(model))}
+    touched = [numbers[prefix + name] for name in (*fed.split(), *before.split())]
+
+    def masks(method):
+        found = lapnb.prune_masks(model, method, 0.1, example=torch.rand(1, 3, 64, 64))
+        return [found[i] for i in touched]
+
+    old = {method: masks(method) for method in ("mp", "lap")}
+    norm = model.get_submodule(prefix + scaled)
+    c = 2.0 ** torch.randint(-3, 4, norm.weight.shape[:1])  # exact
+    norm.weight.mul_(c.view(-1, *[1] * (norm.weight.ndim - 1)))
+    norm.bias.mul_(c)
+    for name in fed.split():
+        layer = model.get_submodule(prefix + name)
+        inputs = layer.weight.view(getattr(layer, "groups", 1), -1, *layer.weight.shape[1:])
+        inputs.div_(c.view(len(inputs), 1, -1, *[1] * (layer.weight.ndim - 2)))
+    assert same(old["lap"], masks("lap"))
+    assert not same(old["mp"], masks("mp"))
+
+
+# Refused, and left as it was ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("function", "sentence"),
+    [
+        (lambda x: torch.fft.fft(x).real, r"in odd \(Net\): fft_fft has no rule"),
+        (lambda x: x if x.sum() > 0 else -x, "gt has no rule"),
+        (lambda x: torch.max(x, -x), "max has no rule for these arguments"),
+        (lambda x: torch.div(x, 2, rounding_mode="floor"), "div has no rule for these arguments"),
+        (lambda x: F.linear(x, x.mT @ x), "weight is computed from the data"),
+        (lambda x: torch.jit.script(nn.ReLU())(x), "scripted, compiled"),
+        (lambda x: x[:, :3], "cannot run a copy of the model on example"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_what_cannot_be_followed_is_refused_by_name(function, sentence):
+    odd = Net(lambda _, x: function(x))
+    model = Net(lambda n, x: n.b(n.odd(n.a(x))), a=(5, 4), odd=odd, b=(4, 3))
+    with pytest.raises(ValueError, match=sentence):
+        factors(model, torch.rand(1, 5))
+
+
+def test_an_example_is_a_tensor():
+    with pytest.raises(ValueError, match="example must be a batch of inputs, got str"):
+        factors(nn.Sequential(nn.Linear(5, 4)), "mnist")
+
+
+def test_the_model_is_not_changed():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Conv2d(4, 2, 3))
+    model[1].eval()
+    model[0].weight.requires_grad_(False)
+    flags = [module.training for module in model.modules()]
+    state, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    with torch.inference_mode():
+        factors(model, torch.rand(1, 3, 8, 8, generator=torch.Generator()))
+    assert flags == [module.training for module in model.modules()]
+    assert same(state.values(), model.state_dict().values())
+    assert torch.equal(random, torch.get_rng_state())
+    assert [p.requires_grad for p in model.parameters()] == [False] + 5 * [True]
+    assert all(p.grad is None for p in model.parameters())
