@@ -1,20 +1,34 @@
 """What a notebook shows of a table: the same text and numbers whenever its rows are the same."""
 
 import base64
+import contextlib
 import math
 import re
 from html import escape
 
 import pandas as pd
 
+from lapnb.paper.tables import table as table_of
 from lapnb.report import compare as of
-from lapnb.report.plots import plot, png
+from lapnb.report.plots import plot, png, save_plot
+from lapnb.runs.run import recorded
 
 
-def show(results: pd.DataFrame, column: str = "error") -> None:
-    """What a notebook shows of a table: result, ours beside the paper's, plot and verdicts."""
+def show(results: pd.DataFrame | str, column: str = "error") -> None:
+    """What a notebook shows of a table: result, ours beside the paper's, plot and verdicts.
+
+    A table's name stands for what is recorded of it at the largest scale on its own data set.
+    """
     from IPython.display import display
 
+    if isinstance(results, str):
+        found = own_data(results)
+        if found is None:
+            data = of.NAMES[table_of(results, "paper").dataset]
+            return print(
+                f"Not run on {data} yet: nothing is recorded at the reduced or paper scale."
+            )
+        results = found
     table, figure = side_by_side(results, column), plot(results, column)
     cells = table.to_string()
     head = f"{of.MEASURED[column][0]}: ours" + " | published" * ("|" in cells)
@@ -27,11 +41,21 @@ def show(results: pd.DataFrame, column: str = "error") -> None:
     picture = base64.b64encode(png(figure, dpi=110)).decode()
     display(Shown(figure.get_label(), {"image/png": picture}))
     found = of.verdicts(results)
+    if results.attrs.get("just_run"):
+        save_plot(results)
     if len(found):
         found["surviving (%)"] = found.surviving.map(percent, na_action="ignore")
         names = {"found": "found [95 % interval]", "verdict": f"verdict ({found.scale[0]} scale)"}
         shown = ["claim", "verdict", "surviving (%)", "found", "n"]
         display(without_numbers(found[shown].rename(columns=names)))
+
+
+def own_data(name: str) -> pd.DataFrame | None:
+    """The recorded rows of a table at the largest scale on its own data set, if there are any."""
+    for scale in ("paper", "reduced"):
+        with contextlib.suppress(FileNotFoundError):
+            return recorded(name, scale)
+    return None
 
 
 def percent(value: float) -> str:
