@@ -21,12 +21,12 @@ NAMES = {
     "mish hardswish hardtanh tanh softplus softsign logsigmoid tanhshrink softshrink hardshrink "
     "threshold clamp clip clamp_min clamp_max sin cos exp erf abs sqrt square pow",
     "identity": "dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout detach neg "
-    "feature_alpha_dropout to type_as float double half bfloat16 cpu cuda requires_grad "
+    "feature_alpha_dropout to type type_as float double half bfloat16 cpu cuda requires_grad "
     "normalize local_response_norm",
     "add": "add radd sub subtract rsub",
     "multiply": "mul rmul multiply",
     "divide": "div divide truediv true_divide",
-    "statistic": "var std var_mean norm linalg_vector_norm rsqrt reciprocal rdiv rtruediv",
+    "one": "var std var_mean std_mean norm linalg_norm linalg_vector_norm rsqrt reciprocal rdiv",
     # rearranges, selects, pools or resizes signals, asks for their shape or makes constants of it
     "as_is": "reshape reshape_as view view_as flatten unflatten ravel permute transpose t swapaxes "
     "movedim moveaxis contiguous unsqueeze squeeze expand expand_as broadcast_to repeat tile "
@@ -42,8 +42,7 @@ NAMES = {
     "batch_norm": "batch_norm instance_norm",
     "layer_norm": "layer_norm rms_norm",
     "weighted": "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
-    "end": "matmul rmatmul mm bmm baddbmm einsum softmax softmin log_softmax "
-    "scaled_dot_product_attention",
+    "end": "matmul mm addmm bmm baddbmm einsum softmax log_softmax scaled_dot_product_attention",
     "": "stack pad setitem where masked_fill addcmul glu group_norm embedding "
     "multi_head_attention_forward",  # called as the function is
 }
@@ -52,10 +51,9 @@ ELEMENTWISE = {"activation", "identity", "add", "multiply", "divide"}
 
 
 class Rules:
-    """Methods take a function and its arguments and give what it makes of signals.
+    """What is counted, and a method per rule, which takes the function and its arguments.
 
-    index: the layers' numbers, by the ids of the weights that the model computes with.
-    weights: the weights that count in their place.
+    `index` numbers the layers by the ids of their weights, in whose place `weights` count.
     """
 
     def __init__(self, index: dict[int, int], weights: list[Tensor]):
@@ -92,8 +90,7 @@ class Rules:
         if i is None and groups == len(values) > 1 and (values == values[0]).all():  # a blur
             return x.mean(tuple(range(channel + 1, 0)), True).expand(shape).clone()
         arrived = x.movedim(channel, -1).reshape(-1, x.shape[channel]).mean(0)
-        columns = column_norms(values, groups).to(arrived).square()
-        self.total = self.total + (columns * arrived).sum()
+        self.total = self.total + column_norms(values, groups).to(arrived).square() @ arrived
         rows = row_norms(values).to(arrived).square()
         source, out = emit(rows.view(-1, *[1] * (weight.ndim - 2)), shape)
         if i is not None:
@@ -102,14 +99,14 @@ class Rules:
 
     def end(self, func, *args, **kwargs):
         """What cannot be followed ends the block; what comes out of it counts as 1."""
-        if func.__name__ in ("matmul", "mm") and not is_signal(args[1]) and args[1].ndim == 2:
-            return self.weighted(functional.linear, args[0], args[1].mT)
+        right = args[-1]
+        if func.__name__ in ("matmul", "mm", "addmm") and right.ndim == 2 and not is_signal(right):
+            return self.weighted(functional.linear, args[-2], right.mT)
         signals = [value for value in tree_leaves((args, kwargs)) if is_signal(value)]
         self.count(signals)
         return self.start(signals[0].new_ones(()), func, *args, **kwargs)
 
     def start(self, one: Tensor, func, *args, **kwargs):
-        """What the function makes, with 1 for each unit."""
         args, kwargs = tree_map_only(Tensor, _meta, (args, kwargs))
         return tree_map_only(Tensor, lambda x: emit(one, x.shape)[1], func(*args, **kwargs))
 
@@ -126,8 +123,7 @@ class Rules:
         return self.weighted(functional.linear, out, given["out_proj_weight"]), scores
 
     def embedding(self, func, indices, weight, *_, **__):
-        """A linear layer on one-hot inputs."""
-        values = column_norms(at_least_float(weight), 1).double().square()
+        values = column_norms(at_least_float(weight), 1).double().square()  # one-hot inputs
         return emit(values, (*indices.shape, weight.shape[1]))[1]
 
     def batch_norm(self, func, x, mean=None, running_var=None, *, weight=None, eps=1e-5, **how):
@@ -143,8 +139,7 @@ class Rules:
     def layer_norm(self, func, x, normalized_shape, weight=None, *_, **__):
         return self.multiply(func, x, 1 if weight is None else weight)
 
-    def statistic(self, func, *args, **kwargs):
-        """A scale that is computed from the data counts as 1."""
+    def one(self, func, *args, **kwargs):  # scales that are computed from the data
         return tree_map_only(Tensor, torch.ones_like, func(*args, **kwargs))
 
     def as_is(self, func, *args, **kwargs):
@@ -155,7 +150,8 @@ class Rules:
             raise NotImplementedError("a parameter of it is computed from the data")
         return x.clone()
 
-    identity = activation
+    def identity(self, func, x, *_, **__):
+        return x.clone()
 
     def add(self, func, a, b, alpha=1):
         return _without_constant(a) + alpha**2 * _without_constant(b)
@@ -175,9 +171,7 @@ class Rules:
         return self.add(func, x, product, value)
 
     def divide(self, func, a, b):
-        if is_signal(b):  # a scale that is computed from the data counts as 1
-            return a * torch.ones_like(b)
-        return self.multiply(func, a, 1 / b)
+        return a * torch.ones_like(b) if is_signal(b) else self.multiply(func, a, 1 / b)
 
     def glu(self, func, x, dim=-1):
         return _gate(*x.chunk(2, dim))
@@ -186,8 +180,6 @@ class Rules:
         """Over positions the identity of each unit; over n units a mean is 1/n² of their sum."""
         dim = args[0] if args else kwargs.get("dim")
         dims = range(x.ndim) if dim is None else (dim,) if isinstance(dim, int) else dim
-        if isinstance(dims, Tensor):
-            raise NotImplementedError("the larger of two")
         units, positions = _sizes(x, dims)
         if func.__name__ in ("max", "amax"):
             return (func if units == 1 else partial(self.end, func))(x, *args, **kwargs)
