@@ -9,28 +9,20 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from concurrent.futures import FIRST_COMPLETED, wait
 from pathlib import Path
 
-import nbformat
 import papermill
-from traitlets.config import Config
 
 from lapnb.paper.protocol import literal
-from lapnb.progress import Progress
-from lapnb.runs.pool import Processes
+from lapnb.report.notebooks import run_all
 from lapnb.store import root
 from lapnb.training.datasets import data_folder
 
-START = "00_start_here"  # reads what the others have recorded, so it runs after them
 BUILD = Path(__file__).resolve().parents[1] / "docs" / "build.py"
-# else every kernel warns that its connection to papermill is not encrypted
-ENCRYPTED = Config({"KernelManager": {"transport_encryption": "auto"}})
 
 
 def parse(argv: list[str] | None, sources: dict[str, Path]) -> argparse.Namespace:
-    """The command line; its `jobs` are {notebook's name: its parameters}."""
+    """The command line; its `chosen` are {notebook's name: its parameters}."""
     parser = argparse.ArgumentParser("python -m lapnb", description=__doc__.splitlines()[0])
     parser.add_argument("notebooks", nargs="*", help="names, as in fcn_mnist; default: all")
     about = "set a parameter in every notebook that has it, as in -p scale smoke"
@@ -51,55 +43,10 @@ def parse(argv: list[str] | None, sources: dict[str, Path]) -> argparse.Namespac
     known = sorted(set().union(*listed.values()))
     if unknown := [name for name in wanted if name not in known]:
         parser.error(f"no notebook has a parameter {unknown[0]}; there are: {', '.join(known)}")
-    options.jobs_of = {
+    options.chosen = {
         name: {p: value for p, value in wanted.items() if p in listed[name]} for name in names
     }
     return options
-
-
-def execute(source: Path, copy: Path, parameters: dict, timeout: int) -> tuple[str, float]:
-    """Run one notebook into `copy`: what went wrong, if anything, and seconds. In a worker."""
-    copy.unlink(missing_ok=True)
-    start, failure = time.perf_counter(), ""
-    limits = dict(start_timeout=120, execution_timeout=timeout or None, config=ENCRYPTED)
-    where = dict(cwd=source.parent, progress_bar=False)
-    try:
-        papermill.execute_notebook(source, copy, parameters, **where, **limits)
-    except papermill.PapermillExecutionError as error:
-        failure = f"{error.ename}: {error.evalue}"
-    except Exception as error:  # a dead kernel, a timeout, a file that is no notebook
-        failure = f"{type(error).__name__}: {error}"
-    return failure.partition("\n")[0], time.perf_counter() - start
-
-
-def run_all(options: argparse.Namespace, sources: dict[str, Path], outcomes: dict) -> None:
-    """Run the notebooks in worker processes, whatever fails: name → (failure, seconds)."""
-    copies = root() / "build" / "notebooks"
-    copies.mkdir(parents=True, exist_ok=True)
-    with Progress(len(options.jobs_of), "notebooks", "notebooks") as bar:
-        for names in ([n for n in options.jobs_of if n != START], {START} & {*options.jobs_of}):
-            with Processes(min(options.jobs, len(names) or 1)) as pool:
-                running = {}
-                for name in names:
-                    call = (sources[name], copies / f"{name}.ipynb", options.jobs_of[name])
-                    running[pool.submit(execute, *call, options.timeout)] = name
-                while running:
-                    for future in wait(running, 1, FIRST_COMPLETED).done:
-                        name, error = running.pop(future), future.exception()
-                        died = (f"{type(error).__name__}: {error}", 0.0)
-                        outcomes[name] = died if error else future.result()
-                        note(sources[name], copies / f"{name}.ipynb", *outcomes[name])
-                        bar.at(len(outcomes))
-
-
-def note(source: Path, copy: Path, failure: str, seconds: float) -> None:
-    """Note the outcome in the executed copy, which is the source where nothing was executed."""
-    try:
-        notebook = nbformat.read(copy if copy.exists() else source, as_version=4)
-    except Exception:  # still gets its page
-        notebook = nbformat.v4.new_notebook()
-    notebook.metadata["lapnb"] = {"failed": failure, "seconds": round(seconds, 1)}
-    nbformat.write(notebook, copy)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -119,19 +66,19 @@ def main(argv: list[str] | None = None) -> int:
     outcomes: dict[str, tuple[str, float]] = {}
     status, report = 0, root() / "build" / "report" / "index.html"
     try:
-        run_all(options, sources, outcomes)
+        run_all(sources, options.chosen, options.timeout, options.jobs, outcomes)
         subprocess.run([sys.executable, BUILD], check=True)
     except KeyboardInterrupt:
         status, report = 130, "stopped"
     except (OSError, subprocess.CalledProcessError) as error:
         status, report = 1, f"failed ({error})"
-    width = max(map(len, options.jobs_of), default=0)
-    for name in options.jobs_of:
+    width = max(map(len, options.chosen), default=0)
+    for name in options.chosen:
         failure, seconds = outcomes.get(name, ("not finished", 0.0))
         print(f"{name:{width}}  {seconds:7.1f} s  {'FAILED: ' + failure if failure else 'ok'}")
     fine = sum(not failure for failure, _ in outcomes.values())
-    print(f"{fine} of {len(options.jobs_of)} notebooks ran through. Report: {report}")
-    return status or int(fine < len(options.jobs_of))
+    print(f"{fine} of {len(options.chosen)} notebooks ran through. Report: {report}")
+    return status or int(fine < len(options.chosen))
 
 
 if __name__ == "__main__":

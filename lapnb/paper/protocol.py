@@ -16,9 +16,7 @@ from pydantic import (
     Field,
     TypeAdapter,
     ValidationError,
-    model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from lapnb.pruning.scores import METHODS
 from lapnb.store import fingerprint
@@ -63,7 +61,7 @@ def _listed(value: Any) -> Any:
     """One value, several, or text with several between commas or spaces: a tuple of them."""
     value = literal(value)
     if isinstance(value, str):
-        value = value.replace(",", " ").split()
+        value = [literal(word) for word in value.replace(",", " ").split()]
     return tuple(value) if isinstance(value, list | tuple | range) else (value,)
 
 
@@ -136,14 +134,6 @@ class Table(BaseModel, frozen=True, strict=True, extra="forbid"):
     claims: tuple[Claim, ...] = ()
     variants: tuple[dict[str, Any], ...] = ({},)
     changed: str = ""
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> "Table":
-        if self.network != "fcn" and self.activation != "relu":
-            raise PydanticCustomError(
-                "fit", f"activation must be relu for {self.network}; got {self.activation}"
-            )
-        return self
 
     def plain(self) -> Iterator["Table"]:
         """The tables that this one puts side by side, each with one value of what varies."""

@@ -1,7 +1,6 @@
 """Compute a table's rows, and read recorded ones: what a notebook calls."""
 
 import os
-import tempfile
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +12,7 @@ from lapnb.paper.protocol import SCALES, Table, Whole, checked
 from lapnb.paper.tables import table as declare
 from lapnb.pruning.masks import check
 from lapnb.runs.results import (
+    SCHEMA,
     keys,
     lock_file,
     matching,
@@ -88,7 +88,8 @@ def run(
         done = keys(known[~known.status.str.startswith("failed")]) & wanted
     computed = 0
     if done < wanted:
-        _check_writable(path)
+        with locked(lock_file(path), path):  # a file that cannot be written: say so before training
+            write(path, path.read_bytes() if path.exists() else b",".join(map(str.encode, SCHEMA)))
         computed = compute_all(
             graph_of(table, data.source, done),
             f"{table.name} ({table.scale} scale)",
@@ -151,28 +152,13 @@ def _in_order(rows: pd.DataFrame, table: Table) -> pd.DataFrame:
 
 def _tell_mixed_seeds(rows: pd.DataFrame) -> None:
     """All rows of a seed should start from one dense network; other machines round otherwise."""
+    parts = {
+        "dense_error": "start from different dense networks, with {} % error: recompute=True "
+        "starts all of them from one",
+        "device": "were computed on {}",
+    }
     for (_, seed), own in rows.groupby(["activation", "seed"]):
-        errors, devices = sorted(own.dense_error.unique()), sorted(own.device.unique())
-        if len(errors) > 1:
-            print(
-                f"recorded rows of seed {seed} start from different dense networks, with "
-                f"{' and '.join(f'{e:g}' for e in errors)} % error, as computed on "
-                "different machines; recompute=True starts all of them from one"
-            )
-        if len(devices) > 1:
-            print(f"recorded rows of seed {seed} were computed on {' and '.join(devices)}")
-
-
-def _check_writable(path: Path) -> None:
-    """Raise PermissionError unless the lock, the results file and runs/ can be written."""
-    with locked(lock_file(path), path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=path.parent).close()
-            if path.exists():
-                write(path, path.read_bytes())
-        except OSError as error:
-            raise PermissionError(
-                f"results cannot be written to {path} ({error.strerror}); make it writable, or "
-                "set LAPNB_ROOT to a folder that is"
-            ) from error
+        for column, text in parts.items():
+            found = [f"{value}" for value in sorted(own[column].unique())]
+            if len(found) > 1:
+                print(f"recorded rows of seed {seed} {text.format(' and '.join(found))}")

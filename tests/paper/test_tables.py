@@ -108,7 +108,6 @@ def test_parameters_as_papermill_hands_them_over(change, expected):
         (dict(step=3), "setting must be one of methods, .*; got 'step'"),
         (dict(name="fcn"), "table must be one of fcn_mnist, .*; got 'fcn'"),
         (dict(scale="huge"), "scale must be one of smoke, quick, reduced, paper; got 'huge'"),
-        (dict(name="conv6_cifar10", activation="tanh"), "activation must be relu for conv6; got"),
     ],
 )
 def test_what_makes_no_sense_is_named(change, words):
