@@ -4,11 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
-from test_run import assert_same_rows, csv, elsewhere, iterative, status, tiny  # noqa: F401
+from test_run import assert_same_rows, csv, elsewhere, forbidden, iterative, tiny  # noqa: F401
 
 import lapnb
-from lapnb.runs import cell as experiment
-from lapnb.runs import run as runs
+from lapnb.runs import cell, pool, schedule
+from lapnb.runs.results import read
 
 distributed = pytest.importorskip("distributed")
 
@@ -32,64 +32,42 @@ def cluster(tmp_path_factory):
         yield cluster
 
 
-@pytest.fixture
-def client(cluster):
-    with distributed.Client(cluster) as client:
-        yield client
-
-
 def test_the_address_of_a_scheduler(cluster, lapnb_root, elsewhere):  # noqa: F811
     table = iterative(rounds=[3, 7])
     rows = lapnb.run(table, executor=cluster.scheduler_address)
     assert_same_rows(rows, elsewhere(table))
     assert [folder.name for folder in cluster.folder.iterdir()] == ["runs"]
-    assert [*(cluster.folder / "runs" / "retrained").glob("*.safetensors")]
+    assert not [*Path(cluster.folder).rglob("*.csv")]  # only the caller writes results
     assert not [*lapnb_root.rglob("*.safetensors")]
     others = [name for name in cluster.scheduler.clients if name.startswith("Client")]
     assert others == []  # the one that run() opened is closed
 
 
 def test_an_executor_of_a_client_and_a_worker_that_dies(
-    client,
+    cluster,
     lapnb_root,
     elsewhere,  # noqa: F811
     monkeypatch,
 ):
-    expected = elsewhere(tiny(seeds=2))
-    workers = set(client.run(os.getpid).values())
-
-    def deadly(task, *watch):  # sent to the workers as it is
-        if task.seed == 1 and task.cells:
+    def deadly(task, *tell):  # sent to the workers as it is
+        if task.seed == 1 and task.runs:
             os._exit(9)
-        return experiment.compute(task)
+        return cell.compute(task)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(runs, "compute", deadly)
-        rows = lapnb.run(tiny(seeds=2), executor=client.get_executor())
-    assert_same_rows(rows, expected[expected.seed == 0])
-    assert status(lapnb_root).str.startswith("failed: KilledWorker: ").sum() == 4
-    rows = lapnb.run(tiny(seeds=2), executor=client.get_executor())
-    assert_same_rows(rows, expected)
-    client.wait_for_workers(2)
-    assert workers - set(client.run(os.getpid).values())  # one is new
-    assert client.status == "running"
-
-
-def test_only_the_caller_writes_results(client, lapnb_root, cluster, monkeypatch):
-    writers = []
-    write = runs.write_whole
-    monkeypatch.setattr(
-        runs, "write_whole", lambda path, text: writers.append(path) or write(path, text)
-    )
-    lapnb.run(tiny(rounds=[2]), executor=client.get_executor())
-    assert writers == [csv(lapnb_root)]
-    assert not [path for path in Path(cluster.folder).rglob("*") if path.suffix == ".csv"]
+    expected = elsewhere(tiny(seeds=2))
+    with distributed.Client(cluster) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(schedule, "compute", deadly)
+            rows = lapnb.run(tiny(seeds=2), executor=client.get_executor())
+        assert_same_rows(rows, expected[expected.seed == 0])
+        assert read(csv()).status.str.startswith("failed: KilledWorker: ").sum() == 4
+        assert_same_rows(lapnb.run(tiny(seeds=2), executor=client.get_executor()), expected)
+        assert client.status == "running"
 
 
 @pytest.mark.parametrize("address", ["tcp://nowhere.invalid:1", "tcp://127.0.0.1:1", "nonsense"])
 def test_no_scheduler_at_the_address(lapnb_root, monkeypatch, address):
-    monkeypatch.setattr(runs, "CONNECT_SECONDS", 0.5)
-    monkeypatch.setattr(runs, "compute", lambda task, *watch: pytest.fail("computed all the same"))
+    monkeypatch.setattr(pool, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(schedule, "compute", forbidden)
     with pytest.raises(ConnectionError, match=f"executor '{address}' is not the address"):
         lapnb.run(tiny(), executor=address)
-    assert not csv(lapnb_root).exists()
