@@ -4,6 +4,7 @@ import ast
 import contextlib
 import json
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
@@ -188,6 +189,22 @@ def checked(parameter: str, value: Any, kind: Any) -> Any:
     """`value`, as papermill hands it over, as the type `kind`; ValueError naming the parameter."""
     with _one_sentence(parameter):
         return TypeAdapter(kind).validate_python(literal(value))
+
+
+def refuse_unknown_parameters() -> None:
+    """In a notebook: raise ValueError if papermill set a name that its parameters cell has not.
+
+    Papermill itself only warns of a misspelt one, and the notebook would run with its default.
+    """
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    cells = shell.user_ns.get("In", []) if shell else []
+    injected = [cell for cell in cells if cell.startswith("# Parameters\n")]
+    given = {line.targets[0].id for cell in injected for line in ast.parse(cell).body}
+    typed = re.findall(r"^(\w+): \w+", "\n".join(cells), re.MULTILINE)
+    if injected and (unknown := given - {*typed}):
+        raise ValueError(
+            f"this notebook has no parameter {min(unknown)}; there are: {', '.join(typed)}"
+        )
 
 
 @contextlib.contextmanager

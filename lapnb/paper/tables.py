@@ -2,7 +2,15 @@
 
 from typing import Any
 
-from lapnb.paper.protocol import FREE, LOOKS, SCALES, Claim, Table, declare
+from lapnb.paper.protocol import (
+    FREE,
+    LOOKS,
+    SCALES,
+    Claim,
+    Table,
+    declare,
+    refuse_unknown_parameters,
+)
 
 
 def _declare(base: dict, **more) -> dict:
@@ -237,6 +245,7 @@ def table(name: str, scale: str = "quick", **changes: Any) -> Table:
     >>> lapnb.table("fcn_mnist", scale="quick", methods=["mp", "lap"]).methods
     ('mp', 'lap')
     """
+    refuse_unknown_parameters()
     changes = {key: value for key, value in changes.items() if value is not None}
     for parameter, value, allowed in [
         ("table", name, TABLES),

@@ -140,3 +140,18 @@ def test_committed_rows_belong_to_their_tables(checkout):
             expected = {(plain.settings(method, t), method) for plain, method, t, _ in runs}
             rows = pd.read_csv(path)
             assert {*zip(rows.settings, rows.method, strict=True)} <= expected, path
+
+
+def test_a_parameter_that_a_notebook_does_not_have_is_refused():
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell = InteractiveShell.instance()
+    try:
+        typed = "scale: str = 'quick'  # a scale\nseeds: int = 1  # how many"
+        shell.user_ns["In"] = ["", typed, "# Parameters\nseeds = 3\n"]
+        assert table("fcn_mnist").scale == "quick"
+        shell.user_ns["In"][2] += "sede = 3\n"
+        with pytest.raises(ValueError, match="no parameter sede; there are: scale, seeds"):
+            table("fcn_mnist")
+    finally:
+        InteractiveShell.clear_instance()
