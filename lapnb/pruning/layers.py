@@ -217,7 +217,8 @@ def neighbours(layers: list[Layer], weights: list[Tensor], i: int) -> tuple[Tens
 
 def product(weights: list[Tensor]) -> Tensor:
     """J = W_L ⋯ W_1, shape (outputs, inputs): what linear layers compute together."""
-    return torch.linalg.multi_dot(weights[::-1]) if len(weights) > 1 else weights[0]
+    with torch.autocast(weights[0].device.type, enabled=False):
+        return torch.linalg.multi_dot(weights[::-1]) if len(weights) > 1 else weights[0]
 
 
 @torch.no_grad()

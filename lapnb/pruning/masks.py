@@ -49,19 +49,16 @@ def prune_masks(
     keep: the surviving fraction, in [0, 1]: one for all layers, or one per layer. Of n weights
         exactly round(keep · n) survive; ties go to weights that are not zero yet, then to the
         lower index.
-    scope: "layer" ranks each layer by itself. "global" makes one ranking over all layers, each
-        layer's scores (|w| for MP, squared distortion for LAP) divided by their Frobenius norm
-        unless the criterion is made for it (LAMP, SynFlow).
-    example: a batch of the model's inputs, as it takes them. Neighbours are then found by following
-        it through the model; without, they are those in the order of definition, which must be
-        known (`layers.check_chain`). A layer that the example never reaches stays dense, with a
-        warning, and does not count.
-    batches: (images, labels), for the methods that look at data (see `saliency.saliency`), unless
-        the `saliency` of their kind is at hand already.
+    scope: "layer" ranks each layer by itself (wanda each output unit: round(keep · n) is spread
+        evenly over a layer's units, and those whose next score is highest keep one more where it
+        does not divide). "global" makes one ranking over all layers, each layer's scores (|w| for
+        MP, squared distortion for LAP) divided by their Frobenius norm (not for LAMP and SynFlow).
+    example: a batch of the model's inputs. Neighbours are then found by following it through the
+        model; without, they are those in the order of definition, where that is known (see
+        `layers.check_chain`). What it never reaches stays dense, with a warning, and is not ranked.
+    batches: (images, labels) for the methods that look at data, as `saliency.saliency` takes them,
+        unless that function's result is at hand as `saliency`.
     seed: for the random scores of rp.
-
-    Wanda ranks within output units: round(keep · n) is spread evenly over them, and those whose
-    next weight scores highest keep one more where it does not divide.
 
     The model is not changed. Warns, naming the layer, where all scores are 0 or nothing survives a
     global ranking. Raises ValueError naming the argument, or the module that cannot be handled.
@@ -197,24 +194,22 @@ def to_torch_prune(model: nn.Module, masks: list[Tensor]) -> nn.Module:
     pairs = _fitting(model, masks)
     _zero(pairs)
     for layer, mask in pairs:
-        prune.custom_from_mask(layer.module, "weight", mask)
+        prune.custom_from_mask(layer.module, "weight", mask.to(layer.weight.device))
     return model
 
 
 def _fitting(model: nn.Module, masks: list[Tensor]) -> list[tuple[Layer, Tensor]]:
-    """Each prunable layer with its mask, on its device; ValueError when they do not fit."""
+    """Each prunable layer with its mask; ValueError when they do not fit."""
     layers = prunable_layers(model)
     found = len(masks) if isinstance(masks, list | tuple) else type(masks).__name__
     if found != len(layers):
-        raise ValueError(
-            f"masks must be a list, one per prunable layer ({len(layers)}); got {found}"
-        )
+        raise ValueError(f"masks must be one per prunable layer ({len(layers)}); got {found}")
     for layer, mask in zip(layers, masks, strict=True):
         wanted = torch.bool, layer.weight.shape
         got = getattr(mask, "dtype", None), getattr(mask, "shape", None)
         if got != wanted:
             raise ValueError(f"mask of {layer.name} must be {wanted}, got {got}")
-    return [(x, mask.to(x.weight.device)) for x, mask in zip(layers, masks, strict=True)]
+    return list(zip(layers, masks, strict=True))
 
 
 @torch.no_grad()
@@ -234,9 +229,10 @@ def _ranked(layers, criterion: Method, saliency, seed: int) -> tuple[list[Tensor
         noise = [torch.rand(w.shape, generator=generator).to(w) * (w != 0) for w in weights]
         return noise, known
     if criterion.looks_at:
-        if len(saliency) != len(layers):
-            raise ValueError(f"saliency must be {len(layers)} tensors, got {len(saliency)}")
-        known = [s.to(w) for s, w in zip(saliency, weights, strict=True)]
+        try:
+            known = [s.to(w).expand_as(w) for s, w in zip(saliency, weights, strict=True)]
+        except (TypeError, AttributeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"saliency must be a tensor per layer, in shape: {error}") from error
         if criterion.neighbours:
             weights = [s * w for s, w in zip(known, weights, strict=True)]
     return _scaled(weights), known

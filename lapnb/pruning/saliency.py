@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from lapnb.pruning.flow_rules import RULES
 from lapnb.pruning.layers import Layer, prunable_layers
 
 NEEDS = "obd and obd_lap need a network of modules that BackPACK's DiagHessian supports"
@@ -18,17 +19,14 @@ SUPPORTED = (
     r"(Conv|ConvTranspose|MaxPool|AvgPool|AdaptiveAvgPool)[123]d|Linear|Flatten|Identity|Dropout|"
     r"ReLU|LeakyReLU|ELU|SELU|Sigmoid|LogSigmoid|Tanh|ZeroPad2d"
 )
-# Functions of torch, by their names without underscores: activations; what mixes units; and what
-# may stand between a layer and its activation
-ACTIVATIONS = "|".join(nn.modules.activation.__all__).lower()
-LAYERS = r"linear|conv(transpose)?[123]d|(b?add)?b?mm|matmul|einsum|.*attention.*"
-PASSES = (
-    r"[ir]?(add|sub)|cat|stack|chunk|split|getitem|mean|sum|pad|.*pool[123]d|.*norm|"
-    r".*dropout[123]?d?|(un)?flatten|view|reshape|permute|transpose|contiguous|clone|(un)?squeeze|"
-    r"expand|roll|interpolate|pixel(un)?shuffle|channelshuffle|detach|to|float"
-)
+# Functions of torch, by name or by their rule in `flow`, that may stand between a layer and its
+# activation, and those that mix units as a layer does
+BETWEEN = {"identity", "add", "as_is", "cat", "stack", "reduce", "pad", "average_pool"}
+BETWEEN |= {"batch_norm", "layer_norm", "group_norm"}
+MIXING = {"weighted", "end", "multi_head_attention_forward"}
 
 
+@torch.inference_mode(False)
 def saliency(model: nn.Module, kind: str, batches: Iterable) -> list[Tensor]:
     """One tensor per prunable layer, on its device, in or broadcastable to its weight's shape.
 
@@ -51,18 +49,21 @@ def saliency(model: nn.Module, kind: str, batches: Iterable) -> list[Tensor]:
     dtype = prunable_layers(model)[0].values.dtype
     network = copy.deepcopy(model).eval().requires_grad_(False).to(dtype)
     layers = prunable_layers(network)
-    return SALIENCY[kind](network, layers, _moved(batches, layers[0].weight))
+    weight = layers[0].weight
+    with torch.autocast(weight.device.type, enabled=False):
+        return SALIENCY[kind](network, layers, _moved(batches, weight))
 
 
 def _moved(batches: Iterable, weight: Tensor):
     """Images and labels on the device of `weight`, and images in its type."""
-    images = None
-    for images, labels in batches:
-        if not images.is_floating_point():
-            raise ValueError(f"batches must hold normalised float images, got {images.dtype}")
-        yield images.to(weight), labels if labels is None else labels.to(weight.device)
-    if images is None:
-        raise ValueError("batches must hold at least one batch of (images, labels)")
+    pair = None
+    for pair in batches:
+        images, labels = pair if isinstance(pair, list | tuple) and len(pair) == 2 else (None, None)
+        if not (isinstance(images, Tensor) and images.is_floating_point()):
+            raise ValueError("batches must hold pairs (images, labels), images normalised floats")
+        yield images.detach().to(weight), labels if labels is None else labels.to(weight.device)
+    if pair is None:
+        raise ValueError("batches must hold at least one pair (images, labels)")
 
 
 class _Activity(TorchFunctionMode):
@@ -82,23 +83,24 @@ class _Activity(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         output = func(*args, **(kwargs or {}))
         inputs, outputs = _tensors([args, kwargs]), _tensors(output)
-        name = func.__name__.replace("_", "")
+        name = func.__name__.strip("_")
+        kind = {name, RULES.get(name)}
         layers = {self.names[id(x)] for x in inputs if id(x) in self.names}
         signals = [x.sources for x in inputs if hasattr(x, "sources")]
         sources = set().union(*signals)
-        if layers or re.fullmatch(LAYERS, name):
+        if layers or kind & MIXING:
             if layers and not signals:
                 raise _cannot(*layers, "the functions that compute its input are not torch's")
             self.shapes |= {layer: outputs[0].shape[1:] for layer in layers}
             self.counted -= layers
             sources = layers
-        elif re.fullmatch(ACTIVATIONS, name):
+        elif "activation" in kind:
             for layer in sources - self.counted:
                 self.counts[layer] = self.counts.get(layer, 0) + (output > 0).sum(0)
             self.counted |= sources
             sources = set()
-        elif sources and outputs and not re.fullmatch(PASSES, name):
-            raise _cannot(min(sources), f"{func.__name__} comes after it")
+        elif sources and outputs and not kind & BETWEEN:
+            raise _cannot(min(sources), f"{name} comes after it")
         for x in outputs if signals else []:
             x.sources = sources
         return output
@@ -125,8 +127,9 @@ def _activity(network: nn.Module, layers: list[Layer], batches) -> list[Tensor]:
             raise _cannot(layer.name, "it does not run in eval mode")
         always = torch.full(watch.shapes[layer.name], inputs)
         p = watch.counts.get(layer.name, always).double() / inputs
-        p = p.movedim(-1, 0) if isinstance(layer.module, nn.Linear) else p
-        if len(p) % layer.outputs or (p.ndim > 1 and len(p) != layer.outputs):
+        linear = isinstance(layer.module, nn.Linear)  # whose units are last
+        p, flat = p.movedim(-1, 0) if linear else p, p.ndim == 1 and not linear
+        if len(p) % layer.outputs or (len(p) != layer.outputs and not flat):
             raise _cannot(layer.name, f"its activation has {len(p)} units, not {layer.outputs}")
         factor = p.sqrt().reshape(layer.outputs, -1).sum(1)
         factors.append(layer.per_output(factor).to(layer.weight))
@@ -139,7 +142,7 @@ def _inputs(network: nn.Module, layers: list[Layer], batches) -> list[Tensor]:
     modules, squares = [layer.module for layer in layers], [None] * len(layers)
 
     def run(module, inputs):
-        i, units = modules.index(module), -1 if isinstance(module, nn.Linear) else 1
+        i, units = modules.index(module), 1 - module.weight.ndim
         here = inputs[0].double().square().movedim(units, 0).flatten(1).sum(1)
         squares[i] = here if squares[i] is None else squares[i] + here
 
@@ -149,9 +152,7 @@ def _inputs(network: nn.Module, layers: list[Layer], batches) -> list[Tensor]:
         network(images)
     for layer, total in zip(layers, squares, strict=True):
         if total is None:
-            raise ValueError(
-                f"cannot tell the inputs of {layer.name}: it is not called in eval mode"
-            )
+            raise ValueError(f"cannot tell the inputs of {layer.name}: it does not run as a module")
     return [x.per_input(s.sqrt()).to(x.weight) for x, s in zip(layers, squares, strict=True)]
 
 
@@ -161,7 +162,7 @@ def _ones(network: nn.Module, layers: list[Layer], batches) -> list[Tensor]:
     for name, tensor in network.state_dict().items():
         tensor.zero_() if name.endswith(("bias", "running_mean")) else tensor.abs_()
     weights = [layer.weight.requires_grad_() for layer in layers]
-    (images, _), *_ = batches
+    images, _ = next(batches)
     outputs = _tensors(network(torch.ones_like(images[:1], dtype=torch.double)))
     slopes = torch.autograd.grad(sum(x.sum() for x in outputs), weights, materialize_grads=True)
     largest = max(slope.max() for slope in slopes)

@@ -53,11 +53,11 @@ def lamp(weight: Tensor, before: Tensor, after: Tensor) -> Tensor:
 
     Within a layer it ranks as |w| does; it is made for the global ranking, as it is.
     """
-    squares = weight.flatten().double().square()
-    ascending = squares.sort().values
-    not_smaller = ascending.flip(0).cumsum(0).flip(0)  # the sum from each place on
-    rest = not_smaller[torch.searchsorted(ascending, squares)]
-    return (squares / rest.clamp(min=torch.finfo(rest.dtype).tiny)).view_as(weight).to(weight)
+    size = weight.flatten().abs()
+    ascending = size.sort().values
+    not_smaller = ascending.double().square().flip(0).cumsum(0).flip(0)  # the sum from each on
+    rest = not_smaller[torch.searchsorted(ascending, size)].clamp(min=1e-300)
+    return (size.double().square() / rest).view_as(weight).to(weight)
 
 
 def lamp_lap(weight: Tensor, before: Tensor, after: Tensor) -> Tensor:
@@ -96,8 +96,8 @@ def synflow(weight: Tensor, before: Tensor, after: Tensor) -> Tensor:
 
     R is the sum of the outputs of the network with absolute weights for an input of ones. Here it
     is computed once, on the trained network; the published method prunes at initialisation and in
-    many small steps, each with scores of its own. On a fully-connected network without activations
-    it is `lap_all` with sums of absolute values in place of Frobenius norms.
+    many small steps, each with scores of its own. On a fully-connected network (no activation or
+    ReLU) it is `lap_all` with sums of absolute values in place of Frobenius norms.
     """
     return weight.abs() * before
 

@@ -10,54 +10,35 @@ from torch.nn.utils import parametrizations, prune, weight_norm
 from lapnb.pruning.layers import check_chain, neighbours, prunable_layers
 from lapnb.training.networks import NETWORKS, build_model
 
-
-def norm2d(width, **settings):
-    return nn.BatchNorm2d(width, eps=0.3, **settings)
-
-
-def norm1d(width, **settings):
-    return nn.BatchNorm1d(width, eps=0.07, **settings)
-
-
 FORMS = {
-    "one layer": lambda: [nn.Linear(5, 4)],
     "linear": lambda: [
-        *(nn.Linear(5, 4), norm1d(4), nn.ReLU(), nn.Linear(4, 6), norm1d(6, affine=False)),
-        *(nn.PReLU(), nn.Linear(6, 3), nn.Tanh(), nn.Linear(3, 3), norm1d(3)),
+        *(nn.Linear(5, 4), nn.BatchNorm1d(4, 0.1), nn.ReLU(), nn.Linear(4, 6), nn.Identity()),
+        *(nn.BatchNorm1d(6, affine=False), nn.PReLU(), nn.Linear(6, 3), nn.BatchNorm1d(3)),
     ],
-    "one dimension": lambda: [nn.Conv1d(2, 3, 3), norm1d(3), nn.Conv1d(3, 2, 2)],
     "convolutions": lambda: [
-        *(nn.Conv2d(2, 3, 3, stride=2, padding=1), norm2d(3), nn.ELU(), nn.Dropout(0.5)),
-        *(nn.Conv2d(3, 4, (1, 2), dilation=2), norm2d(4, affine=False), nn.MaxPool2d(3, 2, 1)),
-        *(nn.Conv2d(4, 2, (3, 1), padding=(2, 0), bias=False), norm2d(2)),
+        *(nn.Conv2d(2, 3, 3, stride=2, padding=1), nn.BatchNorm2d(3), nn.ELU(), nn.Dropout(0.5)),
+        *(nn.Conv2d(3, 4, (1, 2), dilation=2), nn.BatchNorm2d(4, 0.3), nn.MaxPool2d(3, 2, 1)),
+        *(nn.Conv2d(4, 2, (3, 1), padding=(2, 0), bias=False), nn.ZeroPad2d(1)),
     ],
     "flatten": lambda: [
-        *(nn.Conv2d(1, 2, 3), nn.MaxPool2d(2), nn.Conv2d(2, 3, 2), nn.AdaptiveAvgPool2d((2, 3))),
-        *(nn.Flatten(), nn.Dropout(), nn.Linear(18, 4), nn.Linear(4, 2), nn.LogSoftmax(1)),
-    ],
-    "batch norm, flatten": lambda: [
-        *(nn.Conv2d(1, 2, 3), norm2d(2), nn.Conv2d(2, 3, 2), norm2d(3), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Flatten(), nn.Linear(12, 4), norm1d(4), nn.Linear(4, 2)),
+        *(nn.Conv1d(1, 2, 3), nn.Conv1d(2, 3, 2), nn.BatchNorm1d(3), nn.AdaptiveAvgPool1d(4)),
+        *(nn.Flatten(), nn.Linear(12, 4), nn.Linear(4, 2), nn.LogSoftmax(1)),
     ],
     "flatten, batch norm": lambda: [
-        *(nn.Conv2d(2, 3, 2), nn.Conv2d(3, 2, 2), nn.Flatten(), norm1d(8), nn.Linear(8, 4)),
-        nn.Linear(4, 2),
+        *(nn.Conv2d(2, 3, 2), nn.Conv2d(3, 2, 2), nn.Flatten(), nn.BatchNorm1d(8)),
+        *(nn.Linear(8, 4), nn.Linear(4, 2)),
     ],
     "grouped": lambda: [
-        *(nn.Conv2d(4, 6, 2, groups=2), norm2d(6), nn.Conv2d(6, 4, 2, groups=2)),
-        *(nn.Conv2d(4, 8, 1, groups=4), nn.Conv2d(8, 4, 2, groups=2), nn.Flatten()),
-        nn.Linear(8, 3),
-    ],
-    "depthwise": lambda: [
-        *(nn.Conv2d(3, 4, 1), norm2d(4), nn.Conv2d(4, 4, 3, groups=4), norm2d(4), nn.ReLU()),
-        *(nn.Conv2d(4, 8, 2, groups=4), nn.Conv2d(8, 3, 1), nn.Conv2d(3, 3, 2, groups=3)),
+        *(nn.Conv2d(4, 6, 2, groups=2), nn.BatchNorm2d(6), nn.Conv2d(6, 4, 2, groups=2)),
+        *(nn.Conv2d(4, 8, 1, groups=4), nn.Conv2d(8, 4, 2), nn.Conv2d(4, 4, 2, groups=4)),
+        *(nn.Flatten(), nn.Linear(8, 3)),
     ],
 }
 
 
 @torch.no_grad()
 def scores(model):
-    """|w| · before · after of every layer, its order checked."""
+    """|w| · before · after of every layer, once its order is checked."""
     layers = prunable_layers(model)
     check_chain(model, layers)
     weights = [layer.values for layer in layers]
@@ -74,47 +55,29 @@ def test_score_is_the_distortion_of_the_block(form):
         torch.testing.assert_close(score, expected, rtol=1e-9, atol=1e-12)
 
 
-BLOCKS = {  # with 1×1 kernels the block is what torch computes, here on images of 2×3 pixels
-    "flatten": lambda: [
-        *(nn.Conv2d(2, 3, 1), norm2d(3), nn.Flatten(), nn.Linear(18, 4), nn.Linear(4, 3)),
+@pytest.mark.parametrize(
+    "modules",
+    [  # with 1×1 kernels the block is what torch computes
+        [nn.Conv2d(2, 3, 1), nn.Flatten(), nn.BatchNorm1d(18), nn.Linear(18, 4), nn.Linear(4, 3)],
+        [
+            *(nn.Conv2d(2, 6, 1, groups=2), nn.BatchNorm2d(6), nn.Conv2d(6, 4, 1, groups=2)),
+            *(nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(24, 3)),
+        ],
     ],
-    "flatten, batch norm": lambda: [
-        *(nn.Conv2d(2, 3, 1), nn.Conv2d(3, 2, 1), nn.Flatten(), norm1d(12), nn.Linear(12, 4)),
-    ],
-    "last layer": lambda: [nn.Conv2d(2, 3, 1), nn.Flatten(), nn.Linear(18, 4), norm1d(4)],
-    "grouped": lambda: [
-        *(nn.Conv2d(4, 6, 1, groups=2), norm2d(6), nn.Conv2d(6, 4, 1, groups=2), norm2d(4)),
-        *(nn.Flatten(), nn.Linear(24, 3)),
-    ],
-}
-
-
-@pytest.mark.parametrize("name", BLOCKS)
-def test_score_is_the_distortion_of_what_torch_computes(name):
-    model = randomised(nn.Sequential(*BLOCKS[name]()).double())
-    image = torch.zeros(1, model[0].in_channels, 2, 3, dtype=torch.double)
-    expected = distortions(
-        prunable_layers(model)[1].weight,
-        lambda: torch.autograd.functional.jacobian(model, image),
-    )
+)
+def test_score_is_the_distortion_of_what_torch_computes(modules):
+    model = randomised(nn.Sequential(*modules).double())
+    image, layer = torch.zeros(1, 2, 2, 3, dtype=torch.double), prunable_layers(model)[1]
+    jacobian = torch.autograd.functional.jacobian
+    expected = distortions(layer.weight, lambda: jacobian(model, image))
     torch.testing.assert_close(scores(model)[1], expected, rtol=1e-9, atol=1e-12)
-
-
-def test_factors_come_from_the_weights_handed_over():
-    layers = prunable_layers(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 5), nn.Linear(5, 2)))
-    pruned = [layer.weight * (torch.rand_like(layer.weight) > 0.5) for layer in layers]
-    before, after = neighbours(layers, pruned, 1)
-    torch.testing.assert_close(before, pruned[0].norm(dim=1)[None, :])
-    torch.testing.assert_close(after, pruned[2].norm(dim=0)[:, None])
-    assert not before.requires_grad and not after.requires_grad
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_our_networks_are_chains_by_the_papers_protocol(name):
     model = build_model(name, width=0.1, seed=0, image_size=64)
     for score, layer in zip(scores(model), prunable_layers(model), strict=True):
-        assert score.shape == layer.weight.shape
-        assert (score > 0).all()
+        assert score.shape == layer.weight.shape and (score > 0).all()
 
 
 def norms_of(model):
@@ -124,47 +87,37 @@ def norms_of(model):
 
 
 def test_a_layer_has_the_one_batch_norm_that_follows_it():
-    *bodies, _ = norms_of(build_model("resnet18", width=0.05)).items()
-    for layer, norm in bodies:
-        parent, _, position = layer.rpartition(".")
-        assert norm == f"{parent}.{int(position) + 1}"
-    norms = norms_of(build_model("wrn16_8", width=0.05))  # before activation and layer
-    assert norms["layers.0"] == "layers.1.body.0"
-    assert norms["layers.1.body.6"] == "layers.2.body.0"
-    assert norms["layers.6.body.6"] == "layers.7"
     norms = norms_of(torchvision.models.resnet18())
     assert norms["layer2.0.conv2"] == "layer2.0.bn2"
     assert norms["layer2.0.downsample.0"] == "layer2.0.downsample.1"
     assert norms["fc"] is None
+    norms = norms_of(build_model("resnet18", width=0.05))
+    assert norms["layers.7.body.3"] == "layers.7.body.4" and len(norms) == 18  # no shortcut
+    norms = norms_of(build_model("wrn16_8", width=0.05))  # before activation and layer
+    assert norms["layers.1.body.6"] == "layers.2.body.0" and norms["layers.6.body.6"] == "layers.7"
     two = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.BatchNorm1d(3))
     assert norms_of(two) == {"0": None}
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["googlenet", "densenet121", "mobilenet_v3_small", "convnext_tiny", "swin_t", "vit_b_16"],
-)
+@pytest.mark.parametrize("name", ["densenet121", "mobilenet_v3_small", "convnext_tiny", "vit_b_16"])
 def test_any_network_has_layers(name):
     with torch.device("meta"):
         model = torchvision.models.get_model(name)
     kinds = nn.Linear | nn.Conv2d
     names = [n for n, module in model.named_modules() if isinstance(module, kinds)]
     assert [layer.name for layer in prunable_layers(model)] == names
-    model.get_submodule(names[3].rpartition(".")[0] or names[3]).prunable = False
+    model.get_submodule(names[3].rpartition(".")[0]).prunable = False
     assert names[3] not in {layer.name for layer in prunable_layers(model)}
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize("kind", [nn.Conv1d, nn.Conv3d, nn.ConvTranspose2d])
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.ConvTranspose2d])
 def test_numbers_per_unit_multiply_what_enters_or_leaves_it(kind, groups):
     module = kind(4, 6, 1, groups=groups, bias=False).double()
-    (layer,) = prunable_layers(module)
-    image = torch.randn(1, 4, *[2] * (module.weight.ndim - 2), dtype=torch.double)
-    left, right = torch.rand(6, dtype=torch.double), torch.rand(4, dtype=torch.double)
-    along = [1, -1, *[1] * (module.weight.ndim - 2)]
-    expected = module(image * right.view(along)) * left.view(along)
-    with torch.no_grad():
-        module.weight.mul_(layer.per_output(left) * layer.per_input(right))
+    (layer,), ones = prunable_layers(module), [1] * (module.weight.ndim - 2)
+    image, right, left = (torch.rand(1, n, *ones, dtype=torch.double) for n in (4, 4, 6))
+    expected = module(image * right) * left
+    module.weight.data *= layer.per_output(left.flatten()) * layer.per_input(right.flatten())
     torch.testing.assert_close(module(image), expected)
 
 
@@ -178,37 +131,36 @@ class Smoothed(nn.Conv2d):
         return super()._conv_forward(x, weight.relu(), bias)
 
 
-def tied():
-    model = nn.Sequential(nn.Embedding(3, 3), nn.Linear(3, 3))
-    model[1].weight = model[0].weight
-    return model
-
-
-def changed(change, **settings):
-    model = nn.Sequential(nn.ReLU(), nn.Linear(3, 3))
-    change(model[1], **settings)
-    return model
+def changed(change, *arguments):
+    """A linear layer, changed, in a model."""
+    change(linear := nn.Linear(3, 3), *arguments)
+    return nn.Sequential(nn.Embedding(3, 3), linear)
 
 
 @pytest.mark.parametrize(
     ("model", "message"),
     [
         (nn.Sequential(nn.ReLU(), nn.Flatten()), "Sequential has no linear or convolution layer"),
-        (tied(), r"1 \(Linear\): it shares its weight"),
         (nn.Sequential(*[nn.Linear(3, 3)] * 2), r"0 \(Linear\): it shares its weight"),
-        (changed(prune.identity, name="weight"), r"1 \(Linear\): it computes its weight"),
+        (changed(prune.identity, "weight"), r"1 \(Linear\): it computes its weight"),
         (changed(weight_norm), r"1 \(Linear\): it computes its weight"),
-        (changed(parametrizations.weight_norm), r"1 \(.*\): it computes its weight"),
         (changed(parametrizations.orthogonal), r"1 \(.*\): it computes its weight"),
         (nn.Sequential(nn.LazyLinear(3)), r"0 \(LazyLinear\): it has no weight before the model"),
-        (Standardised(3, 3, 1), r"\(Standardised\): it has a forward of its own"),
+        (Standardised(3, 3, 1), r"the model \(Standardised\): it has a forward of its own"),
         (Smoothed(3, 3, 1), r"\(Smoothed\): it has a forward of its own"),
     ],
 )
-@pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_layers_whose_zeros_would_not_count_are_refused_by_name(model, message):
     with pytest.raises(ValueError, match=message):
         prunable_layers(model)
+    with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, not str"):
+        prunable_layers("model")
+
+
+def stays_dense():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].prunable = False
+    return model
 
 
 @pytest.mark.parametrize(
@@ -216,9 +168,7 @@ def test_layers_whose_zeros_would_not_count_are_refused_by_name(model, message):
     [
         (torchvision.models.alexnet(), r"around the model \(AlexNet\)"),
         (nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)), r"around 1 \(LayerNorm\)"),
-        (nn.Sequential(nn.Conv2d(1, 3, 1), nn.InstanceNorm2d(3)), r"around 1 \(InstanceNorm2d\)"),
         (nn.Sequential(nn.ConvTranspose2d(1, 1, 3)), r"around 0 \(ConvTranspose2d\)"),
-        (nn.Sequential(nn.Linear(2, 2), nn.LSTM(2, 2)), r"around 1 \(LSTM\)"),
         (nn.Sequential(nn.Conv2d(4, 4, 1), nn.ChannelShuffle(2)), r"around 1 \(ChannelShuffle\)"),
         (nn.Sequential(nn.Linear(3, 4), nn.GLU(), nn.Linear(2, 3)), r"around 1 \(GLU\)"),
         (nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1)), r"around 0 \(BatchNorm2d\)"),
@@ -227,10 +177,7 @@ def test_layers_whose_zeros_would_not_count_are_refused_by_name(model, message):
             nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, track_running_stats=False)),
             r"around 1 \(BatchNorm1d\)",
         ),
-        (
-            nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm1d(4), nn.Flatten(), nn.Linear(8, 2)),
-            r"3 \(8 inputs\) does not fit 0 \(2 outputs\)",
-        ),
+        (stays_dense(), r"around 1 \(Linear\)"),
         (nn.Sequential(nn.Conv1d(1, 3, 1), nn.Linear(6, 2)), "does not fit"),  # no flatten
         (
             nn.Sequential(nn.Conv2d(1, 3, 1), nn.Flatten(), nn.Linear(13, 2)),
@@ -241,15 +188,3 @@ def test_layers_whose_zeros_would_not_count_are_refused_by_name(model, message):
 def test_what_is_not_known_to_be_a_chain_needs_an_example(model, message):
     with pytest.raises(ValueError, match=f"{message}.*: pass example="):
         check_chain(model, prunable_layers(model))
-
-
-def test_a_layer_that_stays_dense_breaks_a_chain():
-    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3))
-    model[1].prunable = False
-    with pytest.raises(ValueError, match=r"around 1 \(Linear\)"):
-        check_chain(model, prunable_layers(model))
-
-
-def test_only_modules_have_layers():
-    with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, not dict"):
-        prunable_layers({})
