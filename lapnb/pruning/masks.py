@@ -103,7 +103,7 @@ def prune_masks(
         if not largest:
             warnings.warn(f"{layer.name}: all scores are 0, the lowest indices stay", stacklevel=3)
         if scope == "global":
-            scores[i] = _comparable(score, criterion).flatten()
+            scores[i] = _comparable(score.flatten(), criterion)
             continue
         pick = keep_in_rows if criterion.within == "row" else keep_largest
         masks[i] = pick(score, round(fractions[i] * score.numel()), layer.weight)
