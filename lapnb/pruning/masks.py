@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,7 @@ from lapnb.pruning.layers import Layer, check_chain, neighbours, prunable_layers
 from lapnb.pruning.scores import METHODS, Method
 
 
-def check(
-    model: nn.Module, method: str, scope: str = "layer", example=None, saliency=None
-) -> list[Layer]:
+def check(model: nn.Module, method: str, scope="layer", example=None, saliency=None) -> list:
     """The layers that `prune_masks` would prune; its ValueError where it needs no data to tell."""
     if not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
@@ -37,7 +35,7 @@ def check(
 def prune_masks(
     model: nn.Module,
     method: str,
-    keep,
+    keep: float | Sequence[float],
     scope: str = "layer",
     example=None,
     batches: Iterable | None = None,
@@ -47,8 +45,7 @@ def prune_masks(
     """Boolean masks (True survives), in the order, shapes and places of `prunable_layers(model)`.
 
     keep: the surviving fraction, in [0, 1]: one for all layers, or one per layer. Of n weights
-        exactly round(keep · n) survive; ties go to weights that are not zero yet, then to the
-        lower index.
+        exactly round(keep · n) survive; ties: see `keep_largest`.
     scope: "layer" ranks each layer by itself (wanda each output unit: round(keep · n) is spread
         evenly over a layer's units, and those whose next score is highest keep one more where it
         does not divide). "global" makes one ranking over all layers, each layer's scores (|w| for
@@ -60,8 +57,8 @@ def prune_masks(
         unless that function's result is at hand as `saliency`.
     seed: for the random scores of rp.
 
-    The model is not changed. Warns, naming the layer, where all scores are 0 or nothing survives a
-    global ranking. Raises ValueError naming the argument, or the module that cannot be handled.
+    The model is not changed. Warns, naming the layer, where all scores are 0 or nothing is left.
+    Raises ValueError naming the argument, or the module that cannot be handled.
 
     >>> import lapnb
     >>> model = lapnb.build_model("fcn", seed=0)
@@ -121,10 +118,10 @@ def prune_masks(
 
 
 def keep_largest(score: Tensor, count: int, weight: Tensor | None = None) -> Tensor:
-    """Mask of the `count` largest entries of `score`; ties go to the lower index.
+    """Mask of the `count` largest entries of `score`.
 
-    But first to entries of `weight` that are not zero: what was pruned earlier does not come back
-    for a weight that scores 0 because its neighbours are gone.
+    Ties go to entries of `weight` that are not zero yet (what was pruned earlier does not come back
+    for one that scores 0 because its neighbours are gone), then to the lower index.
     """
     flat = score.flatten()
     if count in (0, score.numel()):
@@ -140,7 +137,7 @@ def keep_largest(score: Tensor, count: int, weight: Tensor | None = None) -> Ten
 
 
 def keep_in_rows(score: Tensor, count: int, weight: Tensor) -> Tensor:
-    """`keep_largest` with equally many entries of each row; one more where the next is largest."""
+    """`keep_largest` with equally many of each row, and one more where the next is largest."""
     rows = score.masked_fill(weight == 0, -1).flatten(1)  # what was pruned earlier comes last
     rank = rows.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     each, left = divmod(count, len(rows))
@@ -164,8 +161,8 @@ def apply_masks(model: nn.Module, masks: list[Tensor]) -> None:
 def keep_masks(model: nn.Module, masks: list[Tensor], optimizer: torch.optim.Optimizer):
     """For your own training loop: weights outside the masks are zero now and after each step.
 
-    Returns the handle of the optimizer's hook, whose `remove()` ends this. Raises ValueError when
-    masks do not fit the model or the optimizer does not train the model's prunable weights.
+    Returns the hook's handle, whose `remove()` ends this. Raises ValueError when masks do not fit
+    the model or the optimizer does not train its prunable weights.
     """
     pairs = _fitting(model, masks)
     groups = getattr(optimizer, "param_groups", [])
@@ -185,9 +182,8 @@ def surviving(masks: list[Tensor]) -> float:
 def to_torch_prune(model: nn.Module, masks: list[Tensor]) -> nn.Module:
     """Attach the masks in the form of `torch.nn.utils.prune` (weight_orig, weight_mask); permanent.
 
-    For those who go on with PyTorch's own tools: `prune.is_pruned(model)` is then true, weights
-    outside the masks are zero in every forward pass, and `prune.remove` folds the masks in. Until
-    then the functions here refuse the model, whose weights are no parameters any more.
+    For those who go on with PyTorch's own tools: weights outside the masks are zero in every forward
+    pass. Until `prune.remove` folds the masks in, the functions here refuse the model.
     """
     from torch.nn.utils import prune
 
@@ -201,7 +197,7 @@ def to_torch_prune(model: nn.Module, masks: list[Tensor]) -> nn.Module:
 def _fitting(model: nn.Module, masks: list[Tensor]) -> list[tuple[Layer, Tensor]]:
     """Each prunable layer with its mask; ValueError when they do not fit."""
     layers = prunable_layers(model)
-    found = len(masks) if isinstance(masks, list | tuple) else type(masks).__name__
+    found = len(masks) if isinstance(masks, list | tuple) else type(masks)
     if found != len(layers):
         raise ValueError(f"masks must be one per prunable layer ({len(layers)}); got {found}")
     for layer, mask in zip(layers, masks, strict=True):
@@ -239,7 +235,7 @@ def _ranked(layers, criterion: Method, saliency, seed: int) -> tuple[list[Tensor
 
 
 def _scaled(tensors: list[Tensor]) -> list[Tensor]:
-    """All divided by one power of two, which is exact, where squares might under- or overflow."""
+    """All divided by one power of two, which is exact, where powers might under- or overflow."""
     largest = max(abs(float(value)) for x in tensors for value in x.aminmax())
     exponent = max(math.frexp(largest)[1], -126)
     return tensors if abs(exponent) < 16 else [x / 2.0**exponent for x in tensors]
@@ -254,7 +250,6 @@ def _comparable(score: Tensor, criterion: Method) -> Tensor:
 
 
 def _fractions(keep, count: int, scope: str) -> list[float]:
-    """The surviving fraction of each layer."""
     try:
         fractions = torch.as_tensor(keep, dtype=torch.double)
     except (TypeError, ValueError, RuntimeError):
