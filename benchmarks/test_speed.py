@@ -19,8 +19,8 @@ from torchvision.datasets import CIFAR10, MNIST
 
 import lapnb
 from lapnb.pruning.masks import surviving
-from lapnb.training import sparse_stack as sparse
 from lapnb.training.data import augment
+from lapnb.training.sparse_stack import SparseStack
 
 BATCH, STEPS = 60, 200
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -131,40 +131,29 @@ def test_dense(timed, digits, dense):
     timed("dense", lambda: lapnb.train(model, digits, steps=steps, seed=1), units=steps)
 
 
-def stacked(dense, rounds):
-    """The stacks in which a run trains the networks of one seed."""
-    cells = [(method, t) for t in rounds for method in TABLE.methods]
-    masks = [lapnb.prune_masks(dense, method, TABLE.keep(t)) for method, t in cells]
-    size = sum(mask.numel() for mask in masks[0])
-    return [
-        sparse.SparseStack([copy.deepcopy(dense) for _ in stack], [masks[n] for n in stack])
-        for stack in sparse.stacks([surviving(m) for m in masks], size)
+def stacked(dense, rounds, digits):
+    """How many networks of one seed a run trains in stacks of at most 20, and `STEPS` of all."""
+    masks = [lapnb.prune_masks(dense, m, TABLE.keep(t)) for t in rounds for m in TABLE.methods]
+    stacks = [
+        SparseStack([copy.deepcopy(dense) for _ in some], some)
+        for some in (masks[start : start + 20] for start in range(0, len(masks), 20))
     ]
-
-
-def time_stacks(timed, digits, dense, rounds, label):
-    stacks, count = stacked(dense, rounds), len(rounds) * len(TABLE.methods)
-
-    def train():
-        for stack in stacks:
-            lapnb.train(stack, digits, steps=STEPS)
-
-    plural = "s" if len(stacks) > 1 else ""
-    title = f"{label} ({count} networks, {len(stacks)} stack{plural})"
-    timed(title, train, units=STEPS * count)
+    return len(masks), lambda: [lapnb.train(stack, digits, steps=STEPS) for stack in stacks]
 
 
 @fcn
 @pytest.mark.parametrize("t", (2, *TABLE.rounds), ids=lambda t: f"round {t}")
 def test_sparse(timed, digits, dense, t):
-    """From round 2 of a one-shot table on, which keeps almost as much as `sparse.DENSEST`."""
+    """From round 2 of a one-shot table on, which keeps almost as much as `sparse_stack.DENSEST`."""
     kept = surviving(lapnb.prune_masks(dense, "mp", TABLE.keep(t)))
-    time_stacks(timed, digits, dense, (t,), f"sparse, {100 * kept:.2f} %")
+    count, train = stacked(dense, (t,), digits)
+    timed(f"sparse, {100 * kept:.2f} % ({count} networks)", train, units=STEPS * count)
 
 
 @fcn
 def test_sparse_table(timed, digits, dense):
-    time_stacks(timed, digits, dense, TABLE.rounds, "sparse, all rounds")
+    count, train = stacked(dense, TABLE.rounds, digits)
+    timed(f"sparse, all rounds ({count} networks)", train, units=STEPS * count)
 
 
 def prepare(barrier):
@@ -173,8 +162,7 @@ def prepare(barrier):
     torch.set_num_threads(1)
     digits = lapnb.load_data("mnist5k")
     dense = lapnb.train(lapnb.build_model("fcn", seed=0), digits, steps=300)
-    stacks = stacked(dense, TABLE.rounds)
-    together, work = barrier, lambda: [lapnb.train(s, digits, steps=STEPS) for s in stacks]
+    together, (_, work) = barrier, stacked(dense, TABLE.rounds, digits)
 
 
 def train_together(_):

@@ -39,7 +39,7 @@ class _Network(torch.autograd.Function):
         h[:-1, :batch] = x.t()
         inputs = [h]
         for weight in stack.weights[:-1]:
-            h = torch.empty(len(weight) + 1, columns)
+            h = torch.empty(weight.shape[0] + 1, columns)
             h[-1] = 1
             units = h[:-1]
             torch.addmm(units, weight, inputs[-1], beta=0, out=units)
@@ -53,14 +53,14 @@ class _Network(torch.autograd.Function):
     def backward(ctx, grad_logits: Tensor):
         stack, inputs = ctx.stack, ctx.inputs
         columns = inputs[0].shape[1]
-        grad = torch.zeros(len(stack.weights[-1]), columns)  # zero in the padding
+        grad = torch.zeros(stack.weights[-1].shape[0], columns)  # zero in the padding
         grad.view(len(stack.keep), -1, columns)[..., : ctx.batch] = grad_logits.transpose(1, 2)
         torch.index_select(stack.values.detach(), 0, stack.order, out=stack.transposed_values)
         for layer in reversed(range(len(inputs))):
             h, gradient = inputs[layer], stack.gradients[layer]
             torch.sparse.sampled_addmm(gradient, grad, h.t(), beta=0, out=gradient)
             if layer:
-                units = torch.empty(len(h) - 1, columns)
+                units = torch.empty(h.shape[0] - 1, columns)
                 torch.addmm(units, stack.transposed[layer - 1], grad, beta=0, out=units)
                 grad = stack.slope(units, h[:-1])
         # A new view, which autograd takes as it is where it would copy a tensor that others hold;

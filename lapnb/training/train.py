@@ -68,8 +68,9 @@ def train(
     _check_types(model, data)
     _check(steps, lr, batch_size, len(data.train_labels), seed, checkpoint, precision)
     device, start, facts, saved = data.train_images.device, 0, {}, time.monotonic()
-    # the last False: no cache of cast weights, as they change in place
-    precise = torch.autocast(device.type, torch.bfloat16, precision != "float32", False)
+    precise = contextlib.nullcontext()
+    if precision != "float32":  # no cache of cast weights: they change in place
+        precise = torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
     with _prepared(model, device):
         parameters, dtype = list(model.parameters()), _dtype(model)
         optimizer = _adam(parameters, lr)
@@ -84,6 +85,8 @@ def train(
             facts = _facts(model, data, masks or [], settings)
             checkpoint.parent.mkdir(parents=True, exist_ok=True)
             start = _resume(checkpoint, _state(model, optimizer), facts, steps)
+        if not any(m.training for m in model.modules() if [*m.parameters(recurse=False)]):
+            model.train()
         share = torch.full((batch_size,), 1 / batch_size, dtype=dtype, device=device)
         batches = _batches(data, batch_size, start, seed, stage, dtype)
         for done, (images, labels) in zip(range(start + 1, steps + 1), batches, strict=False):
@@ -157,9 +160,7 @@ def _check(steps, lr, batch_size, images, seed, checkpoint, precision) -> None:
 
 @contextlib.contextmanager
 def _prepared(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Training mode for the model; whatever else training needs is put back afterwards."""
-    if not any(m.training for m in model.modules() if [*m.parameters(recurse=False)]):
-        model.train()
+    """Weights of 16 bits in float32, and what training needs of the process; then all put back."""
     short = {t: t.dtype for t in [*model.parameters(), *model.buffers()] if t.dtype in SHORT}
     flushing = torch.tensor(1e-40).item() == 0
     with (
@@ -228,7 +229,7 @@ def _facts(model: nn.Module, data: Data, masks: list[Tensor], settings: str) -> 
     """What a checkpoint must agree with: the caller's choices, and the weights it began from."""
     network = re.sub(r" at 0x\w+", "", repr(model))  # addresses differ between processes
     images = content({"images": data.train_images, "labels": data.train_labels})
-    read = fingerprint([images, data.mean, data.std, data.augmentation])
+    read = fingerprint(f"{images} {data.mean} {data.std} {data.augmentation}")
     start = model.state_dict() | {f"mask {n}": mask for n, mask in enumerate(masks)}
     return {
         "training": f"{settings}, network {fingerprint(network)}, data {read}",
