@@ -182,7 +182,7 @@ def surviving(masks: list[Tensor]) -> float:
 def to_torch_prune(model: nn.Module, masks: list[Tensor]) -> nn.Module:
     """Attach the masks in the form of `torch.nn.utils.prune` (weight_orig, weight_mask); permanent.
 
-    For PyTorch's own tools. Until `prune.remove` folds them in, the functions here refuse the model.
+    For PyTorch's own tools. Until `prune.remove` folds them in, functions here refuse the model.
     """
     from torch.nn.utils import prune
 
