@@ -23,6 +23,9 @@ def check(model: nn.Module, method: str, scope="layer", example=None, saliency=N
     if scope == "global" and (criterion.order or criterion.within == "row"):
         parts = "layer after layer" if criterion.order else "within each output unit"
         raise ValueError(f"method {method} prunes {parts}, so it has no global scope")
+    transposed = [layer.name for layer in layers if layer.transposed]
+    if criterion.within == "row" and transposed:  # whose weight's rows are not its output units
+        raise ValueError(f"method {method} cannot rank within units of {transposed[0]}")
     whole = criterion.neighbours == "all"
     if whole or (criterion.neighbours == "chain" and example is None):
         check_chain(model, layers, linear=whole)

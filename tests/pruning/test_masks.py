@@ -314,3 +314,9 @@ def test_masks_that_do_not_fit(net):
     net.layers[0].weight.data[0, 0] = float("nan")
     with pytest.raises(ValueError, match=r"finite.* layers\.0"):
         lapnb.prune_masks(net, "mp", 0.5)
+
+
+def test_wanda_refuses_layers_whose_rows_are_not_units():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ConvTranspose2d(2, 3, 3))
+    with pytest.raises(ValueError, match="wanda cannot rank within units of 1"):
+        lapnb.prune_masks(model, "wanda", 0.5, batches=[(torch.ones(1, 1, 8, 8), None)])
