@@ -7,6 +7,7 @@ import pytest
 import torch
 
 os.environ["TQDM_DISABLE"] = "1"
+os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("LAPNB_WORKERS", "1")
 torch.set_num_threads(1)

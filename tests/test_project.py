@@ -1,15 +1,17 @@
-"""The project's files agree with each other, and the committed notebooks are fit to be read."""
+"""The project's files agree with each other, and what is committed with the recorded rows."""
 
 import ast
 import doctest
-import importlib
+import hashlib
+import importlib.util
 import pkgutil
+import re
+import shutil
 import subprocess
 import sys
 import tomllib
 
 import nbformat
-import numpy as np
 import papermill
 import pytest
 import yaml
@@ -17,8 +19,20 @@ from packaging.requirements import Requirement
 from PIL import Image
 
 import lapnb
-from lapnb.report.compare import MEAN, RUNS
-from lapnb.runs.run import read
+from lapnb.paper.tables import TABLES
+from lapnb.runs.results import read
+
+SCALES = ("paper", "reduced")
+# Tables that share a notebook
+SHARED = {
+    "fcn_before_retraining": "fcn_activations",
+    "fcn_later_criteria": "later_criteria",
+    "conv6_later_criteria": "later_criteria",
+}
+SHOWN = {name: SHARED.get(name, name) for name in TABLES}  # table → its notebook
+
+
+# ---- the package ---------------------------------------------------------------------------------
 
 
 def versions(lines):
@@ -34,32 +48,45 @@ def test_environment_yml_lists_what_pyproject_lists(checkout):
     conda = yaml.safe_load((checkout / "environment.yml").read_text())
     assert conda["channels"] == ["conda-forge", "nodefaults"]
     assert conda["dependencies"][-1] == {"pip": ["-e ."]}
-
     found = versions(conda["dependencies"][:-1])
     assert found.pop("python") == project["requires-python"]
     assert found.pop("pip") == ""
-    assert found == versions(project["dependencies"] + project["optional-dependencies"]["test"])
+    extras = project["optional-dependencies"]
+    assert found == versions(project["dependencies"] + extras["report"] + extras["test"])
+
+
+def test_readme_is_short_and_links_lead_to_files(checkout):
+    assert len((checkout / "README.md").read_text("utf-8").splitlines()) <= 120
+    for page in ("README.md", "RESULTS.md", "CONTRIBUTING.md"):
+        for link in re.findall(r"\]\(([^)#:]+)[)#]", (checkout / page).read_text("utf-8")):
+            assert (checkout / link).exists(), f"{page} links {link}"
 
 
 def test_import_is_light():
-    """Plotting, OBD's Hessians and clusters are imported where they are used."""
+    """Plotting, statistics, Hessians, clusters and the site are imported where they are used."""
     code = "import sys, lapnb; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    heavy = {"matplotlib", "seaborn", "backpack", "distributed", "papermill"}
-    assert heavy.isdisjoint(run.stdout.split())
+    heavy = "matplotlib seaborn backpack distributed papermill scipy.stats sphinx"
+    assert {*heavy.split()}.isdisjoint(run.stdout.split())
 
 
-@pytest.mark.parametrize("name", [m.name for m in pkgutil.iter_modules(lapnb.__path__)])
+@pytest.mark.parametrize("name", [m.name for m in pkgutil.walk_packages(lapnb.__path__, "lapnb.")])
 def test_docstring_examples(name):
-    assert doctest.testmod(importlib.import_module(f"lapnb.{name}")).failed == 0
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+# ---- notebooks -----------------------------------------------------------------------------------
+
+
+def tagged(path, tag):
+    cells = nbformat.read(path, as_version=4).cells
+    return [cell for cell in cells if tag in cell.metadata.get("tags", [])]
 
 
 def test_notebooks_have_one_parameters_cell_that_papermill_reads(notebook):
-    cells = nbformat.read(notebook, as_version=4).cells
-    assert not [c for c in cells if "injected-parameters" in c.metadata.get("tags", [])]
-    [cell] = [c for c in cells if "parameters" in c.metadata.get("tags", [])]
-    lines = ast.parse(cell.source).body
-    listed = papermill.inspect_notebook(notebook)
+    assert not tagged(notebook, "injected-parameters")
+    [cell] = tagged(notebook, "parameters")
+    lines, listed = ast.parse(cell.source).body, papermill.inspect_notebook(notebook)
     assert [line.target.id for line in lines] == list(listed)
     for line in lines:
         ast.literal_eval(line.value)
@@ -84,39 +111,75 @@ def test_notebooks_are_committed_executed(notebook):
     code = [c for c in nbformat.read(notebook, as_version=4).cells if c.cell_type == "code"]
     assert [c.execution_count for c in code] == list(range(1, len(code) + 1))
     assert any(c.outputs for c in code)
-    for cell in code:
-        if "nbval-check-output" in cell.metadata.get("tags", []):
-            assert cell.outputs, f"nothing to compare with in {cell.source!r}"
 
 
-def test_committed_rows_of_a_seed_start_from_one_dense_network(checkout):
-    for path in checkout.glob("figures/*/*.csv"):
-        if path.parent.name in ("paper", "reduced"):
-            assert (read(path).groupby(["activation", "seed"]).dense_error.nunique() == 1).all()
+def test_notebooks_have_something_that_nbval_compares(notebook):
+    compared = tagged(notebook, "nbval-check-output")
+    assert compared and all(cell.outputs for cell in compared)
 
 
-def test_committed_plots_show_the_recorded_rows(checkout, monkeypatch):
-    """As far as their captions tell, which say scale, data and number of seeds."""
-    monkeypatch.setenv("LAPNB_ROOT", str(checkout))
-    for path in checkout.glob("figures/*/*.png"):
-        if path.parent.name in ("paper", "reduced"):
-            rows = lapnb.recorded(path.stem.split("-")[0], path.parent.name)
-            shown = RUNS if path.stem.endswith("-distortion") else MEAN
-            assert Image.open(path).text["Description"] == lapnb.caption(rows, shown), path
+@pytest.mark.parametrize("name", TABLES)
+def test_every_table_has_a_notebook_that_shows_what_is_recorded(name, checkout):
+    path = checkout / "notebooks" / f"{SHOWN[name]}.ipynb"
+    cells = nbformat.read(path, as_version=4).cells
+    show = f'lapnb.show("{name}"'
+    assert any(show in cell.source for cell in cells)
+    if name != "fcn_before_retraining":  # beside the table that the notebook is about
+        assert any(show in cell.source for cell in tagged(path, "nbval-check-output"))
 
 
-@pytest.mark.parametrize(
-    "methods", [["mp", "rp", "lfp", "lbp", "lap"], ["lap", "lap_forward", "lap_backward"]]
-)
-def test_the_readme_shows_the_recorded_rows(checkout, methods):
-    rows = read(checkout / "figures" / "paper" / "fcn_mnist.csv")
-    table = lapnb.compare(rows[rows.method.isin(methods)]).set_index(["surviving", "method"])
-    for surviving in table.index.unique("surviving"):
-        line = f"| {surviving:.2f} |"
-        for cell in (table.loc[surviving, method] for method in methods):
-            assert cell.n == 5
-            published = (
-                "" if np.isnan(cell.paper) else f" ∣ {cell.paper:.2f} ± {cell.paper_std:.2f}"
-            )
-            line += f" {cell.error:.2f} ± {cell['std']:.2f}{published} |"
-        assert line in (checkout / "README.md").read_text().splitlines()
+def test_the_notebooks_of_tables_have_the_same_parameters(checkout):
+    paths = [checkout / "notebooks" / f"{name}.ipynb" for name in sorted({*SHOWN.values()})]
+    found = {path.stem: papermill.inspect_notebook(path) for path in paths}
+    assert found["later_criteria"].pop("network")["default"] == '"fcn"'
+    first = found["fcn_mnist"]
+    assert all(parameters == first for parameters in found.values())
+
+
+# ---- what is recorded, and what is said of it ----------------------------------------------------
+
+
+@pytest.fixture
+def results(checkout, lapnb_root, tmp_path, monkeypatch):
+    """docs/results.py, to which a copy of the committed rows and texts is the checkout."""
+    spec = importlib.util.spec_from_file_location("results", checkout / "docs" / "results.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for scale in SCALES:
+        shutil.copytree(checkout / "figures" / scale, lapnb_root / "figures" / scale)
+    for page in ("README.md", "RESULTS.md"):
+        shutil.copy(checkout / page, lapnb_root)
+    monkeypatch.setattr(module, "CHECKOUT", lapnb_root)
+    return module
+
+
+def test_readme_and_results_say_what_is_recorded(results, lapnb_root):
+    """Otherwise run `python docs/results.py`; but not when somebody has changed a row by hand."""
+    for path, text in results.pages().items():
+        assert path.read_text("utf-8") == text, path.name
+
+
+def test_a_changed_row_changes_what_is_said(results, lapnb_root, capsys):
+    path = lapnb_root / "figures" / "paper" / "fcn_mnist.csv"
+    rows = read(path)
+    rows.loc[(rows.method == "lap") & (rows["round"] == 10), "error"] = 99.0
+    rows.to_csv(path, index=False)
+    after = results.pages()
+    assert "was changed by hand" in capsys.readouterr().out
+    for page, text in after.items():
+        assert page.read_text("utf-8") != text
+        assert "FCN on MNIST at 0.12 % (99.00 against" in text
+
+
+def test_committed_pictures_are_those_of_the_recorded_rows(results, lapnb_root):
+    """As far as their captions tell, which say scale, data, device and number of seeds."""
+    found = {path: Image.open(path).text["Description"] for path in lapnb_root.rglob("*.png")}
+    assert found == results.captions()
+
+
+def test_committed_rows_are_those_that_were_recorded(checkout):
+    paths = [path for scale in SCALES for path in checkout.glob(f"figures/{scale}/*.csv")]
+    assert paths
+    for path in paths:
+        recorded = path.with_suffix(".csv.sha256").read_text().split()[0]
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == recorded, path
