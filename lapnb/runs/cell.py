@@ -3,11 +3,10 @@
 import contextlib
 import copy
 import math
-import shutil
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 import torch
@@ -19,7 +18,7 @@ from lapnb.pruning.masks import apply_masks, prune_masks, surviving
 from lapnb.pruning.saliency import saliency
 from lapnb.pruning.scores import METHODS
 from lapnb.runs.task import Run, Task
-from lapnb.store import CorruptFile, cached, content, fingerprint, load_tensors, save_tensors
+from lapnb.store import cached, content, load_tensors, save_tensors
 from lapnb.training.data import Data, load_data
 from lapnb.training.networks import build_model
 from lapnb.training.sparse_stack import SparseStack, fits
@@ -64,7 +63,7 @@ def _compute(task: Task, tell: Tell) -> list[dict]:
     origin = content(dense.state_dict())
     for run, row in rows.items():
         try:
-            *pruned[run], found = _prune(task, *run, data, dense, origin)
+            *pruned[run], found = _prune(task, run, data, dense, origin)
             row.update(facts | found)
         except (FloatingPointError, ValueError) as error:
             word = "failed" if isinstance(error, ValueError) else "diverged"  # an earlier round did
@@ -94,10 +93,8 @@ def dense_network(task: Task, data: Data, tell: Tell | None = None) -> tuple[nn.
     model.to(task.table.device, memory_format=torch.channels_last)  # faster for convolutions
 
     def trained() -> tuple[dict, dict]:
-        try:
-            _train(model, data, task, "dense", tell, [])
-        except FloatingPointError as error:
-            return {}, {"diverged": f"{error} of the dense network"}
+        if reason := _train(model, data, task, (), tell):
+            return {}, {"diverged": f"{reason} of the dense network"}
         return model.state_dict(), {"dense_error": _errors(model, data)[0]}
 
     tensors, facts = cached(task.dense_file, trained)
@@ -107,15 +104,14 @@ def dense_network(task: Task, data: Data, tell: Tell | None = None) -> tuple[nn.
     return model.eval(), facts
 
 
-def _prune(
-    task: Task, method: str, round: int, data: Data, dense: nn.Module, origin: str
-) -> tuple[nn.Module, list[Tensor], dict]:
+def _prune(task: Task, run: Run, data: Data, dense: nn.Module, origin: str) -> tuple:
     """The pruned network, its masks and what its row says of them.
 
     Raises FloatingPointError when it would start from a round that diverged, ValueError when it
     would from one that failed or cannot be pruned itself.
     """
-    table, model, criterion = task.table, copy.deepcopy(dense), METHODS[method]
+    (method, round), table, model = run, task.table, copy.deepcopy(dense)
+    criterion = METHODS[method]
     if table.schedule == "iterative" and round > min(table.rounds):
         model.load_state_dict(_earlier(task, method, round, origin))
     keep = table.keep(round)
@@ -124,11 +120,10 @@ def _prune(
         keep = sum(k * n for k, n in zip(keep, sizes, strict=True)) / sum(sizes)
     known = _saliency(task, criterion.looks_at, model, data) if criterion.looks_at else None
     example = data.normalise(data.train_images[:2]) if criterion.neighbours == "flow" else None
+    more = dict(example=example, saliency=known, seed=task.seed)
     start = time.perf_counter()
     with warnings.catch_warnings(action="ignore"):  # about empty layers, which the row names
-        masks = prune_masks(
-            model, method, keep, table.scope, example, saliency=known, seed=task.seed
-        )
+        masks = prune_masks(model, method, keep, table.scope, **more)
     seconds = time.perf_counter() - start
     apply_masks(model, masks)
     layers = zip(prunable_layers(model), masks, strict=True)
@@ -144,17 +139,16 @@ def _prune(
 
 def _earlier(task: Task, method: str, round: int, origin: str) -> dict[str, Tensor]:
     """The retrained network of the round before, from which an iterative schedule goes on."""
-    before = max(t for t in task.table.rounds if t < round)
-    path = task.retrained_file(method, before, origin)
-    try:
-        tensors, facts = load_tensors(path)
-    except (FileNotFoundError, CorruptFile) as error:
-        if isinstance(error, CorruptFile):  # else another worker made it, in a folder of its own
-            print(f"{error}; round {before} of {method} is computed again")
-        (row,) = compute(replace(task, runs=((method, before),)))
+    run = method, max(t for t in task.table.rounds if t < round)
+    path = task.retrained_file(*run, origin)
+
+    def again() -> tuple[dict, dict]:  # it is damaged, or in the folder of another worker
+        (row,) = compute(replace(task, runs=(run,)))
         if row["status"].startswith("failed"):
-            raise ValueError(f"round {before} {row['status']}") from None
-        tensors, facts = load_tensors(path)
+            raise ValueError(f"round {run[1]} {row['status']}")
+        return load_tensors(path)
+
+    tensors, facts = cached(path, again)
     if facts["status"] != "ok":
         raise FloatingPointError(facts["status"].removeprefix("diverged: "))
     return tensors
@@ -174,37 +168,35 @@ def _saliency(task: Task, kind: str, model: nn.Module, data: Data) -> list[Tenso
 
 
 def _retrain(
-    task: Task, data: Data, pruned: dict[Run, tuple[nn.Module, list[Tensor]]], tell: Tell
+    task: Task, data: Data, pruned: dict[Run, list], tell: Tell
 ) -> Iterator[tuple[Run, dict]]:
     """Retrain in place, sparse networks in a stack, others one by one: what rows say of it."""
     table, finished = task.table, 0
     exact = table.precision == "float32"  # a stack computes in float32 only
     stack = [run for run, networks in pruned.items() if exact and fits(*networks)]
-    for runs in [stack] * bool(stack) + [[run] for run in pruned if run not in stack]:
-        models, masks = (list(part) for part in zip(*(pruned[run] for run in runs), strict=True))
-        network, held = models[0], masks[0]
-        if runs is stack:
-            network, held = SparseStack(models, masks), None
-        start = [content(model.state_dict()) for model in models]
-        begun = time.perf_counter()
+    for runs in filter(None, [stack, *([run] for run in pruned if run not in stack)]):
+        models, masks = zip(*(pruned[run] for run in runs), strict=True)
+        network = SparseStack(models, masks) if runs is stack else models[0]
+        held = None if runs is stack else masks[0]
 
         def told(done: int, before: int = finished, networks: int = len(runs)) -> None:
             tell(before + done * networks)
 
-        try:
-            _train(network, data, task, "retrain", told, [runs, start], held)
-            errors, reason = _errors(network, data), "the loss is not finite"
-        except FloatingPointError as error:
-            errors, reason = [math.nan] * len(runs), str(error)
+        begun = time.perf_counter()
+        reason = _train(network, data, task, runs, told, held)
+        errors = _errors(network, data)
         seconds = (time.perf_counter() - begun) / len(runs)
         finished += table.retrain_steps * len(runs)
         if runs is stack:
             network.unstack(models)
         fitted = _errors(network, data, "train") if table.training_error else [None] * len(runs)
         for run, error, train_error in zip(runs, errors, fitted, strict=True):
-            found = {"error": error, "train_error": train_error, "retrain_seconds": seconds}
-            diverged = {"status": f"diverged: {reason} of round {run[1]}"}
-            yield run, diverged if math.isnan(error) else found | {"status": "ok"}
+            if reason or math.isnan(error):
+                what = reason or "the loss is not finite"
+                yield run, {"status": f"diverged: {what} of round {run[1]}"}
+            else:
+                found = {"error": error, "train_error": train_error, "retrain_seconds": seconds}
+                yield run, found | {"status": "ok"}
 
 
 def _errors(network: nn.Module, data: Data, split: str = "test") -> list[float]:
@@ -220,29 +212,17 @@ def _errors(network: nn.Module, data: Data, split: str = "test") -> list[float]:
 
 
 def _train(
-    network: nn.Module,
-    data: Data,
-    task: Task,
-    stage: str,
-    tell: Tell | None,
-    start: list,
-    masks: list[Tensor] | None = None,
-) -> None:
-    """Train with the table's settings; checkpoints are told apart by what they `start` from."""
-    table = task.table
-    folder = task.file("checkpoints", stage, task.runs, start[:1]).with_suffix("")
-    checkpoint = folder / f"{fingerprint(start)}.safetensors"
-    for other in {*folder.glob("*.safetensors")} - {checkpoint}:
-        print(f"{other} came of another dense network; this training starts from its first step")
-        other.unlink()
+    network: nn.Module, data: Data, task: Task, runs: Iterable[Run], tell: Tell | None, masks=None
+) -> str:
+    """Train with the table's settings: without runs the dense network; why it diverged, if so."""
+    table, stage, reason = task.table, "retrain" if runs else "dense", ""
     steps = getattr(table, f"{stage}_steps")
+    checkpoint = task.unfinished("checkpoints", runs)
     about = dict(masks=masks, seed=task.seed, stage=stage, precision=table.precision)
+    about |= dict(checkpoint=checkpoint, progress=tell)
     try:
-        train(
-            network, data, steps, table.lr, table.batch_size, checkpoint=checkpoint, progress=tell,
-            **about,
-        )  # fmt: skip
-    except FloatingPointError:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
+        train(network, data, steps, table.lr, table.batch_size, **about)
+    except FloatingPointError as error:
+        reason = str(error)
+    checkpoint.unlink(missing_ok=True)
+    return reason

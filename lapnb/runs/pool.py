@@ -1,15 +1,17 @@
 """Where tasks are computed: in this process, in workers, or on somebody else's executor."""
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import sys
 import threading
-import time
 import types
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from multiprocessing.context import SpawnContext, SpawnProcess
+
+from pebble import ProcessPool
 
 CONNECT_SECONDS = 5  # for a Dask scheduler to answer
 
@@ -44,37 +46,32 @@ class _Context(SpawnContext):
     Process = _Worker
 
 
-class Processes(Executor):
+class Processes(ProcessPool):
     """Worker processes of one thread each; one that dies fails its own task and is replaced.
 
     None of them outlives the caller, however that ends.
     """
 
     def __init__(self, count: int):
-        from pebble import ProcessPool
-
-        self.pool = ProcessPool(
-            count, context=_Context(), initializer=_start_worker, initargs=[os.getpid()]
-        )
+        super().__init__(count, context=_Context(), initializer=_start_worker)
 
     def submit(self, function, /, *args) -> Future:
-        return self.pool.schedule(function, args=args)
+        return self.schedule(function, args=args)
 
-    def shutdown(self, *_, **__) -> None:
-        self.pool.stop()
-        self.pool.join()
+    def __exit__(self, *_) -> None:
+        self.stop()
+        self.join()
 
 
-def _start_worker(parent: int) -> None:
+def _start_worker() -> None:
     os.environ["TQDM_DISABLE"] = "1"  # the caller's bar tells of all workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the caller, who stops the workers
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_end_with_caller, daemon=True).start()
 
 
-def _end_with(parent: int) -> None:
+def _end_with_caller() -> None:
     """End this worker when the process that started it is gone, e.g. killed."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
+    multiprocessing.parent_process().join()
     os._exit(1)
 
 

@@ -1,6 +1,7 @@
 """What a worker computes at once, and the files that belong to it."""
 
 import pathlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -42,11 +43,14 @@ class Task:
     def dense_file(self) -> pathlib.Path:
         return self.file("dense")
 
+    def unfinished(self, folder: str, runs: Iterable[Run]) -> pathlib.Path:
+        """What is kept while runs are computed: their checkpoint, or how many steps are done."""
+        return self.file(folder, [(*run, self.table.settings(*run)) for run in runs])
+
     @property
     def progress_file(self) -> pathlib.Path:
         """Where a worker writes how many steps are finished."""
-        settings = [self.table.settings(*run) for run in self.runs]
-        return self.file("progress", self.runs, settings).with_suffix("")
+        return self.unfinished("progress", self.runs).with_suffix("")
 
     def retrained_file(self, method: str, round: int, dense: str) -> pathlib.Path:
         """What the next round of an iterative schedule starts from; `dense` is what it came of."""
