@@ -227,6 +227,8 @@ def differs(rows: pd.DataFrame) -> str:
         parts.append(f"{count} of {len(paper.rounds)} surviving fractions")
     if few:
         parts.append(f"fewer than {paper.seeds} seeds of {listed(few)}")
+    if NOTEBOOKS.get(first.table) == "later_criteria":
+        parts.insert(0, "this table is ours")
     return f"Differs from the paper: {'; '.join(parts) or 'nothing in the protocol'}."
 
 
