@@ -7,43 +7,27 @@ from collections.abc import Iterator, Sequence
 from tqdm import tqdm
 
 
-class Progress:
+class Progress(tqdm):
     """Shows steps, steps per second and the time left; in a notebook at the end `title`: `done`.
 
     `delay`: seconds before anything is shown. Without effect where TQDM_DISABLE is set.
     """
 
     def __init__(self, total: int, title: str, unit: str = "steps", delay: float = 0):
-        self.title, self.done = title, f"{total:,} {unit}"
+        self.title, self.done, self.cell = title, f"{total:,} {unit}", None
         off = bool(os.environ.get("TQDM_DISABLE"))
-        self.cell = None if off or not _in_notebook() else _Cell()
-        self.bar = tqdm(
-            total=total,
-            desc=title,
-            unit=f" {unit}",
-            unit_scale=True,
-            leave=False,
-            disable=off,
-            file=self.cell or sys.stderr,
-            ncols=100 if self.cell else None,
-            mininterval=0.5,
-            delay=delay,
-        )
-
-    def __enter__(self) -> "Progress":
-        return self
+        shell = None if off else getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+        look = dict(leave=False, mininterval=0.5, delay=delay, unit=f" {unit}", unit_scale=True)
+        if hasattr(shell, "kernel"):  # tqdm's own widget would stay at 0 % in a saved notebook
+            self.cell = _Cell(shell)
+            look |= dict(file=self.cell, ncols=100)
+        super().__init__(total=total, desc=title, disable=off, **look)
 
     def at(self, steps: int) -> None:
-        if steps > self.bar.n:
-            self.bar.set_postfix_str("", refresh=False)
-            self.bar.update(steps - self.bar.n)
-
-    def say(self, text: str) -> None:
-        """Show a few words behind the bar until it moves."""
-        self.bar.set_postfix_str(text)
+        self.update(max(0, steps - self.n))
 
     def __exit__(self, *error) -> None:
-        self.bar.close()
+        self.close()
         if self.cell and self.cell.handle:
             self.cell.write(f"{self.title}: {self.done}")
 
@@ -59,12 +43,9 @@ def progress(items: Sequence, title: str, unit: str) -> Iterator:
 class _Cell:
     """One output of a notebook cell that each write replaces."""
 
-    def __init__(self):
-        from IPython import get_ipython
-
+    def __init__(self, shell):
         # a widget's output area cannot change an output; it is cleared instead
-        message = get_ipython().kernel.get_parent()["header"]
-        self.in_widget = message["msg_type"] == "comm_msg"
+        self.in_widget = shell.kernel.get_parent()["header"]["msg_type"] == "comm_msg"
         self.handle = None
 
     def write(self, text: str) -> None:
@@ -73,21 +54,9 @@ class _Cell:
         if not text.strip():
             return
         output = {"text/plain": text.strip()}
-        if self.handle is None:
-            self.handle = display(output, raw=True, display_id=True)
-        elif self.in_widget:
-            clear_output(wait=True)
-            display(output, raw=True)
-        else:
+        if self.handle and not self.in_widget:
             self.handle.update(output, raw=True)
-
-    def flush(self) -> None:
-        pass
-
-
-def _in_notebook() -> bool:
-    if "ipykernel" not in sys.modules:
-        return False
-    from IPython import get_ipython
-
-    return hasattr(get_ipython(), "kernel")
+            return
+        if self.handle:
+            clear_output(wait=True)
+        self.handle = display(output, raw=True, display_id=True)

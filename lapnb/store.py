@@ -5,7 +5,8 @@ import hashlib
 import json
 import os
 import pathlib
-import tempfile
+import shutil
+import uuid
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -44,24 +45,24 @@ def write_whole(path: pathlib.Path, content: bytes) -> None:
     A symbolic link stays one, and the file keeps its mode. Raises OSError naming `path` when there
     is no room or no permission; the old file stays.
     """
-    path, temporary = pathlib.Path(os.path.realpath(path)), None
+    path = pathlib.Path(os.path.realpath(path))
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        mode = path.stat().st_mode & 0o7777 if path.exists() else 0o644
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, mode)
-        os.replace(temporary, path)
+        if path.exists():
+            shutil.copymode(path, temporary)
+        temporary.replace(path)
     except OSError as error:
         raise type(error)(
             error.errno, f"could not write {path} ({error.strerror}); what it held is unchanged"
         ) from error
     finally:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 @contextlib.contextmanager
@@ -70,21 +71,18 @@ def locked(lock: pathlib.Path, path: pathlib.Path) -> Iterator[None]:
 
     Raises PermissionError where nothing can be locked.
     """
-    holder = FileLock(lock)
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
-        holder.acquire()
+        held = FileLock(lock).acquire()
     except (OSError, NotImplementedError) as error:
         raise PermissionError(
             f"{lock} cannot be locked ({getattr(error, 'strerror', None) or error}): make it "
             "writable, or set LAPNB_ROOT to a folder on a file system that has locks"
         ) from error
-    try:
+    with held:
         for leftover in path.parent.glob(f".{path.name}.*"):
             leftover.unlink(missing_ok=True)
         yield
-    finally:
-        holder.release()
 
 
 def save_tensors(path: pathlib.Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import itertools
 import json
 import re
 import sys
@@ -28,6 +29,11 @@ from lapnb.training.train import PRECISIONS
 SCALES = ("smoke", "quick", "reduced", "paper")
 # What may be chosen without changing what a row is: which rows, and how they are computed
 FREE = ("methods", "rounds", "seeds", "device", "precision")
+# What a dense network depends on, beside its seed and the source of its data
+DENSE = {
+    *("network", "dataset", "width", "activation", "stride", "image_size", "channels"),
+    *("lr", "batch_size", "dense_steps"),
+}
 VARIED = ("activation", "schedule", "scope")  # settings that a table may put side by side
 
 
@@ -66,10 +72,6 @@ def _listed(value: Any) -> Any:
     return tuple(value) if isinstance(value, list | tuple | range) else (value,)
 
 
-def _in_order(values: tuple) -> tuple:
-    return tuple(sorted(values))
-
-
 def _distinct(values: tuple) -> tuple:
     if len(set(values)) < len(values):
         raise ValueError("not repeat an entry")
@@ -90,6 +92,7 @@ Item = TypeVar("Item")
 Several = Annotated[
     tuple[Item, ...], Field(min_length=1), BeforeValidator(_listed), AfterValidator(_distinct)
 ]
+Round = Annotated[int, Field(ge=1, le=10_000)]
 Whole = Annotated[int, BeforeValidator(literal)]
 Steps = Annotated[Whole, Field(le=10**9)]
 Device = Annotated[
@@ -114,7 +117,7 @@ class Table(BaseModel, frozen=True, strict=True, extra="forbid"):
     network: Literal[*NETWORKS]
     dataset: Literal[*DATASETS]
     methods: Several[Literal[*METHODS]]
-    rounds: Annotated[Several[Annotated[int, Field(ge=1, le=10_000)]], AfterValidator(_in_order)]
+    rounds: Annotated[Several[Round], AfterValidator(lambda rounds: tuple(sorted(rounds)))]
     rates: tuple[float, ...]
     dense_steps: Annotated[Steps, Field(ge=1)]
     retrain_steps: Annotated[Steps, Field(ge=0)]
@@ -140,36 +143,27 @@ class Table(BaseModel, frozen=True, strict=True, extra="forbid"):
         """The tables that this one puts side by side, each with one value of what varies."""
         for change in self.variants:
             own = change.get("methods", self.methods)
-            methods = tuple(method for method in own if method in self.methods)
-            if methods:
-                update = change | {"methods": methods, "variants": ({},)}
-                yield self.model_copy(update=update)
+            if methods := tuple(method for method in self.methods if method in own):
+                yield self.model_copy(update=change | {"methods": methods, "variants": ({},)})
 
     def runs(self) -> Iterator[tuple["Table", str, int, int]]:
         """Every run, one row each: its plain table, method, round and seed."""
         for plain in self.plain():
-            for seed in range(plain.seeds):
-                for round in plain.rounds:
-                    for method in plain.methods:
-                        yield plain, method, round, seed
+            for run in itertools.product(plain.methods, plain.rounds, range(plain.seeds)):
+                yield plain, *run
 
     def keep(self, round: int) -> tuple[float, ...]:
         """The surviving fraction of each layer in a round."""
         return tuple((1 - rate) ** round for rate in self.rates)
 
     def dense_settings(self) -> dict[str, Any]:
-        """What a dense network depends on, beside its seed and the source of its data."""
-        names = "network dataset width activation stride image_size channels lr batch_size"
-        return {name: getattr(self, name) for name in [*names.split(), "dense_steps"]}
+        """What a dense network depends on, by name."""
+        return self.model_dump(include=DENSE)
 
     def settings(self, method: str, round: int) -> str:
         """A short hash of all that a row depends on, beside method, round, seed and data source."""
-        settings = self.dense_settings() | {
-            "rates": self.rates,
-            "retrain_steps": self.retrain_steps,
-            "scope": self.scope,
-            "schedule": self.schedule,
-        }
+        more = {"rates", "retrain_steps", "scope", "schedule"}
+        settings = self.model_dump(include=DENSE | more)
         if self.schedule == "iterative":
             settings["rounds"] = [t for t in self.rounds if t <= round]
         if kind := METHODS[method].looks_at:
@@ -179,15 +173,9 @@ class Table(BaseModel, frozen=True, strict=True, extra="forbid"):
         return fingerprint(settings)
 
 
-def declare(**settings: Any) -> Table:
-    """A Table; what it refuses is one sentence, with the setting's name."""
-    with _one_sentence():
-        return Table(**settings)
-
-
 def checked(parameter: str, value: Any, kind: Any) -> Any:
     """`value`, as papermill hands it over, as the type `kind`; ValueError naming the parameter."""
-    with _one_sentence(parameter):
+    with one_sentence(parameter):
         return TypeAdapter(kind).validate_python(literal(value))
 
 
@@ -208,7 +196,8 @@ def refuse_unknown_parameters() -> None:
 
 
 @contextlib.contextmanager
-def _one_sentence(parameter: str = "") -> Iterator[None]:
+def one_sentence(parameter: str = "") -> Iterator[None]:
+    """Turns what pydantic refuses into one sentence with the parameter's name."""
     try:
         yield
     except ValidationError as error:

@@ -8,7 +8,7 @@ from lapnb.paper.protocol import (
     SCALES,
     Claim,
     Table,
-    declare,
+    one_sentence,
     refuse_unknown_parameters,
 )
 
@@ -76,13 +76,6 @@ _CONV6 = _declare(
     | dict(rounds=(4, 8, 12, 16)),
     reduced=dict(width=0.5, dense_steps=3000, retrain_steps=1000),
 )
-_DEEP = _declare(
-    _MP_AND_LAP,
-    dataset="cifar10",
-    smoke=dict(width=0.05, seeds=1, dense_steps=5, retrain_steps=3),
-    quick=dict(width=0.125, seeds=1, dense_steps=300, retrain_steps=100),
-    reduced=dict(width=0.25, dense_steps=3000, retrain_steps=1500),
-)
 
 
 def _rates(layers: int, first: float = 0.15) -> tuple[float, ...]:
@@ -90,37 +83,43 @@ def _rates(layers: int, first: float = 0.15) -> tuple[float, ...]:
     return (first,) + (0.15,) * (layers - 2) + (0.1,)
 
 
-def _vgg_cifar10(depth: int, dense_steps: int, retrain_steps: int) -> dict:
+def _deep(title: str, network: str, rates: tuple, rounds: range, few: tuple, **more) -> dict:
+    """A deep network on CIFAR-10; `few`: rounds of the reduced scale."""
+    about = dict(title=title, network=network, dataset="cifar10", rates=rates, rounds=(*rounds,))
+    smoke = dict(width=0.05, seeds=1, rounds=(rounds[0], rounds[-1]))
     return _declare(
-        _DEEP,
-        title=f"VGG-{depth} on CIFAR-10",
-        network=f"vgg{depth}",
-        rates=_rates(depth - 2),
-        rounds=tuple(range(13, 28, 2)),
-        dense_steps=dense_steps,
-        retrain_steps=retrain_steps,
-        smoke=dict(rounds=(13, 27)),
-        quick=dict(rounds=(7, 13, 19)),
-        reduced=dict(rounds=(13, 21, 25, 27), dense_steps=6000, retrain_steps=4000),
+        _declare(
+            _MP_AND_LAP | about,
+            smoke=smoke | dict(dense_steps=5, retrain_steps=3),
+            quick=dict(width=0.125, seeds=1, dense_steps=300, retrain_steps=100),
+            reduced=dict(width=0.25, dense_steps=3000, retrain_steps=1500, rounds=few),
+        ),
+        **more,
     )
 
 
-def _tiny_imagenet(title: str, network: str, rates: tuple, rounds: range, few: tuple) -> dict:
-    """`few`: rounds of the reduced scale."""
-    return _declare(
-        _DEEP,
-        title=f"{title} on Tiny-ImageNet",
-        network=network,
+def _vgg_cifar10(depth: int, dense_steps: int, retrain_steps: int) -> dict:
+    return _deep(
+        *(f"VGG-{depth} on CIFAR-10", f"vgg{depth}", _rates(depth - 2)),
+        rounds=range(13, 28, 2),
+        few=(13, 21, 25, 27),
+        dense_steps=dense_steps,
+        retrain_steps=retrain_steps,
+        quick=dict(rounds=(7, 13, 19)),
+        reduced=dict(dense_steps=6000, retrain_steps=4000),
+    )
+
+
+def _tiny_imagenet(title: str, network: str, rates: tuple, rounds: range, few: tuple, /, **quick):
+    few_steps = dict(image_size=16, rounds=(6, 12, 18), dense_steps=250, retrain_steps=80)
+    return _deep(
+        *(f"{title} on Tiny-ImageNet", network, rates, rounds, few),
         dataset="tiny_imagenet",
-        rates=rates,
         image_size=64,
         stride=2,
-        rounds=tuple(rounds),
         dense_steps=60_000,
         retrain_steps=40_000,
-        smoke=dict(rounds=(rounds[0], rounds[-1])),
-        quick=dict(image_size=16, rounds=(6, 12, 18), dense_steps=250, retrain_steps=80),
-        reduced=dict(rounds=few),
+        quick=few_steps | quick,
     )
 
 
@@ -195,32 +194,26 @@ TABLES: dict[str, dict] = {
     "vgg11_cifar10": _vgg_cifar10(11, 35_000, 25_000),
     "vgg16_cifar10": _vgg_cifar10(16, 50_000, 35_000),
     "vgg19_cifar10": _vgg_cifar10(19, 60_000, 40_000),
-    "resnet18_cifar10": _declare(
-        _DEEP,
-        title="ResNet-18 on CIFAR-10",
-        network="resnet18",
+    "resnet18_cifar10": _deep(
+        *("ResNet-18 on CIFAR-10", "resnet18", _rates(18, first=0.0)),
         methods=("mp", "lap", "lap_flow"),
-        rates=_rates(18, first=0.0),
-        rounds=tuple(range(14, 36, 3)),
+        rounds=range(14, 36, 3),
+        few=(14, 26, 32, 35),
         dense_steps=35_000,
         retrain_steps=25_000,
-        smoke=dict(rounds=(14, 35)),
         quick=dict(image_size=16, rounds=(8, 14, 20)),
-        reduced=dict(rounds=(14, 26, 32, 35), dense_steps=5000, retrain_steps=3000),
+        reduced=dict(dense_steps=5000, retrain_steps=3000),
     ),
-    "vgg19_tiny_imagenet": _declare(
-        _tiny_imagenet("VGG-19", "vgg19", _rates(17), range(13, 21), few=(13, 17, 19, 20)),
-        quick=dict(image_size=64),
+    "vgg19_tiny_imagenet": _tiny_imagenet(
+        "VGG-19", "vgg19", _rates(17), range(13, 21), (13, 17, 19, 20), image_size=64
     ),
     # A narrow ResNet-50 learns slowly: more pixels, steps and learning rate, fewer rounds.
-    "resnet50_tiny_imagenet": _declare(
-        _tiny_imagenet(
-            "ResNet-50", "resnet50", _rates(50, 0.0), range(17, 32, 2), few=(17, 25, 29, 31)
-        ),
-        quick=dict(image_size=32, rounds=(6, 14), dense_steps=400, retrain_steps=80, lr=2e-3),
+    "resnet50_tiny_imagenet": _tiny_imagenet(
+        *("ResNet-50", "resnet50", _rates(50, 0.0), range(17, 32, 2), (17, 25, 29, 31)),
+        **dict(image_size=32, rounds=(6, 14), dense_steps=400, lr=2e-3),
     ),
     "wrn16_8_tiny_imagenet": _tiny_imagenet(
-        "WRN-16-8", "wrn16_8", _rates(14, 0.0), range(13, 28, 2), few=(13, 21, 25, 27)
+        "WRN-16-8", "wrn16_8", _rates(14, 0.0), range(13, 28, 2), (13, 21, 25, 27)
     ),
 }
 
@@ -232,6 +225,7 @@ CHANGEABLE = (
 )  # fmt: skip
 
 
+@one_sentence()
 def table(name: str, scale: str = "quick", **changes: Any) -> Table:
     """The table `name` of the paper at a scale: "smoke", "quick", "reduced" or "paper".
 
@@ -257,10 +251,10 @@ def table(name: str, scale: str = "quick", **changes: Any) -> Table:
     settings = {key: value for key, value in TABLES[name].items() if key not in SCALES}
     small = _SMALL if scale in ("smoke", "quick") else {}
     settings |= {"name": name, "scale": scale} | small | TABLES[name][scale]
-    declared = declare(**settings)
+    declared = Table(**settings)
     if any(key in change for change in declared.variants for key in {*changes} - {"methods"}):
         settings["variants"] = ({},)
-    table = declare(**settings | changes)
+    table = Table(**settings | changes)
     different = [
         f"{key} = {getattr(table, key)}"
         for key in changes

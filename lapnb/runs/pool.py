@@ -16,19 +16,16 @@ from pebble import ProcessPool
 CONNECT_SECONDS = 5  # for a Dask scheduler to answer
 
 
-class Here(Executor):
-    """Computes at once, in this process, and tells `watch` the steps done."""
+class Here:
+    """Computes in this process, when a result is asked for; tells `watch` the steps done."""
 
     def __init__(self, watch: Callable[[int], None]):
         self.watch = watch
 
-    def submit(self, function, /, *args) -> Future:
-        future: Future = Future()
-        try:
-            future.set_result(function(*args, self.watch))
-        except Exception as error:
-            future.set_exception(error)
-        return future
+    def submit(self, function, /, *args) -> types.SimpleNamespace:
+        return types.SimpleNamespace(
+            done=lambda: True, result=lambda: function(*args, self.watch), cancel=lambda: None
+        )
 
 
 class _Worker(SpawnProcess):
@@ -82,8 +79,10 @@ def opened(
     """The given executor as it is, that of a Dask scheduler, or else `workers` of our own."""
     if executor and not isinstance(executor, str):
         yield executor
+    elif not executor and workers == 1:
+        yield Here(watch)
     elif not executor:
-        with Here(watch) if workers == 1 else Processes(workers) as pool:
+        with Processes(workers) as pool:
             yield pool
     else:
         from dask.distributed import Client

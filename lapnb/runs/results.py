@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import io
 import pathlib
-from collections.abc import Iterable
+from collections import defaultdict
 
 import pandas as pd
 
@@ -23,6 +23,7 @@ SCHEMA = {
 }  # fmt: skip
 NUMBERS = [column for column, kind in SCHEMA.items() if kind is not str]
 ALWAYS = ["surviving", "error_before", "error", "dense_error"]  # where the status is ok
+ORDER = ["activation", "schedule", "method", "seed", "round"]
 KEY = ["source", "settings", "method", "round", "seed"]  # what tells a run from all others
 
 
@@ -38,14 +39,10 @@ def read(path: pathlib.Path) -> pd.DataFrame:
     """
     if not path.exists():
         return pd.DataFrame(columns=[*SCHEMA])
+    text = path.read_bytes()
+    kinds = defaultdict(lambda: str, dict.fromkeys(NUMBERS, float))
+    missing = {column: [""] for column in NUMBERS}
     try:
-        text = path.read_bytes()
-        missing = {column: [""] for column in NUMBERS}
-        rows = pd.read_csv(io.BytesIO(text), dtype=str, keep_default_na=False, nrows=0)
-        absent = [column for column in SCHEMA if column not in rows]
-        if absent:
-            raise ValueError(f"it has no column {absent[0]}")
-        kinds = {column: float if column in NUMBERS else str for column in rows}
         rows = pd.read_csv(io.BytesIO(text), dtype=kinds, keep_default_na=False, na_values=missing)
         _check(rows, path)
     except ValueError as error:
@@ -53,14 +50,16 @@ def read(path: pathlib.Path) -> pd.DataFrame:
             f"{path} is not a results file as lapnb writes it ({error}); "
             "correct it, or move it away to compute its rows again"
         ) from error
-    recorded_sums = _sums(path)
-    if recorded_sums and _sum(text) not in recorded_sums:
+    sums = _sums_file(path)
+    if sums.exists() and _sum(text) not in sums.read_text():
         print(f"{path} was changed by hand: it is not what `lapnb.run` recorded")
     return rows.astype({column: SCHEMA[column][0] for column in NUMBERS})
 
 
 def _check(rows: pd.DataFrame, path: pathlib.Path) -> None:
     """Raise ValueError with what makes no sense."""
+    if absent := [column for column in SCHEMA if column not in rows]:
+        raise ValueError(f"it has no column {absent[0]}")
     for column in NUMBERS:
         kind, low, high = SCHEMA[column]
         given = rows[column] if kind is int else rows[column].dropna()
@@ -86,32 +85,22 @@ def _check(rows: pd.DataFrame, path: pathlib.Path) -> None:
 def record(path: pathlib.Path, rows: list[dict]) -> None:
     """Add finished rows; a row of the same run is replaced, so that none is there twice.
 
-    But a run that failed when it was computed again leaves its recorded result as it is.
+    But a run that failed when it was computed again leaves its recorded result as it is. At no
+    moment, and after no kill, is there a file that the checksums beside it do not know.
     """
-    if not rows:
-        return
     with locked(lock_file(path), path):
         old, new = read(path), pd.DataFrame(rows, columns=[*SCHEMA])
-        failed = new[new.status.str.startswith("failed")]
-        kept = keys(old[old.status == "ok"]) & keys(failed)
-        if kept:
-            print(f"{failed.status.iloc[0]}; the recorded rows of {len(kept)} runs are kept")
-        new = matching(new, keys(new) - kept)
-        old = matching(old, keys(old) - keys(new))
-        both = new if old.empty else pd.concat([old, new], ignore_index=True)
-        order = ["activation", "schedule", "method", "seed", "round"]
-        write(path, both.sort_values(order, kind="stable").to_csv(index=False).encode())
-
-
-def write(path: pathlib.Path, content: bytes) -> None:
-    """Write a results file whole, and before it its checksum beside the one of what was there.
-
-    So at no moment, and after no kill, is there a recorded file that its checksums do not know.
-    """
-    known = [_sum(content)] + ([_sum(path.read_bytes())] if path.exists() else [])
-    lines = [f"{known_sum}  {path.name}\n" for known_sum in dict.fromkeys(known)]
-    write_whole(_sums_file(path), "".join(lines).encode())
-    write_whole(path, content)
+        fine, failed = old.status == "ok", new.status.astype(str).str.startswith("failed")
+        kept = matching(old[fine], keys(new[failed]))
+        if len(kept):
+            print(f"{new.status[failed].iloc[0]}; the recorded rows of {len(kept)} runs are kept")
+        rows = pd.concat([old[~fine], new[failed], old[fine], new[~failed]])  # the last counts
+        rows = rows.drop_duplicates(KEY, keep="last").sort_values(ORDER, kind="stable")
+        text = rows.to_csv(index=False).encode()
+        known = [_sum(text), *([_sum(path.read_bytes())] if path.exists() else [])]
+        lines = [f"{known_sum}  {path.name}\n" for known_sum in dict.fromkeys(known)]
+        write_whole(_sums_file(path), "".join(lines).encode())
+        write_whole(path, text)
 
 
 def lock_file(path: pathlib.Path) -> pathlib.Path:
@@ -122,32 +111,23 @@ def keys(rows: pd.DataFrame) -> set[tuple]:
     return set(rows[KEY].itertuples(index=False, name=None))
 
 
-def matching(rows: pd.DataFrame, wanted: Iterable[tuple]) -> pd.DataFrame:
+def matching(rows: pd.DataFrame, wanted: set[tuple]) -> pd.DataFrame:
     """The rows of the runs in `wanted`, as `keys` names them."""
-    wanted = set(wanted)
-    chosen = [key in wanted for key in rows[KEY].itertuples(index=False, name=None)]
-    return rows[pd.Series(chosen, index=rows.index, dtype=bool)]
+    return rows.loc[[key in wanted for key in rows[KEY].itertuples(index=False, name=None)]]
 
 
 def taken_over(path: pathlib.Path, wanted: set[tuple]) -> list[dict]:
     """Rows of the same settings that another table of this scale has recorded."""
     missing, rows = wanted - keys(read(path)), []
-    for other in sorted(path.parent.glob("*.csv")) if missing else []:
-        if other != path:
-            with contextlib.suppress(ValueError):  # not a results file, e.g. pruning_cost.csv
-                found = matching(read(other), missing)
-                rows += found[found.status == "ok"].assign(table=path.stem).to_dict("records")
-                missing -= keys(found)
+    for other in {*path.parent.glob("*.csv")} - {path} if missing else ():
+        with contextlib.suppress(ValueError):  # not a results file, e.g. pruning_cost.csv
+            found = matching(read(other), missing)
+            rows += found[found.status == "ok"].assign(table=path.stem).to_dict("records")
     return rows
 
 
 def _sums_file(path: pathlib.Path) -> pathlib.Path:
     return path.with_suffix(".csv.sha256")
-
-
-def _sums(path: pathlib.Path) -> list[str]:
-    file = _sums_file(path)
-    return file.read_text().split()[::2] if file.exists() else []
 
 
 def _sum(content: bytes) -> str:

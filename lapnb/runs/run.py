@@ -11,19 +11,8 @@ from pydantic import Field
 from lapnb.paper.protocol import SCALES, Table, Whole, checked
 from lapnb.paper.tables import table as declare
 from lapnb.pruning.masks import check
-from lapnb.runs.results import (
-    SCHEMA,
-    keys,
-    lock_file,
-    matching,
-    read,
-    record,
-    results_file,
-    taken_over,
-    write,
-)
+from lapnb.runs.results import keys, matching, read, record, results_file, taken_over
 from lapnb.runs.schedule import compute_all, graph_of, outline
-from lapnb.store import locked
 from lapnb.training.data import load_data
 
 PACKAGED = Path(__file__).parents[1] / "figures"  # recorded rows, where there is no checkout
@@ -83,20 +72,14 @@ def run(
     }
     done = set()
     if not again:
-        record(path, taken_over(path, wanted))
+        if others := taken_over(path, wanted):
+            record(path, others)
         known = read(path)
         done = keys(known[~known.status.str.startswith("failed")]) & wanted
-    computed = 0
     if done < wanted:
-        with locked(lock_file(path), path):  # a file that cannot be written: say so before training
-            write(path, path.read_bytes() if path.exists() else b",".join(map(str.encode, SCHEMA)))
-        computed = compute_all(
-            graph_of(table, data.source, done),
-            f"{table.name} ({table.scale} scale)",
-            path,
-            executor,
-            count,
-        )
+        record(path, [])  # a file that cannot be written is refused before anything is trained
+        graph = graph_of(table, data.source, done)
+        compute_all(graph, f"{table.name} ({table.scale} scale)", path, executor, count)
     rows = matching(read(path), wanted)
     bad = rows[rows.status != "ok"]
     if not bad.empty:
@@ -104,10 +87,10 @@ def run(
         print(bad[["method", "round", "seed", "status"]].head().to_string(index=False))
     if len(bad) == len(rows):
         raise RuntimeError(f"no run of {table.name} gave a result; {path} says why in its rows")
-    results = _in_order(rows, table)
+    results = _results(rows, table)
     _tell_mixed_seeds(results)
     whole = declare(table.name, table.scale)
-    results.attrs["just_run"] = bool(computed) and [*table.runs()] == [*whole.runs()]
+    results.attrs["just_run"] = done < wanted and [*table.runs()] == [*whole.runs()]
     return results
 
 
@@ -120,34 +103,24 @@ def recorded(name: str, scale: str | None = None, source: str | None = None) -> 
     for wanted in reversed(SCALES) if scale is None else [scale]:
         declared = declare(name, wanted)
         path = results_file(name, wanted)
-        rows = read(path if path.exists() else PACKAGED / wanted / path.name)
-        expected = {(p.settings(method, t), method, t) for p, method, t, _ in declared.runs()}
-        known = rows[["settings", "method", "round"]].itertuples(index=False, name=None)
-        rows = rows[pd.Series([key in expected for key in known], index=rows.index, dtype=bool)]
-        rows = rows[rows.status == "ok"]
-        counts = rows.source.value_counts()
-        if source is not None:
-            counts = counts[counts.index == source]
-        if counts.any():
-            chosen = counts.index[0]
-            for other in set(rows.source) - {chosen} if source is None else ():
+        rows = _results(read(path if path.exists() else PACKAGED / wanted / path.name), declared)
+        sources = rows.source.value_counts().index  # the most frequent one first
+        chosen = source or next(iter(sources), None)
+        if chosen in sources:
+            for other in sources.drop(chosen) if source is None else ():
                 print(f"also recorded: {name} on {other}; recorded(…, source={other!r}) reads it")
-            return _in_order(rows[rows.source == chosen], declared)
+            return rows[rows.source == chosen].reset_index(drop=True)
     raise FileNotFoundError(f"no run of {name} is recorded yet: lapnb.run(lapnb.table({name!r}))")
 
 
-def _in_order(rows: pd.DataFrame, table: Table) -> pd.DataFrame:
-    """Results only, in the table's order of variants and methods."""
-    order = {m: n for n, m in enumerate(table.methods)}
-    for change in table.variants:
-        for value in change.values():
-            order.setdefault(str(value), len(order))
-    rows = rows[rows.status == "ok"].sort_values(
-        ["activation", "schedule", "scope", "method", "round", "seed"],
-        key=lambda c: c if c.name in ("round", "seed") else c.map(order),
-        kind="stable",
-    )
-    return rows.reset_index(drop=True)
+def _results(rows: pd.DataFrame, table: Table) -> pd.DataFrame:
+    """The results of `table` among the rows, in its order of variants, methods and rounds."""
+    runs = enumerate((plain.settings(m, t), m, t) for plain, m, t, _ in table.runs())
+    order = {run: place for place, run in runs}
+    found = rows[["settings", "method", "round"]].itertuples(index=False, name=None)
+    rows = rows.assign(place=[order.get(run, -1) for run in found])
+    rows = rows[(rows.status == "ok") & (rows.place >= 0)].sort_values(["place", "seed"])
+    return rows.drop(columns="place").reset_index(drop=True)
 
 
 def _tell_mixed_seeds(rows: pd.DataFrame) -> None:
@@ -157,8 +130,8 @@ def _tell_mixed_seeds(rows: pd.DataFrame) -> None:
         "starts all of them from one",
         "device": "were computed on {}",
     }
-    for (_, seed), own in rows.groupby(["activation", "seed"]):
-        for column, text in parts.items():
-            found = [f"{value}" for value in sorted(own[column].unique())]
+    for column, text in parts.items():
+        for (_, seed), found in rows.groupby(["activation", "seed"])[column].unique().items():
             if len(found) > 1:
-                print(f"recorded rows of seed {seed} {text.format(' and '.join(found))}")
+                values = " and ".join(map(str, sorted(found)))
+                print(f"recorded rows of seed {seed} {text.format(values)}")

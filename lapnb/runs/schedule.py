@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -79,59 +79,39 @@ def compute_all(
     path: Path,
     executor: Executor | str | None,
     workers: int,
-) -> int:
-    """Compute tasks in an order that respects what they start from; record each at once.
+) -> None:
+    """Compute tasks, what they start from first; record each at once.
 
-    Returns the number of runs that gave rows.
+    Where a task fails, those that start from it do its work again, or fail for the same reason.
     """
     tasks, sorter = {*graph, *set().union(*graph.values())}, TopologicalSorter(graph)
     sorter.prepare()
-    total, finished, computed = sum(task.steps for task in tasks), 0, 0
-    running: dict[Future, Task] = {}
-    failed: dict[Task, Exception] = {}
+    finished, running = 0, {}
     with (
-        Progress(total, title) as bar,
+        Progress(sum(task.steps for task in tasks), title) as bar,
         opened(executor, min(workers, len(tasks)), lambda steps: bar.at(finished + steps)) as pool,
     ):
-        bar.say("starting workers")
         try:
             while sorter.is_active():
-                for task in sorter.get_ready():
-                    start = [failed[other] for other in graph.get(task, ()) if other in failed]
-                    running[_submit(pool, task, start)] = task
-                ended = [future for future in running if future.done()]
-                for future in ended:
-                    task = running.pop(future)
+                running |= {task: pool.submit(compute, task) for task in sorter.get_ready()}
+                ended = [task for task, future in running.items() if future.done()]
+                for task in ended:
                     try:
-                        rows = future.result()
-                        computed += len(rows)
+                        rows = running.pop(task).result()
                     except Exception as error:
-                        failed[task] = error
                         rows = [task.row(*run) | {"status": _status(error)} for run in task.runs]
-                    record(path, rows)
+                    if rows:
+                        record(path, rows)
                     task.progress_file.unlink(missing_ok=True)
                     finished += task.steps
                     sorter.done(task)
-                bar.at(finished + sum(_steps_done(task) for task in running.values()))
+                bar.at(finished + sum(_steps_done(task) for task in running))
                 if not ended:
                     time.sleep(0.1)
         finally:
-            for future in running:
+            for future in running.values():
                 future.cancel()
-        bar.done = "1 run computed" if computed == 1 else f"{computed} runs computed"
-    return computed
-
-
-def _submit(pool: Executor, task: Task, start: list[Exception]) -> Future:
-    """The future of a task; failed already where something that it starts from has."""
-    try:
-        if start:
-            raise start[0]
-        return pool.submit(compute, task)
-    except Exception as error:
-        future: Future = Future()
-        future.set_exception(error)
-        return future
+        bar.done = f"runs computed: {sum(len(task.runs) for task in tasks)}"
 
 
 def _status(error: Exception) -> str:
