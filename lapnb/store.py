@@ -17,6 +17,8 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+Saved = tuple[dict[str, Tensor], dict[str, Any]]  # named tensors and plain facts
+
 
 def root() -> pathlib.Path:
     """The folder that holds notebooks/, figures/, build/ and runs/.
@@ -93,7 +95,7 @@ def save_tensors(path: pathlib.Path, tensors: dict[str, Tensor], facts: dict[str
     write_whole(path, safetensors.torch.save(tensors, metadata))
 
 
-def load_tensors(path: pathlib.Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_tensors(path: pathlib.Path) -> Saved:
     """Read what `save_tensors` wrote: the tensors and the facts.
 
     Raises FileNotFoundError, or CorruptFile naming `path` when it is damaged.
@@ -110,9 +112,7 @@ def load_tensors(path: pathlib.Path) -> tuple[dict[str, Tensor], dict[str, Any]]
     return tensors, json.loads(text)
 
 
-def cached(
-    path: pathlib.Path, compute: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]]
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def cached(path: pathlib.Path, compute: Callable[[], Saved]) -> Saved:
     """The tensors and facts in `path`, computed and saved where it is absent or damaged.
 
     Of several processes one computes, and the others wait for it.

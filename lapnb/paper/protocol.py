@@ -3,7 +3,6 @@
 import ast
 import contextlib
 import itertools
-import json
 import re
 import sys
 from collections.abc import Iterator
@@ -11,14 +10,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
 import torch
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    Field,
-    TypeAdapter,
-    ValidationError,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError
 
 from lapnb.pruning.scores import METHODS
 from lapnb.store import fingerprint
@@ -27,8 +19,6 @@ from lapnb.training.networks import ACTIVATIONS, NETWORKS
 from lapnb.training.train import PRECISIONS
 
 SCALES = ("smoke", "quick", "reduced", "paper")
-# What may be chosen without changing what a row is: which rows, and how they are computed
-FREE = ("methods", "rounds", "seeds", "device", "precision")
 # What a dense network depends on, beside its seed and the source of its data
 DENSE = {
     *("network", "dataset", "width", "activation", "stride", "image_size", "channels"),
@@ -53,15 +43,10 @@ class Claim:
 
 
 def literal(value: Any) -> Any:
-    """Text that holds a Python or JSON literal, as papermill hands it over, as that literal."""
-    if isinstance(value, str):
-        for read in (ast.literal_eval, json.loads):
-            try:
-                return read(value.strip())
-            except (ValueError, SyntaxError):
-                continue
-        return value.strip()
-    return value
+    """Text that holds a Python literal, as papermill hands it over, as that literal."""
+    with contextlib.suppress(ValueError, SyntaxError):
+        return ast.literal_eval(value.strip()) if isinstance(value, str) else value
+    return value.strip()
 
 
 def _listed(value: Any) -> Any:
@@ -69,13 +54,10 @@ def _listed(value: Any) -> Any:
     value = literal(value)
     if isinstance(value, str):
         value = [literal(word) for word in value.replace(",", " ").split()]
-    return tuple(value) if isinstance(value, list | tuple | range) else (value,)
-
-
-def _distinct(values: tuple) -> tuple:
-    if len(set(values)) < len(values):
+    value = tuple(value) if isinstance(value, list | tuple | range) else (value,)
+    if any(value.count(item) > 1 for item in value):
         raise ValueError("not repeat an entry")
-    return values
+    return value
 
 
 def _device(name: str) -> str:
@@ -89,9 +71,7 @@ def _device(name: str) -> str:
 # How many batches of what size the data-dependent methods look at, in the paper
 LOOKS = {"activity": (2000, 30), "curvature": (1000, 60), "inputs": (2000, 30), "ones": (1, 1)}
 Item = TypeVar("Item")
-Several = Annotated[
-    tuple[Item, ...], Field(min_length=1), BeforeValidator(_listed), AfterValidator(_distinct)
-]
+Several = Annotated[tuple[Item, ...], Field(min_length=1), BeforeValidator(_listed)]
 Round = Annotated[int, Field(ge=1, le=10_000)]
 Whole = Annotated[int, BeforeValidator(literal)]
 Steps = Annotated[Whole, Field(le=10**9)]

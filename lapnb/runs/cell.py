@@ -71,16 +71,14 @@ def _compute(task: Task, tell: Tell) -> list[dict]:
     for run, outcome in _retrain(task, data, pruned, tell):
         rows[run].update(outcome)
         if table.schedule == "iterative":
-            ok = outcome["status"] == "ok"
-            tensors = pruned[run][0].state_dict() if ok else {}
-            save_tensors(task.retrained_file(*run, origin), tensors, {"status": outcome["status"]})
+            facts = {"status": outcome["status"]}
+            save_tensors(task.retrained_file(*run, origin), pruned[run][0].state_dict(), facts)
     return [*rows.values()]
 
 
 def network_of(table: Table, classes: int = 10, seed: int | None = None) -> nn.Module:
     """The network of a table, freshly initialised."""
-    names = ("width", "activation", "image_size", "channels", "stride")
-    settings = {name: getattr(table, name) for name in names}
+    settings = table.model_dump(include={"width", "activation", "image_size", "channels", "stride"})
     return build_model(table.network, num_classes=classes, seed=seed, **settings)
 
 
@@ -167,9 +165,7 @@ def _saliency(task: Task, kind: str, model: nn.Module, data: Data) -> list[Tenso
     return [tensors[name] for name in sorted(tensors)]
 
 
-def _retrain(
-    task: Task, data: Data, pruned: dict[Run, list], tell: Tell
-) -> Iterator[tuple[Run, dict]]:
+def _retrain(task: Task, data: Data, pruned: dict[Run, list], tell: Tell) -> Iterator[tuple]:
     """Retrain in place, sparse networks in a stack, others one by one: what rows say of it."""
     table, finished = task.table, 0
     exact = table.precision == "float32"  # a stack computes in float32 only
@@ -201,14 +197,10 @@ def _retrain(
 
 def _errors(network: nn.Module, data: Data, split: str = "test") -> list[float]:
     """Error (%) of a network, or of each in a stack; NaN of one whose loss is not finite."""
-    losses, accuracies = (
-        torch.atleast_1d(torch.as_tensor(value, dtype=torch.double))
-        for value in evaluate(network, data, split)
-    )
-    return [
-        round(100 - float(accuracy), 6) if loss.isfinite() else math.nan
-        for loss, accuracy in zip(losses, accuracies, strict=True)
-    ]
+    found = evaluate(network, data, split)
+    losses, accuracies = (torch.as_tensor(n, dtype=torch.double).view(-1) for n in found)
+    errors = torch.where(losses.isfinite(), 100 - accuracies, math.nan)
+    return [round(error, 6) for error in errors.tolist()]
 
 
 def _train(

@@ -13,6 +13,7 @@ from multiprocessing.context import SpawnContext, SpawnProcess
 
 from pebble import ProcessPool
 
+Where = Executor | str | None  # to compute: None in processes of our own, text with Dask
 CONNECT_SECONDS = 5  # for a Dask scheduler to answer
 
 
@@ -73,9 +74,7 @@ def _end_with_caller() -> None:
 
 
 @contextlib.contextmanager
-def opened(
-    executor: Executor | str | None, workers: int, watch: Callable[[int], None]
-) -> Iterator[Executor]:
+def opened(executor: Where, workers: int, watch: Callable[[int], None]) -> Iterator[Executor]:
     """The given executor as it is, that of a Dask scheduler, or else `workers` of our own."""
     if executor and not isinstance(executor, str):
         yield executor

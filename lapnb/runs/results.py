@@ -88,7 +88,7 @@ def record(path: pathlib.Path, rows: list[dict]) -> None:
     But a run that failed when it was computed again leaves its recorded result as it is. At no
     moment, and after no kill, is there a file that the checksums beside it do not know.
     """
-    with locked(lock_file(path), path):
+    with locked(root() / "runs" / f"{path.parent.name}-{path.stem}.lock", path):
         old, new = read(path), pd.DataFrame(rows, columns=[*SCHEMA])
         fine, failed = old.status == "ok", new.status.astype(str).str.startswith("failed")
         kept = matching(old[fine], keys(new[failed]))
@@ -101,10 +101,6 @@ def record(path: pathlib.Path, rows: list[dict]) -> None:
         lines = [f"{known_sum}  {path.name}\n" for known_sum in dict.fromkeys(known)]
         write_whole(_sums_file(path), "".join(lines).encode())
         write_whole(path, text)
-
-
-def lock_file(path: pathlib.Path) -> pathlib.Path:
-    return root() / "runs" / f"{path.parent.name}-{path.stem}.lock"
 
 
 def keys(rows: pd.DataFrame) -> set[tuple]:

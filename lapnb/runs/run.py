@@ -125,13 +125,11 @@ def _results(rows: pd.DataFrame, table: Table) -> pd.DataFrame:
 
 def _tell_mixed_seeds(rows: pd.DataFrame) -> None:
     """All rows of a seed should start from one dense network; other machines round otherwise."""
-    parts = {
-        "dense_error": "start from different dense networks, with {} % error: recompute=True "
-        "starts all of them from one",
-        "device": "were computed on {}",
-    }
-    for column, text in parts.items():
+    for column in ("dense_error", "device"):
         for (_, seed), found in rows.groupby(["activation", "seed"])[column].unique().items():
             if len(found) > 1:
                 values = " and ".join(map(str, sorted(found)))
-                print(f"recorded rows of seed {seed} {text.format(values)}")
+                print(
+                    f"recorded rows of seed {seed} come of several dense networks or machines "
+                    f"({column} {values}): recompute=True starts all of them from one"
+                )

@@ -2,8 +2,6 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
-from concurrent.futures import Executor
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -13,11 +11,12 @@ from torch import nn
 from lapnb.paper.protocol import Table
 from lapnb.progress import Progress
 from lapnb.runs.cell import compute, network_of
-from lapnb.runs.pool import opened
+from lapnb.runs.pool import Where, opened
 from lapnb.runs.results import record
 from lapnb.runs.task import Run, Task
 from lapnb.training import sparse_stack
 
+Graph = dict[Task, set[Task]]  # of each task, those that it starts from
 STACK = 20  # networks, from which on more of them gain nothing
 
 
@@ -27,11 +26,11 @@ def outline(plain: Table) -> nn.Module:
         return network_of(plain)
 
 
-def graph_of(table: Table, source: str, done: set[tuple]) -> dict[Task, set[Task]]:
+def graph_of(table: Table, source: str, done: set[tuple]) -> Graph:
     """What is not `done`, as tasks, and for each of them the tasks that it starts from."""
-    graph: dict[Task, set[Task]] = {}
+    graph: Graph = {}
     for plain in table.plain():
-        stacks = [*_stacks(plain)]
+        stacks = _stacks(plain)
         for seed in range(plain.seeds):
             dense = Task(plain, source, seed)
             start = set() if dense.dense_file.exists() else {dense}
@@ -50,7 +49,7 @@ def graph_of(table: Table, source: str, done: set[tuple]) -> dict[Task, set[Task
     return graph
 
 
-def _stacks(plain: Table) -> Iterator[list[Run]]:
+def _stacks(plain: Table) -> list[list[Run]]:
     """All runs of a seed by round, in groups that are trained, and recorded, together.
 
     Sparse fully-connected networks train in stacks; in an iterative schedule only those of one
@@ -59,27 +58,18 @@ def _stacks(plain: Table) -> Iterator[list[Run]]:
     """
     able = sparse_stack.stackable(outline(plain))
     able = able and (plain.device, plain.precision) == ("cpu", "float32")
-    stack: list[Run] = []
+    most = STACK if plain.schedule == "oneshot" else len(plain.methods)
+    sparse, groups = [], []
     for round in plain.rounds:
         runs = [(method, round) for method in plain.methods]
         if able and (min(plain.keep(round)) <= sparse_stack.DENSEST or not plain.retrain_steps):
-            stack += runs
+            sparse += runs
         else:
-            yield from ([run] for run in runs)
-        if stack and (plain.schedule == "iterative" or len(stack) >= STACK):
-            yield stack
-            stack = []
-    if stack:
-        yield stack
+            groups += [[run] for run in runs]
+    return groups + [sparse[n : n + most] for n in range(0, len(sparse), most)]
 
 
-def compute_all(
-    graph: dict[Task, set[Task]],
-    title: str,
-    path: Path,
-    executor: Executor | str | None,
-    workers: int,
-) -> None:
+def compute_all(graph: Graph, title: str, path: Path, executor: Where, workers: int) -> None:
     """Compute tasks, what they start from first; record each at once.
 
     Where a task fails, those that start from it do its work again, or fail for the same reason.

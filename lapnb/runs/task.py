@@ -58,14 +58,15 @@ class Task:
 
     def row(self, method: str, round: int) -> dict:
         """What is known of a row before anything is computed."""
-        return {c: getattr(self.table, c) for c in SCHEMA if c in Table.model_fields} | {
-            "table": self.table.name,
+        table = self.table
+        return table.model_dump(include={*SCHEMA}) | {
+            "table": table.name,
             "source": self.source,
             "method": method,
             "round": round,
             "seed": self.seed,
-            "device": _device_name(self.table),
-            "settings": self.table.settings(method, round),
+            "device": _device_name(table),
+            "settings": table.settings(method, round),
         }
 
 
