@@ -1,7 +1,6 @@
 """Ours beside the paper's: means, paired differences, verdicts on its claims. Reads rows only."""
 
 import pathlib
-import warnings
 from functools import cache
 
 import pandas as pd
@@ -21,10 +20,8 @@ MEASURED = {
 }
 NAMES = {"mnist": "MNIST", "cifar10": "CIFAR-10", "tiny_imagenet": "Tiny-ImageNet"}
 WIDTHS = {1: "", 0.125: " ×⅛", 0.25: " ×¼", 0.4: " ×⅖", 0.5: " ×½"}
-VERDICT = [
-    "table", "scale", "claim", "surviving", "better", "worse", "low", "high", "n", "found",
-    "verdict", "rows",
-]  # fmt: skip
+VERDICT = ["table", "scale", "claim", "surviving", "better", "worse", "low", "high", "n"]
+VERDICT += ["found", "verdict", "rows"]
 BARS = "bars: ± 1 standard deviation, of differences 95 % intervals"
 
 
@@ -35,23 +32,22 @@ def published() -> pd.DataFrame:
 
 
 def one_source(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
-    """The rows that may be compared with each other: those of the source that has the most.
+    """The rows with one column more, gap, when they may be compared with each other.
 
-    With one column more, gap. Raises ValueError for anything else than rows of one table at one
-    scale, each run once, and for a `column` that they do not record.
+    Raises ValueError for anything else than rows of one table, scale and source of the data, each
+    run once, and for a `column` that they do not record.
     """
     wanted = "results must be rows of one table, as lapnb.run and lapnb.recorded return them"
     if not isinstance(results, pd.DataFrame) or results.empty:
         raise ValueError(f"{wanted}; got {type(results).__name__} without rows")
     if missing := [name for name in SCHEMA if name not in results]:
         raise ValueError(f"{wanted}; these have no column {missing[0]}")
-    rows = results[results.source == results.source.value_counts().idxmax()]
-    kinds = rows.groupby(["table", "scale", "network", "width"]).size()
-    again = rows.duplicated([*VARIED, "method", "round", "seed"]).sum()
-    if len(kinds) > 1 or again or rows.table.iloc[0] not in TABLES:
-        found = " and ".join(" ".join(map(str, kind)) for kind in kinds.index)
+    kinds = results[["table", "scale", "network", "width", "source"]].drop_duplicates()
+    again = results.duplicated([*VARIED, "method", "round", "seed"]).sum()
+    if len(kinds) > 1 or again or results.table.iloc[0] not in TABLES:
+        found = " and ".join(" ".join(map(str, kind)) for kind in kinds.to_numpy())
         raise ValueError(f"{wanted}, each run once; got {found}, {again} runs again")
-    rows = rows.assign(gap=rows.error - rows.train_error, changed=rows.changed.fillna(""))
+    rows = results.assign(gap=results.error - results.train_error)
     known = [name for name in MEASURED if rows[name].notna().any()]
     if column not in known:
         raise ValueError(f"column must be one of {', '.join(known)}; got {column!r}")
@@ -113,26 +109,22 @@ def paired(results: pd.DataFrame, better: str, worse: str, column: str = "error"
     its 95 % interval (Student's t over the seeds' differences); n, the number of seeds. Settings
     that the table varies, and the round, stand in front.
     """
-    from scipy.stats import ttest_rel  # takes a second to import
+    from scipy.stats import t  # takes a second to import
 
     rows = one_source(results, column)
     for parameter, method in (("better", better), ("worse", worse)):
         if method not in (known := [*rows.method.unique()]):
             raise ValueError(f"{parameter} must be one of {', '.join(known)}; got {method!r}")
-    keys, found = [*varied(rows), "round"], []
+    keys = [*varied(rows), "round"]
     values = rows.pivot(index=[*keys, "seed"], columns="method", values=column)
-    for key, pairs in values.dropna(subset=[better, worse]).groupby(level=keys):
-        first, second = pairs[better], pairs[worse]
-        low = high = float("nan")
-        if len(pairs) > 1:
-            with warnings.catch_warnings(action="ignore"):  # about seeds that differ by the same
-                low, high = ttest_rel(first, second).confidence_interval(0.95)
-        averages = [first.mean(), second.mean(), (first - second).mean()]
-        found.append([*key, *averages, low, high, len(pairs)])
-    found = pd.DataFrame(found, columns=[*keys, better, worse, "difference", "low", "high", "n"])
+    pairs = values.assign(difference=values[better] - values[worse])[[better, worse, "difference"]]
+    groups = pairs.dropna().groupby(level=keys)
+    found, n = groups.mean(), groups.size()
+    half = t.ppf(0.975, n - 1) * groups.difference.sem()
+    found = found.assign(low=found.difference - half, high=found.difference + half, n=n)
     surviving = 100 * rows.groupby("round").surviving.mean()
-    found.insert(len(keys), "surviving", found["round"].map(surviving))
-    return found
+    found.insert(0, "surviving", surviving.reindex(found.index, level="round"))
+    return found.rename_axis(columns=None).reset_index()
 
 
 def short(method: str) -> str:
@@ -168,29 +160,29 @@ def verdicts(results: pd.DataFrame) -> pd.DataFrame:
     rows, found = one_source(results), []
     first = rows.iloc[0]
     for claim in table(first.table, "paper").claims:
-        about = {"table": first.table, "scale": first.scale, "claim": in_words(claim), "n": 0}
-        part, methods = rows.dropna(subset=claim.column), [claim.better, claim.worse]
+        about = {"table": first.table, "scale": first.scale, "claim": in_words(claim)}
+        methods, style = [claim.better, claim.worse], digits(claim.column)
+        part = rows[rows.method.isin(methods)].dropna(subset=claim.column)
         for name, value in claim.where.items():
             part = part[part[name] == value]
         missing = [short(method) for method in methods if method not in set(part.method)]
         pairs = part[:0] if missing else paired(part, *methods, claim.column).tail(claim.rounds)
         if pairs.empty:
             why = f"no rows of {' or '.join(missing)}" if missing else "no seed of both"
-            found.append(about | {"found": why, "verdict": "not run"})
-        for pair in pairs.to_dict("records"):
-            first_mean, second_mean = (pair[method] for method in methods)
+            found.append(about | {"n": 0, "found": why, "verdict": "not run"})
+        names = {claim.better: "better", claim.worse: "worse"}
+        for pair in pairs.rename(columns=names).to_dict("records"):
             apart, low, high = (pair[name] for name in ("difference", "low", "high"))
-            style, verdict = digits(claim.column), "open"
-            text = f"{first_mean:{style}} against {second_mean:{style}}"
+            text, verdict = f"{pair['better']:{style}} against {pair['worse']:{style}}", "open"
             if pair["n"] > 1:
                 text += f", difference {apart:+{style}} [{low:+{style}}, {high:+{style}}]"
             if pair["n"] >= 3 and (claim.alike or not low <= 0 <= high):
                 holds = low <= 0 <= high if claim.alike else high < 0
                 verdict = "reproduced" if holds else "not reproduced"
-            same = part[(part["round"] == pair["round"]) & part.method.isin(methods)].settings
-            same = [first.source, *methods, claim.column, str(pair["round"]), *sorted({*same})]
-            about |= pair | {"better": first_mean, "worse": second_mean, "rows": " ".join(same)}
-            found.append(about | {"found": text.replace("-", "−"), "verdict": verdict})
+            settings = sorted({*part[part["round"] == pair["round"]].settings})
+            same = [first.source, *methods, claim.column, str(pair["round"]), *settings]
+            told = {"found": text.replace("-", "−"), "verdict": verdict, "rows": " ".join(same)}
+            found.append(about | pair | told)
     return pd.DataFrame(found, columns=VERDICT)
 
 
@@ -217,14 +209,13 @@ def caption(results: pd.DataFrame, marks: str = BARS) -> str:
     `marks` says what the spread over seeds looks like, where there are several.
     """
     rows = one_source(results)
-    first, n = rows.iloc[0], means(rows).groupby("method", sort=False).n.agg(["min", "max"])
+    first, n = rows.iloc[0], means(rows).groupby("method", sort=False).n
     ran, paper = (table(first.table, scale) for scale in (first.scale, "paper"))
-    n["text"] = [f"{low}" if low == high else f"{low}–{high}" for low, high in n.to_numpy()]
-    each = n.groupby("text", sort=False)
-    seeds = [f"{text} ({', '.join(map(short, part.index))})" for text, part in each]
+    told = n.agg(lambda n: "–".join(map(str, sorted({n.min(), n.max()}))))
+    same = told.groupby(told, sort=False).groups.items()
+    seeds = [f"{text} ({', '.join(map(short, methods))})" for text, methods in same]
     retraining = f" + {first.retrain_steps:,.0f} retraining" if first.retrain_steps else ""
     rate = ran.lr != paper.lr and "lr = " not in first.changed
-    others = results[results.source != first.source].source.value_counts()
     parts = [
         f"{first.scale} scale",
         first.source,
@@ -232,9 +223,8 @@ def caption(results: pd.DataFrame, marks: str = BARS) -> str:
         f"learning rate {ran.lr:g}" if rate else "",
         f"changed: {first.changed}" if first.changed else "",
         " and ".join(sorted(rows.device.unique())),
-        f"n = {', '.join(seeds if len(seeds) > 1 else n.text[:1])}",
-        marks if n["max"].max() > 1 else "",
+        f"n = {', '.join(seeds if len(seeds) > 1 else told[:1])}",
+        marks if n.max().max() > 1 else "",
         "published: on CIFAR-10 itself" if "JPEG" in first.source and len(comparable(rows)) else "",
-        *(f"not shown: {count} rows of {source}" for source, count in others.items()),
     ]
     return " · ".join(filter(None, parts))

@@ -2,12 +2,14 @@
 
 import copy
 import time
+from typing import Annotated, Literal
 
 import pandas as pd
 import torch
+from pydantic import Field
 from torch.nn.utils import prune
 
-from lapnb.paper.protocol import literal
+from lapnb.paper.protocol import Several, Whole, checked
 from lapnb.paper.tables import table
 from lapnb.pruning.layers import prunable_layers
 from lapnb.pruning.masks import prune_masks
@@ -15,11 +17,11 @@ from lapnb.pruning.saliency import saliency
 from lapnb.pruning.scores import METHODS
 from lapnb.report.plots import COLOURS, STYLE, finish
 from lapnb.store import root, write_whole
-from lapnb.training.data import Data, load_data
+from lapnb.training.data import load_data
 from lapnb.training.networks import NETWORKS, build_model
 
 LIBRARY, GLOBAL, KEEP = "torch.nn.utils.prune", "lap, global", 0.1
-SHADES = COLOURS | {LIBRARY: "0.6", GLOBAL: "#7a3300"}
+BESIDE = {"mp": [LIBRARY], "lap": [GLOBAL]}  # what is timed beside a method
 BACKPACK = ("fcn", "conv6")  # its Hessian diagonals know neither batch norm nor residual sums
 # Width, and batches that the data-dependent methods look at (None: as many as the paper's)
 SETTINGS = {"smoke": (0.1, 1), "quick": (1, 2), "reduced": (1, 20), "paper": (1, None)}
@@ -42,22 +44,25 @@ def cost(
     parameter.
     """
     chosen = table("fcn_data_dependent", scale=scale, device=device, methods=methods)
-    networks, repeats = literal(networks), literal(repeats)
-    networks = networks.replace(",", " ").split() if isinstance(networks, str) else networks
-    if unknown := set(networks) - set(NETWORKS):
-        raise ValueError(f"networks must be of {', '.join(NETWORKS)}; got {min(unknown)!r}")
-    if not isinstance(repeats, int) or repeats < 1:
-        raise ValueError(f"repeats must be a whole number of at least 1; got {repeats!r}")
+    networks = checked("networks", networks, Several[Literal[*NETWORKS]])
+    repeats = checked("repeats", repeats, Annotated[Whole, Field(ge=1)])
+    names = [name for method in chosen.methods for name in [method, *BESIDE.get(method, [])]]
     times, (width, batches) = [], SETTINGS[scale]
     for place in dict.fromkeys(["cpu" if device == "auto" else chosen.device, chosen.device]):
         for network in networks:
             data = load_data("mnist5k", *((28, 1) if network == "fcn" else (32, 3))).to(place)
             model = build_model(network, width=width, seed=0).to(place)
+            same = "conv6" if network == "conv6" else "fcn"
+            looks = table(f"{same}_data_dependent", scale="paper").looks
             for turn in range(repeats):  # in turns, so that noise hits all methods alike
-                for name, look in _looks(network, chosen.methods, batches).items():
-                    if turn == 0 or not any(look):
-                        seconds = _seconds(model, name, data, *look)
-                        times.append((place, network, name, *look, seconds))
+                for name in names:
+                    kind = METHODS[name].looks_at if name in METHODS else ""
+                    count, size = looks.get(kind, (0, 0))
+                    if kind and (turn or (kind == "curvature" and network not in BACKPACK)):
+                        continue
+                    count = count and (batches or count)
+                    seconds = _seconds(model, name, kind, data, count, size)
+                    times.append((place, network, name, count, size, seconds))
     columns = ["device", "network", "method", "batches", "batch_size"]
     groups = pd.DataFrame(times, columns=[*columns, "seconds"]).groupby(columns, sort=False).seconds
     rows = groups.agg(seconds="median", min="min", max="max", n="count").reset_index()
@@ -72,36 +77,25 @@ def plot(rows: pd.DataFrame, save: bool = False):
     With `save` also figures/<scale>/pruning_cost.png.
     """
     import matplotlib.pyplot as plt
+    import seaborn
 
     first, groups = rows.iloc[0], rows.groupby("device", sort=False)
+    shades = COLOURS | {LIBRARY: "0.6", GLOBAL: "#7a3300"}
     words = f"{first.scale} scale · 10 % kept · width ×{first.width:g} · CPU threads: "
     words += f"{first.threads} · methods that look at data: {rows.batches.max()} batches"
+    look = {"x": "network", "y": "seconds", "hue": "method", "palette": shades, "saturation": 1}
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(len(groups), figsize=(6.4, 3.2 * len(groups)), squeeze=False)
         plt.close(figure)
         for axis, (device, part) in zip(axes[:, 0], groups, strict=True):
-            medians = part.pivot_table("seconds", "network", "method", sort=False)
-            look = {"color": [SHADES[name] for name in medians], "legend": False, "width": 0.8}
-            medians.plot.bar(ax=axis, logy=True, rot=0, xlabel=device, ylabel="seconds", **look)
+            seaborn.barplot(part, ax=axis, **look).set(yscale="log", xlabel=device)
+            axis.get_legend().remove()
         path = root() / f"figures/{first.scale}/pruning_cost.png" if save else None
         return finish(figure, "Computing the masks", words, path)
 
 
-def _looks(network: str, methods, batches: int | None) -> dict[str, tuple[int, int]]:
-    """What is timed, by name, with how many batches of what size it looks at."""
-    paper = table(f"{'conv6' if network == 'conv6' else 'fcn'}_data_dependent", scale="paper")
-    looks = {}
-    for method in methods:
-        kind = METHODS[method].looks_at
-        count, size = paper.looks.get(kind, (0, 0))
-        if kind != "curvature" or network in BACKPACK:
-            looks[method] = (count and (batches or count), size)
-        looks |= {"mp": {LIBRARY: (0, 0)}, "lap": {GLOBAL: (0, 0)}}.get(method, {})
-    return looks
-
-
-def _seconds(model: torch.nn.Module, name: str, data: Data, count: int, size: int) -> float:
-    model, kind = copy.deepcopy(model), METHODS[name].looks_at if count else ""
+def _seconds(model, name: str, kind: str, data, count: int, size: int) -> float:
+    model = copy.deepcopy(model)
     wait = torch.cuda.synchronize if data.train_images.is_cuda else lambda: None
     if kind:  # imports, and whatever else only the first call does
         saliency(model, kind, data.batches(1, 1))
@@ -113,7 +107,6 @@ def _seconds(model: torch.nn.Module, name: str, data: Data, count: int, size: in
     elif name == GLOBAL:
         prune_masks(model, "lap", KEEP, "global")
     else:
-        batches = data.batches(count, size) if kind else None
-        prune_masks(model, name, KEEP, batches=batches)
+        prune_masks(model, name, KEEP, batches=data.batches(count, size) if kind else None)
     wait()
     return time.perf_counter() - start

@@ -63,39 +63,41 @@ def panel(
     ValueError or FileNotFoundError, in one sentence.
     """
     import matplotlib.pyplot as plt
+    import seaborn
 
     if network not in NETWORKS:
         raise ValueError(f"network must be one of {', '.join(NETWORKS)}; got {network!r}")
-    path = Path(checkpoint.strip()).expanduser() if checkpoint.strip() else None
-    chosen = network, dataset, path, path.stat().st_mtime_ns if path and path.exists() else 0
-    masks = {name: _masks(name, scope, keep, *chosen) for name in dict.fromkeys([beside, method])}
+    path = Path(checkpoint.strip()).expanduser()
+    chosen = network, dataset, path, path.stat().st_mtime_ns if path.is_file() else 0
+    masks = {name: _masks(name, scope, keep, *chosen) for name in (beside, method)}
     data, dense, accuracy = _network(*chosen)
-    bars, layers = {"dense": accuracy}, {name: effects(dense, own) for name, own in masks.items()}
+    bars, found = {"dense": accuracy}, []
     for name, own in masks.items():
         apply_masks(pruned := copy.deepcopy(dense), own)
         bars[short(name)] = evaluate(pruned, data)[1]
-    colours, own = [COLOURS[name] for name in masks], masks[method]
+        found.append(effects(dense, own).assign(method=name))
+    found = pd.concat(found).reset_index()
     with plt.rc_context(STYLE | {"axes.grid": False, "font.size": 9, "axes.titlesize": 9}):
         figure, axes = plt.subplots(2, 3, figsize=(9.6, 5.2))
         plt.close(figure)
         figure.suptitle(
-            f"{path.name if path else network}, {SCOPES[scope]}: {100 * surviving(own):.3g} % of "
-            f"{sum(mask.numel() for mask in own):,} weights survive ({data.source})"
+            f"{path.name or network}, {SCOPES[scope]}: {100 * surviving(masks[method]):.3g} % of "
+            f"{sum(mask.numel() for mask in masks[method]):,} weights survive ({data.source})"
         )
-        accuracies = pd.Series(bars).plot.barh(ax=axes[0, 0], color=["0.6", *colours])
-        accuracies.set(title="test accuracy before retraining (%)", xlim=(0, 118))
-        accuracies.bar_label(accuracies.containers[0], fmt="%.1f", padding=3)
-        for axis in axes[0, 1:]:
-            axis.axis("off")
-        for axis, (name, own) in zip(axes[0, 1:], masks.items(), strict=False):
-            picture, place = _survivors(own[0], data)
-            most = max(1, picture.nan_to_num().max())
-            figure.colorbar(axis.imshow(picture.numpy(), vmin=0, vmax=most), ax=axis)
+        shown = pd.Series(bars).plot.barh(ax=axes[0, 0], color=["0.6", *map(COLOURS.get, masks)])
+        shown.bar_label(shown.containers[0], fmt="%.1f", padding=3)
+        shown.set(title="test accuracy before retraining (%)", xlim=(0, 118))
+        look = {"vmin": 0, "cmap": "viridis", "xticklabels": False, "yticklabels": False}
+        for axis, name in zip(axes[0, 1:], (beside, method), strict=True):
+            picture, place = _survivors(masks[name][0], data)
+            seaborn.heatmap(picture, ax=axis, square=True, **look)
             axis.set_title(f"{short(name)}, first layer:\nsurvivors per {place}")
+        look = {"hue": "method", "palette": COLOURS, "saturation": 1, "legend": False}
         for axis, (column, title) in zip(axes[1], EFFECTS.items(), strict=True):
-            frame = pd.DataFrame({short(name): part[column] for name, part in layers.items()})
-            look = {"color": colours, "rot": 0, "width": 0.8, "title": title, "legend": False}
-            frame.plot.bar(ax=axis, logy=(scope, column) == ("global", "surviving"), **look)
+            seaborn.barplot(found, x="layer", y=column, ax=axis, **look)
+            axis.set(title=title, ylabel="")
+        if scope == "global":
+            axes[1, 0].set_yscale("log")
     return figure
 
 
@@ -123,27 +125,26 @@ def controls(dataset=None, **start):
             display(drawn())
 
     start = {"beside": "mp", "method": "lap", "keep": 0.1} | start
-    stops = {start["keep"]: "", **{k / 1000: "" for k in (1, 2, 5, 10, 20, 50, 100, 200, 500)}}
-    stops |= {percent / 100: ", in the paper" for percent in published().surviving_pct}
+    stops = dict.fromkeys([start["keep"], 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5], "")
+    stops |= dict.fromkeys(published().surviving_pct / 100, ", in the paper")
     keep = [(f"{100 * stop:.3g} %{stops[stop]}", stop) for stop in sorted(stops)]
     methods = {criterion.title: name for name, criterion in METHODS.items()}
     late = {"continuous_update": False, "layout": {"width": "28rem"}}
     choice = {
-        "network": ipywidgets.Dropdown(options=list(NETWORKS)),
+        "network": ipywidgets.Dropdown(options=[*NETWORKS]),
         "beside": ipywidgets.Dropdown(options=methods),
         "method": ipywidgets.Dropdown(options=methods),
         "scope": ipywidgets.Dropdown(options={title: name for name, title in SCOPES.items()}),
         "keep": ipywidgets.SelectionSlider(options=keep, **late),
         "checkpoint": ipywidgets.Text(placeholder="path of your own state_dict (optional)", **late),
     }
+    output = ipywidgets.Output()
     for name, widget in choice.items():
         widget.description = name
         widget.value = start.get(name, widget.value)
-    output = ipywidgets.Output()
+        widget.observe(redraw, "value")
     # Not `with output`: that would sometimes leave papermill, which knows it, waiting for ever.
     output.append_display_data(drawn())
-    for widget in choice.values():
-        widget.observe(redraw, "value")
     return ipywidgets.VBox([*choice.values(), output])
 
 
@@ -172,7 +173,7 @@ def _network(network, dataset, path, written) -> tuple[Data, nn.Module, float]:
     """Data, dense network and its accuracy (%); `written` tells versions of one file apart."""
     declared = table(NETWORKS[network], "quick", dataset=dataset, device="cpu")
     data = load_data(declared.dataset, declared.image_size, declared.channels)
-    if path:
+    if path.name:
         model = load_checkpoint(path, network, data)
     else:
         task = Task(declared, data.source, seed=0)

@@ -25,23 +25,16 @@ TITLES = {
 }
 
 
-def example_network() -> FCN:
-    """Three linear layers of three units each, with `WEIGHTS` and no activation."""
-    model = FCN([3, 3, 3, 3], "none")
-    with torch.no_grad():
-        for layer, weight in zip(prunable_layers(model), WEIGHTS, strict=True):
-            layer.weight.copy_(torch.tensor(weight))
-    return model
-
-
 def example() -> pd.DataFrame:
     """The weights w and v of the picture: their scores, what zeroing them distorts, who does it.
 
     `distortion` is ‖W_{i+1} W̃_i W_{i−1} − W_{i+1} W_i W_{i−1}‖_F, computed by zeroing the weight.
     `removed_by` names the methods that prune this weight when one of the layer's nine has to go.
     """
-    model = example_network()
+    model = FCN([3, 3, 3, 3], "none")
     layers = prunable_layers(model)
+    for layer, values in zip(layers, WEIGHTS, strict=True):
+        layer.weight.data = torch.tensor(values)
     first, middle, last = weights = [layer.weight.detach() for layer in layers]
     before, after = (factor.flatten() for factor in neighbours(layers, weights, 1))
     lost = {method: ~prune_masks(model, method, [1, 8 / 9, 1])[1] for method in TITLES}
@@ -60,8 +53,8 @@ def example() -> pd.DataFrame:
 def draw_idea(save: bool = False):
     """How MP and LAP look at one weight of three layers; with `save` figures/idea.png; a Figure.
 
-    Lines are as thick as the weights of `example_network` are large; a cross marks the weight that
-    the method removes first.
+    Lines are as thick as the `WEIGHTS` are large; a cross marks the weight that the method removes
+    first.
     """
     import matplotlib.pyplot as plt
 

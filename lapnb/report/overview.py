@@ -1,7 +1,6 @@
 """All tables at a glance: what is claimed, found and recorded. Reads rows, never trains."""
 
 import base64
-import contextlib
 import json
 import re
 from html import escape
@@ -12,9 +11,8 @@ import pandas as pd
 from lapnb.paper.protocol import SCALES, VARIED
 from lapnb.paper.tables import TABLES, table
 from lapnb.report import compare as of
-from lapnb.report.page import result
+from lapnb.report.page import recordings, result
 from lapnb.report.plots import STYLE, draw_means, png
-from lapnb.runs.run import recorded
 from lapnb.store import root
 
 
@@ -26,11 +24,11 @@ def summary() -> pd.DataFrame:
     """
     found = []
     for name in TABLES:
-        judged = [of.verdicts(rows) for rows in _scales(name)]
+        judged = [of.verdicts(rows) for rows in recordings(name, *SCALES[::-1])]
         for claim in map(of.in_words, table(name, "paper").claims):
-            parts = [part for v in judged if len(part := v[(v.claim == claim) & (v.n > 0)])]
+            parts = (part for v in judged if len(part := v[(v.claim == claim) & (v.n > 0)]))
             nothing = {"table": name, "scale": "–", "claim": claim, "n": 0, "verdict": "not run"}
-            found.append(parts[0] if parts else pd.DataFrame([nothing], columns=of.VERDICT))
+            found.append(next(parts, pd.DataFrame([nothing], columns=of.VERDICT)))
     claims = pd.concat(found, ignore_index=True)
     first = claims.dropna(subset="rows").sort_values("n", ascending=False, kind="stable")
     first = first.drop_duplicates("rows").set_index("rows").table
@@ -43,10 +41,9 @@ def score() -> pd.DataFrame:
     claims = summary()
     once = claims[claims.repeats.isna()]
     verdicts = ["reproduced", "not reproduced", "open", "not run"]
-    board = once.pivot_table("n", ["table", "scale"], "verdict", "count", fill_value=0, sort=False)
-    board = board.reindex(columns=verdicts, fill_value=0).reset_index().rename_axis(columns=None)
-    board.loc[len(board)] = ["all tables", "", *board[verdicts].sum()]
-    return board
+    sums = {"margins": True, "margins_name": "all tables", "fill_value": 0, "sort": False}
+    board = once.pivot_table("n", ["table", "scale"], "verdict", "count", **sums)
+    return board.reindex(columns=verdicts, fill_value=0).reset_index().rename_axis(columns=None)
 
 
 def inventory() -> pd.DataFrame:
@@ -90,19 +87,10 @@ def index(thumbnail_width: int = 180):
     return HTML(re.sub("<(t[hd])>", r'<\1 style="text-align: left">', html))
 
 
-def _scales(name: str) -> list[pd.DataFrame]:
-    """The recorded rows of a table, the largest scale first."""
-    found = []
-    for scale in SCALES[::-1]:
-        with contextlib.suppress(FileNotFoundError):
-            found.append(recorded(name, scale))
-    return found
-
-
 def _result(name: str) -> tuple[str, str, bytes]:
     """A notebook's line in the index, and its picture or what is said in place of one."""
     if name in TABLES:
-        found = _scales(name)
+        found = recordings(name, *SCALES[::-1])
         if not found:
             return "not run", "", b""
         rows = next((rows for rows in found if (of.verdicts(rows).n > 0).any()), found[0])

@@ -10,7 +10,7 @@ import pandas as pd
 
 from lapnb.paper.tables import table as table_of
 from lapnb.report import compare as of
-from lapnb.report.plots import plot, png, save_plot
+from lapnb.report.plots import plot, png
 from lapnb.runs.run import recorded
 
 
@@ -22,27 +22,24 @@ def show(results: pd.DataFrame | str, column: str = "error") -> None:
     from IPython.display import display
 
     if isinstance(results, str):
-        found = own_data(results)
-        if found is None:
-            data = of.NAMES[table_of(results, "paper").dataset]
-            return print(
-                f"Not run on {data} yet: nothing is recorded at the reduced or paper scale."
-            )
-        results = found
+        found = recordings(results, "paper", "reduced")
+        if not found:
+            data = f"Not run on {of.NAMES[table_of(results, 'paper').dataset]} yet"
+            return print(f"{data}: nothing is recorded at the reduced or paper scale.")
+        results = found[0]
     table, figure = side_by_side(results, column), plot(results, column)
     cells = table.to_string()
     head = f"{of.MEASURED[column][0]}: ours" + " | published" * ("|" in cells)
     head += ", the best of a row in bold" * ("**" in cells)
     how = of.caption(results, "mean ± standard deviation")
-    lines = [of.title(results), result(results), how, head]
-    html = "<br>".join([f"<b>{escape(lines[0])}</b>", *map(escape, lines[1:])])
-    display(Shown("\n".join(lines), {"text/html": html}))
+    first, *rest = [of.title(results), result(results), how, head]
+    html = "<br>".join([f"<b>{escape(first)}</b>", *map(escape, rest)])
+    display(Shown("\n".join([first, *rest]), "text/html", html))
     display(without_numbers(table))
-    picture = base64.b64encode(png(figure, dpi=110)).decode()
-    display(Shown(figure.get_label(), {"image/png": picture}))
-    found = of.verdicts(results)
+    display(Shown(figure.get_label(), "image/png", base64.b64encode(png(figure, 110)).decode()))
     if results.attrs.get("just_run"):
-        save_plot(results)
+        plot(results, save=True)
+    found = of.verdicts(results)
     if len(found):
         found["surviving (%)"] = found.surviving.map(percent, na_action="ignore")
         names = {"found": "found [95 % interval]", "verdict": f"verdict ({found.scale[0]} scale)"}
@@ -50,12 +47,13 @@ def show(results: pd.DataFrame | str, column: str = "error") -> None:
         display(without_numbers(found[shown].rename(columns=names)))
 
 
-def own_data(name: str) -> pd.DataFrame | None:
-    """The recorded rows of a table at the largest scale on its own data set, if there are any."""
-    for scale in ("paper", "reduced"):
+def recordings(name: str, *scales: str) -> list[pd.DataFrame]:
+    """The recorded rows of a table, by scale, of those of the `scales` that have any."""
+    found = []
+    for scale in scales:
         with contextlib.suppress(FileNotFoundError):
-            return recorded(name, scale)
-    return None
+            found.append(recorded(name, scale))
+    return found
 
 
 def percent(value: float) -> str:
@@ -69,20 +67,19 @@ def result(results: pd.DataFrame) -> str:
     Of a table without claims: how far its networks can be pruned before they lose accuracy.
     """
     found, scale = of.verdicts(results), f"{of.one_source(results).scale.iloc[0]} scale"
-    judged = found[found.n > 0]
-    if len(judged):
-        own = judged[judged.claim == judged.claim.iloc[0]]
-        counts = own.verdict.value_counts(sort=False)
-        verdict = " and ".join(f"{word} at {count}" for word, count in counts.items())
-        last = own.iloc[-1]
+    if found.empty:
+        low = [f"{of.short(name)} {low:.3g} %" for name, low in kept(results, 1).dropna().items()]
         return (
-            f"{last.claim}: {verdict} of {len(own)} surviving fractions ({scale}, n = {last.n}); "
-            f"at {percent(last.surviving)} % {last.found}"
+            f"at most 1 point of accuracy is lost down to {', '.join(low) or 'nothing'} ({scale})"
         )
-    if len(found):
-        return f"no claim of the paper can be judged: {found.found.iloc[0]} ({scale})"
-    least = (f"{of.short(method)} {low:.3g} %" for method, low in kept(results, 1).dropna().items())
-    return f"at most 1 point of accuracy is lost down to {', '.join(least) or 'nothing'} ({scale})"
+    judged = found[found.n > 0]
+    if judged.empty:
+        return f"no claim of the paper can be judged: {found.found[0]} ({scale})"
+    own = judged[judged.claim == judged.claim.iloc[0]]
+    last, counts = own.iloc[-1], own.verdict.value_counts(sort=False)
+    verdict = " and ".join(f"{word} at {count}" for word, count in counts.items())
+    verdict = f"{last.claim}: {verdict} of {len(own)} surviving fractions"
+    return f"{verdict} ({scale}, n = {last.n}); at {percent(last.surviving)} % {last.found}"
 
 
 def kept(results: pd.DataFrame, loss: float) -> pd.Series:
@@ -97,16 +94,16 @@ def kept(results: pd.DataFrame, loss: float) -> pd.Series:
 
 
 class Shown:
-    """Text that a terminal prints, and what a notebook shows in its place, by MIME type."""
+    """Text that a terminal prints, and what a notebook shows in its place, of a MIME type."""
 
-    def __init__(self, text: str, rich: dict[str, str]):
-        self.text, self.rich = text, rich
+    def __init__(self, text: str, kind: str, rich: str):
+        self.bundle = {"text/plain": text, kind: rich}
 
     def __repr__(self) -> str:
-        return self.text
+        return self.bundle["text/plain"]
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
-        return {"text/plain": self.text, **self.rich}
+        return self.bundle
 
 
 def without_numbers(frame: pd.DataFrame) -> Shown:
@@ -114,7 +111,7 @@ def without_numbers(frame: pd.DataFrame) -> Shown:
     with pd.option_context("display.max_colwidth", None):
         html = frame.to_html(index=False, border=0, na_rep="–").replace(" ± ", "&nbsp;±&nbsp;")
     html = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", html)
-    return Shown(frame.to_string(index=False, na_rep="–"), {"text/html": html})
+    return Shown(frame.to_string(index=False, na_rep="–"), "text/html", html)
 
 
 def side_by_side(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
@@ -123,17 +120,16 @@ def side_by_side(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
     A cell is ours | published. The best of a row is between **; of many rounds some are shown.
     """
     both, style = of.compare(results, column), of.digits(column)
+    keys, ranked = [*of.varied(both), "round"], column != "gap" and both.method.nunique() > 1
+    both["best"] = both.groupby(keys)[column].transform("min") if ranked else None
 
     def cell(mean, std, best, paper, paper_std):
         ours = f"{mean:{style}}" + (f" ± {std:{style}}" if std == std else "")
         theirs = f" | {paper:.2f} ± {paper_std:.2f}" if paper == paper else ""
         return ((f"**{ours}**" if mean == best else ours) + theirs).replace("-", "−")
 
-    ranked = column != "gap" and both.method.nunique() > 1
-    keys = [*of.varied(both), "round"]
-    both["best"] = both.groupby(keys)[column].transform("min") if ranked else None
-    numbers = both[[column, "std", "best", "paper", "paper_std"]].itertuples(index=False)
-    both["cell"] = [cell(*row) for row in numbers]
+    numbers = both[[column, "std", "best", "paper", "paper_std"]]
+    both["cell"] = [cell(*row) for row in numbers.itertuples(index=False)]
     rounds = sorted(both["round"].unique())[::-1]
     some = both[both["round"].isin(rounds[:: math.ceil(len(rounds) / 12)])]
     wide = some.set_index([*keys, "method"]).cell.unstack(sort=False)

@@ -7,6 +7,7 @@ import textwrap
 
 import pandas as pd
 
+from lapnb.paper.protocol import VARIED
 from lapnb.pruning.scores import METHODS
 from lapnb.report import compare as of
 from lapnb.runs.results import results_file
@@ -26,16 +27,11 @@ STYLE = {
 }
 # Colour, marker and dashes of a method, by its position in METHODS: at least 3:1 on white, and
 # apart for colour-blind readers where a table puts methods side by side.
-LOOKS = [
-    *[("#0173b2", "o", "-"), ("#8c8c8c", "s", "-"), ("#117733", "v", "-"), ("#882255", "^", "-")],
-    *[("#d55e00", "D", "-"), ("#332288", ">", "--"), ("#6b3d1a", "<", "--"), ("#005f5f", "P", "-")],
-    *[("#6b6b00", "p", "-"), ("#222222", "h", "-"), ("#cc5c82", "d", "-"), ("#008b8b", "*", "-")],
-    *[("#b5179e", "X", "-"), ("#4f8f00", "H", "--"), ("#9c7a00", "s", "--")],
-    *[("#b2182b", "v", "--"), ("#d65fa8", "^", "--"), ("#10297a", "o", "--")],
-]
-COLOURS, MARKERS, DASHES = (
-    dict(zip(METHODS, values, strict=False)) for values in zip(*LOOKS, strict=True)
-)
+PALETTE = "0173b2 8c8c8c 117733 882255 d55e00 332288 6b3d1a 005f5f 6b6b00 222222 cc5c82 008b8b "
+PALETTE += "b5179e 4f8f00 9c7a00 b2182b d65fa8 10297a"
+COLOURS = {name: f"#{rgb}" for name, rgb in zip(METHODS, PALETTE.split(), strict=True)}
+MARKERS = dict(zip(METHODS, "osv^D><Pphd*XHsv^o", strict=True))
+DASHES = dict(zip(METHODS, ["-"] * 5 + ["--"] * 2 + ["-"] * 6 + ["--"] * 5, strict=True))
 TICKS = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 90]
 FINE = [0.8, 1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 20, 25, 30, 40, 50, 60, 70, 80]
 SIGNED = [-50, -20, -5, -1, 0, 1, 5, 20, 50]
@@ -54,29 +50,24 @@ def plot(results: pd.DataFrame, column: str = "error", save: bool = False):
 
     rows, panels = of.one_source(results, column), []
     names = of.varied(rows)
-    for variant, part in rows.groupby(names, sort=False) if names else [((), rows)]:
+    for _, part in rows.groupby([*VARIED], sort=False):
         for shown in ["train_error", "error", "gap"] if column == "gap" else [column]:
-            panels.append((draw_means, part, shown, variant))
+            panels.append((draw_means, part, shown))
         if "mp" in set(part.method) and part.method.nunique() > 1:
-            panels.append((draw_differences, part, column, variant))
+            panels.append((draw_differences, part, column))
     across = min(2, len(panels))
     down = math.ceil(len(panels) / across)
     size, shared = (6.4, 1 + 2.6 * down), {"sharex": True, "sharey": "col" if names else False}
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(down, across, figsize=size, squeeze=False, **shared)
         plt.close(figure)
-        for axis, (draw, part, shown, variant) in zip(axes.flat, panels, strict=False):
+        for axis, (draw, part, shown) in zip(axes.flat, panels, strict=False):
             draw(axis, part, shown)
-            axis.set_title(", ".join(variant))
+            axis.set_title(", ".join(part.iloc[0][names]))
         for axis in axes[-1]:
             axis.set_xlabel("surviving weights (%)")
         path = _path(results, "" if column == "error" else f"-{column}") if save else None
         return finish(figure, of.title(results), of.caption(results), path)
-
-
-def save_plot(results: pd.DataFrame) -> None:
-    """Save the plot of a complete table as figures/<scale>/<table>.png."""
-    plot(results, save=True)
 
 
 def scatter(results: pd.DataFrame, x: str, y: str = "error", save: bool = False):
@@ -109,11 +100,9 @@ def draw_means(axis, rows: pd.DataFrame, column: str = "error") -> None:
     """A line per method on a matplotlib axis, with the published means where there are any."""
     if column in ("error", "error_before"):
         axis.axhline(rows.dense_error.mean(), color="0.5", linewidth=1, label="dense network")
-    for x, method, own in _aside(of.compare(rows, column)):
-        _line(axis, method, x, own[column], own["std"], own["std"])
-        if own.paper.notna().any():
-            hollow = {"marker": MARKERS[method], "markersize": 9, "markerfacecolor": "none"}
-            axis.plot(x, own.paper, color=COLOURS[method], ls="", label="published", **hollow)
+    found = of.compare(rows, column)
+    mean, std = found[column], found["std"]
+    _lines(axis, found.assign(value=mean, low=mean - std, high=mean + std))
     axis.set_ylabel(of.MEASURED[column][0])
     _readable(axis, "linear" if column == "gap" else "log")
 
@@ -123,28 +112,27 @@ def draw_differences(axis, rows: pd.DataFrame, column: str = "error") -> None:
     axis.axhline(0, color=COLOURS["mp"], linewidth=1)
     others = [method for method in rows.method.unique() if method != "mp"]
     found = [of.paired(rows, method, "mp", column).assign(method=method) for method in others]
-    for x, method, own in _aside(pd.concat(found)):
-        off = own.difference - own.low, own.high - own.difference
-        _line(axis, method, x, own.difference, *off)
+    _lines(axis, pd.concat(found).rename(columns={"difference": "value"}).assign(paper=None))
     axis.set_ylabel("difference to MP" + " (points)" * (column != "distortion"))
     _readable(axis, "symlog" if max(map(abs, axis.get_ylim())) > 3 else "linear")
 
 
-def _aside(found: pd.DataFrame) -> list[tuple]:
-    """Surviving weights, a little to the side so that no point hides another; method; its rows."""
-    groups = list(found.groupby("method", sort=False))
-    off = [1.03 ** (len(groups) / 2 - n) for n in range(len(groups))]
-    return [(own.surviving * f, method, own) for f, (method, own) in zip(off, groups, strict=True)]
-
-
-def _line(axis, method: str, x, y, below, above) -> None:
-    look = {"color": COLOURS[method], "linestyle": DASHES[method], "label": METHODS[method].title}
-    if len(x) > MANY:
-        axis.plot(x, y, **look)
-        axis.fill_between(x, y - below, y + above, color=COLOURS[method], alpha=0.2, linewidth=0)
-    else:
-        edge = {"marker": MARKERS[method], "markeredgecolor": "white", "markeredgewidth": 0.6}
-        axis.errorbar(x, y, [below, above], elinewidth=1, **edge, **look)
+def _lines(axis, found: pd.DataFrame) -> None:
+    """A line per method from low over value to high, each a little aside so that none is hidden."""
+    groups = found.groupby("method", sort=False)
+    for n, (method, own) in enumerate(groups):
+        x, y = own.surviving * 1.03 ** (len(groups) / 2 - n), own.value
+        look = {"color": COLOURS[method], "marker": MARKERS[method]}
+        line = {"linestyle": DASHES[method], "label": METHODS[method].title}
+        if len(x) > MANY:
+            axis.plot(x, y, color=COLOURS[method], **line)
+            axis.fill_between(x, own.low, own.high, color=COLOURS[method], alpha=0.2, linewidth=0)
+        else:
+            edge = {"elinewidth": 1, "markeredgecolor": "white", "markeredgewidth": 0.6}
+            axis.errorbar(x, y, [y - own.low, own.high - y], **edge, **look, **line)
+        if own.paper.notna().any():
+            hollow = {"markersize": 9, "markerfacecolor": "none", "label": "published"}
+            axis.plot(x, own.paper, linestyle="", **hollow, **look)
 
 
 def _readable(axis, scale: str) -> None:
@@ -154,9 +142,7 @@ def _readable(axis, scale: str) -> None:
     axis.margins(0.06)
     if not axis.xaxis_inverted():  # panels share it
         axis.invert_xaxis()
-    for line in (axis.xaxis, axis.yaxis):
-        if line.get_scale() == "linear":
-            continue
+    for line in (axis.xaxis, axis.yaxis)[: 1 if scale == "linear" else 2]:
         low, high = sorted(line.get_view_interval())
         count = sum(low <= tick <= high for tick in TICKS)
         ticks = FINE if count < 3 else TICKS[1::2] if count > 8 else TICKS

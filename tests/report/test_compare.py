@@ -125,15 +125,6 @@ def test_claims_without_rows_say_why(made):
     assert found.found[0] == "no rows of MP"
 
 
-def test_rows_of_two_sources_are_never_pooled(made):
-    jpeg = made({"mp": [9.0, 8.0, 7.0], "lap": [1.0, 2.0, 3.0]}, "vgg19_cifar10", source="JPEG")
-    official = made({"mp": [5.0]}, "vgg19_cifar10", source="CIFAR-10")
-    both = pd.concat([official, jpeg])
-    assert lapnb.compare(both).equals(lapnb.compare(jpeg))
-    assert lapnb.verdicts(both).equals(lapnb.verdicts(jpeg))
-    assert "not shown: 1 rows of CIFAR-10" in lapnb.caption(both)
-
-
 @pytest.mark.parametrize(
     ("name", "scale", "source", "title"),
     [
@@ -177,6 +168,7 @@ def test_what_are_no_results_is_said_in_a_sentence(made, call):
         "list without rows": [1],
         "1 runs again": pd.concat([good, good[:1]]),
         "quick": pd.concat([good, made({"mp": [1.0]}, scale="quick", source="MNIST")]),
+        "MNIST and .* Fashion": pd.concat([good, good.assign(source="Fashion")]),
         "zoo": good.assign(table="zoo"),
     }
     for words, rows in bad.items():

@@ -119,7 +119,7 @@ def test_scatter_draws_every_run(made):
 
 
 def test_a_file_is_written_whole_and_only_when_asked_for(results, lapnb_root, monkeypatch):
-    plots.save_plot(results)
+    lapnb.plot(results, save=True)
     path = lapnb_root / "figures" / "paper" / "fcn_mnist.png"
     with Image.open(path) as image:
         assert image.text["Description"] == lapnb.caption(results)
@@ -135,7 +135,7 @@ def test_a_file_is_written_whole_and_only_when_asked_for(results, lapnb_root, mo
     before = path.read_bytes()
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match=r"could not write .*fcn_mnist\.png"):
-        plots.save_plot(results[results.method == "mp"])
+        lapnb.plot(results[results.method == "mp"], save=True)
     assert path.read_bytes() == before and len(list(path.parent.iterdir())) == 2
 
 
