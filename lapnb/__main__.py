@@ -5,20 +5,28 @@ build/report; the sources in notebooks/ stay as they are.
 """
 
 import argparse
+import functools
 import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import as_completed
 from pathlib import Path
 
+import nbformat
 import papermill
+from traitlets.config import Config
 
 from lapnb.paper.protocol import literal
-from lapnb.report.notebooks import run_all
+from lapnb.progress import Progress
+from lapnb.runs.pool import Processes
 from lapnb.store import root
 from lapnb.training.datasets import data_folder
 
 BUILD = Path(__file__).resolve().parents[1] / "docs" / "build.py"
+START = "00_start_here"  # reads what the others have recorded, so it runs after them
+# else every kernel warns that its connection to papermill is not encrypted
+ENCRYPTED = Config({"KernelManager": {"transport_encryption": "auto"}})
 
 
 def parse(argv: list[str] | None, sources: dict[str, Path]) -> argparse.Namespace:
@@ -49,6 +57,45 @@ def parse(argv: list[str] | None, sources: dict[str, Path]) -> argparse.Namespac
     return options
 
 
+def run_all(sources: dict[str, Path], options: argparse.Namespace, outcomes: dict) -> None:
+    """Run the chosen notebooks into build/notebooks, several at once, whatever fails.
+
+    outcomes: is filled in as they end, by name: what went wrong, if anything, and seconds.
+    """
+    limits = dict(start_timeout=120, execution_timeout=options.timeout or None, config=ENCRYPTED)
+    execute = functools.partial(papermill.execute_notebook, progress_bar=False, **limits)
+    copies = root() / "build" / "notebooks"
+    copies.mkdir(parents=True, exist_ok=True)
+    with Progress(len(options.chosen), "notebooks", "notebooks") as bar:
+        for names in (options.chosen.keys() - {START}, options.chosen.keys() & {START}):
+            with Processes(max(1, min(options.jobs, len(names)))) as pool:
+                running = {}
+                for name in sorted(names):
+                    source, copy = sources[name], copies / f"{name}.ipynb"
+                    copy.unlink(missing_ok=True)
+                    about = dict(parameters=options.chosen[name], cwd=source.parent)
+                    call = functools.partial(execute, source, copy, **about)
+                    running[pool.submit(call)] = source, copy
+                for future in as_completed(running):
+                    source, copy = running[future]
+                    outcomes[source.stem] = note(source, copy, future.exception())
+                    bar.at(len(outcomes))
+
+
+def note(source: Path, copy: Path, error: BaseException | None) -> tuple[str, float]:
+    """Note the outcome, a failure and seconds, in the executed copy, or the source in its place."""
+    try:
+        notebook = nbformat.read(copy if copy.exists() else source, as_version=4)
+    except Exception:  # still gets its page
+        notebook = nbformat.v4.new_notebook()
+    name, text = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", error)
+    failure = f"{name}: {text}".partition("\n")[0] if error else ""
+    seconds = notebook.metadata.get("papermill", {}).get("duration") or 0.0
+    notebook.metadata["lapnb"] = {"failed": failure, "seconds": round(seconds, 1)}
+    nbformat.write(notebook, copy)
+    return failure, seconds
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run, report, summarise: 0, 1 when a notebook or the report failed, 130 when stopped."""
     # Kernels run in notebooks/ and would take relative folders from there.
@@ -66,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
     outcomes: dict[str, tuple[str, float]] = {}
     status, report = 0, root() / "build" / "report" / "index.html"
     try:
-        run_all(sources, options.chosen, options.timeout, options.jobs, outcomes)
+        run_all(sources, options, outcomes)
         subprocess.run([sys.executable, BUILD], check=True)
     except KeyboardInterrupt:
         status, report = 130, "stopped"

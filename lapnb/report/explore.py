@@ -27,29 +27,25 @@ from lapnb.training.train import evaluate
 NETWORKS = {"fcn": "fcn_mnist", "conv6": "conv6_cifar10"}
 NETWORKS |= {name: f"{name}_cifar10" for name in ("vgg11", "vgg16", "vgg19", "resnet18")}
 SCOPES = {"layer": "layer-wise", "global": "global"}
-EFFECTS = {
-    "surviving": "surviving weights (%)",
-    "alone": "distortion of the layer (%)",
-    "lookahead": "the same with its neighbours (%)",
-}
+EFFECTS = ["surviving weights (%)", "distortion of the layer (%)"]
+EFFECTS += ["the same with its neighbours (%)"]
 
 
 def effects(model: nn.Module, masks: list[Tensor]) -> pd.DataFrame:
-    """What masks leave and lose in percent, one row per prunable layer.
+    """What masks leave and lose in percent, the columns `EFFECTS`, one row per prunable layer.
 
-    surviving: of the layer's weights. alone: ‖W̃ − W‖_F / ‖W‖_F, which MP makes as small as it can.
-    lookahead: the same with each weight multiplied by the norms of its neighbours, so the root of
+    The distortion of a layer is ‖W̃ − W‖_F / ‖W‖_F, which MP makes as small as it can; with its
+    neighbours, the same with each weight multiplied by the norms of its neighbours, so the root of
     the lost share of Σ L(w)², which LAP makes as small as it can.
     """
     layers, rows = prunable_layers(model), []
     weights = [layer.weight.detach() for layer in layers]
     for i, (weight, mask) in enumerate(zip(weights, masks, strict=True)):
         before, after = neighbours(layers, weights, i)
-        row = {"surviving": mask.double().mean()}
-        for name, score in (("alone", weight), ("lookahead", weight * before * after)):
-            row[name] = (score * ~mask).norm() / score.norm().clamp(min=1e-30)
-        rows.append({name: 100 * float(value) for name, value in row.items()})
-    return pd.DataFrame(rows, index=range(1, len(rows) + 1)).rename_axis("layer")
+        scores = weight, weight * before * after
+        lost = [(score * ~mask).norm() / score.norm().clamp(min=1e-30) for score in scores]
+        rows.append([100 * float(share) for share in (mask.double().mean(), *lost)])
+    return pd.DataFrame(rows, range(1, len(rows) + 1), EFFECTS).rename_axis("layer")
 
 
 def panel(
@@ -93,9 +89,9 @@ def panel(
             seaborn.heatmap(picture, ax=axis, square=True, **look)
             axis.set_title(f"{short(name)}, first layer:\nsurvivors per {place}")
         look = {"hue": "method", "palette": COLOURS, "saturation": 1, "legend": False}
-        for axis, (column, title) in zip(axes[1], EFFECTS.items(), strict=True):
+        for axis, column in zip(axes[1], EFFECTS, strict=True):
             seaborn.barplot(found, x="layer", y=column, ax=axis, **look)
-            axis.set(title=title, ylabel="")
+            axis.set(title=column, ylabel="")
         if scope == "global":
             axes[1, 0].set_yscale("log")
     return figure
