@@ -64,11 +64,10 @@ def means(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
 
     And surviving, the percentage of weights.
     """
-    rows = one_source(results, column).assign(value=lambda rows: rows[column])
+    rows = one_source(results, column).assign(surviving=lambda rows: 100 * rows.surviving)
     groups = rows.groupby([*varied(rows), "method", "round"], sort=False)
-    found = groups.agg({"value": ["mean", "std", "count"], "surviving": "mean"})
-    found.columns = ["mean", "std", "n", "surviving"]
-    return found.assign(surviving=100 * found.surviving).reset_index()
+    found = groups[column].agg(mean="mean", std="std", n="count")
+    return found.join(groups.surviving.mean()).reset_index()
 
 
 def comparable(results: pd.DataFrame) -> pd.DataFrame:
@@ -77,8 +76,7 @@ def comparable(results: pd.DataFrame) -> pd.DataFrame:
     paper, ran = (table(first.table, scale) for scale in ("paper", first.scale))
     same = first.source.removesuffix(" (JPEG)") == NAMES[paper.dataset]
     same = same and ran.image_size == paper.image_size
-    for setting in ("width", *VARIED):
-        same = same and first[setting] == getattr(paper, setting)
+    same = same and all(first[name] == getattr(paper, name) for name in ("width", *VARIED))
     return numbers[(numbers.table == first.table) & same]
 
 

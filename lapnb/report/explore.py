@@ -126,14 +126,12 @@ def controls(dataset=None, **start):
     keep = [(f"{100 * stop:.3g} %{stops[stop]}", stop) for stop in sorted(stops)]
     methods = {criterion.title: name for name, criterion in METHODS.items()}
     late = {"continuous_update": False, "layout": {"width": "28rem"}}
-    choice = {
-        "network": ipywidgets.Dropdown(options=[*NETWORKS]),
-        "beside": ipywidgets.Dropdown(options=methods),
-        "method": ipywidgets.Dropdown(options=methods),
-        "scope": ipywidgets.Dropdown(options={title: name for name, title in SCOPES.items()}),
-        "keep": ipywidgets.SelectionSlider(options=keep, **late),
-        "checkpoint": ipywidgets.Text(placeholder="path of your own state_dict (optional)", **late),
-    }
+    scopes = {title: name for name, title in SCOPES.items()}
+    lists = {"network": [*NETWORKS], "beside": methods, "method": methods, "scope": scopes}
+    choice = {name: ipywidgets.Dropdown(options=options) for name, options in lists.items()}
+    choice["keep"] = ipywidgets.SelectionSlider(options=keep, **late)
+    yours = "path of your own state_dict (optional)"
+    choice["checkpoint"] = ipywidgets.Text(placeholder=yours, **late)
     output = ipywidgets.Output()
     for name, widget in choice.items():
         widget.description = name
