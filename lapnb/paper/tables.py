@@ -75,26 +75,23 @@ def _rates(layers: int, first: float = 0.15) -> tuple[float, ...]:
     return (first,) + (0.15,) * (layers - 2) + (0.1,)
 
 
-def _deep(title: str, network: str, rates: tuple, rounds: range, few: tuple, **more) -> dict:
+def _deep(title: str, network: str, rates: tuple, rounds: range, few: tuple) -> dict:
     """A deep network on CIFAR-10; `few`: rounds of the reduced scale."""
-    about = dict(title=title, network=network, dataset="cifar10", rates=rates, rounds=(*rounds,))
     smoke = dict(width=0.05, seeds=1, rounds=(rounds[0], rounds[-1]))
     return _declare(
-        _declare(
-            _MP_AND_LAP | about,
-            smoke=smoke | dict(dense_steps=5, retrain_steps=3),
-            quick=dict(width=0.125, seeds=1, dense_steps=300, retrain_steps=100),
-            reduced=dict(width=0.25, dense_steps=3000, retrain_steps=1500, rounds=few),
-        ),
-        **more,
+        _MP_AND_LAP | dict(network=network, dataset="cifar10", rates=rates, rounds=(*rounds,)),
+        title=f"{title} on CIFAR-10",
+        smoke=smoke | dict(dense_steps=5, retrain_steps=3),
+        quick=dict(width=0.125, seeds=1, dense_steps=300, retrain_steps=100),
+        reduced=dict(width=0.25, dense_steps=3000, retrain_steps=1500, rounds=few),
     )
 
 
-def _vgg_cifar10(depth: int, dense_steps: int, retrain_steps: int) -> dict:
-    return _deep(
-        *(f"VGG-{depth} on CIFAR-10", f"vgg{depth}", _rates(depth - 2)),
-        rounds=range(13, 28, 2),
-        few=(13, 21, 25, 27),
+def _vgg(depth: int, dense_steps: int, retrain_steps: int) -> dict:
+    """A VGG on CIFAR-10."""
+    rates, few = _rates(depth - 2), (13, 21, 25, 27)
+    return _declare(
+        _deep(f"VGG-{depth}", f"vgg{depth}", rates, range(13, 28, 2), few),
         dense_steps=dense_steps,
         retrain_steps=retrain_steps,
         quick=dict(rounds=(7, 13, 19)),
@@ -102,16 +99,17 @@ def _vgg_cifar10(depth: int, dense_steps: int, retrain_steps: int) -> dict:
     )
 
 
-def _tiny_imagenet(title: str, network: str, rates: tuple, rounds: range, few: tuple, /, **quick):
-    few_steps = dict(image_size=16, rounds=(6, 12, 18), dense_steps=250, retrain_steps=80)
-    return _deep(
-        *(f"{title} on Tiny-ImageNet", network, rates, rounds, few),
+def _tiny(title: str, network: str, rates: tuple, rounds: range, few: tuple) -> dict:
+    """A deep network on Tiny-ImageNet."""
+    return _declare(
+        _deep(title, network, rates, rounds, few),
+        title=f"{title} on Tiny-ImageNet",
         dataset="tiny_imagenet",
         image_size=64,
         stride=2,
         dense_steps=60_000,
         retrain_steps=40_000,
-        quick=few_steps | quick,
+        quick=dict(image_size=16, rounds=(6, 12, 18), dense_steps=250, retrain_steps=80),
     )
 
 
@@ -180,28 +178,27 @@ TABLES: dict[str, dict] = {
     "conv6_later_criteria": _declare(
         _CONV6 | _LATER, title="Conv-6 on CIFAR-10, later criteria", reduced=dict(seeds=3)
     ),
-    "vgg11_cifar10": _vgg_cifar10(11, 35_000, 25_000),
-    "vgg16_cifar10": _vgg_cifar10(16, 50_000, 35_000),
-    "vgg19_cifar10": _vgg_cifar10(19, 60_000, 40_000),
-    "resnet18_cifar10": _deep(
-        *("ResNet-18 on CIFAR-10", "resnet18", _rates(18, first=0.0)),
+    "vgg11_cifar10": _vgg(11, 35_000, 25_000),
+    "vgg16_cifar10": _vgg(16, 50_000, 35_000),
+    "vgg19_cifar10": _vgg(19, 60_000, 40_000),
+    "resnet18_cifar10": _declare(
+        _deep("ResNet-18", "resnet18", _rates(18, 0.0), range(14, 36, 3), (14, 26, 32, 35)),
         methods=("mp", "lap", "lap_flow"),
-        rounds=range(14, 36, 3),
-        few=(14, 26, 32, 35),
         dense_steps=35_000,
         retrain_steps=25_000,
         quick=dict(image_size=16, rounds=(8, 14, 20)),
         reduced=dict(dense_steps=5000, retrain_steps=3000),
     ),
-    "vgg19_tiny_imagenet": _tiny_imagenet(
-        "VGG-19", "vgg19", _rates(17), range(13, 21), (13, 17, 19, 20), image_size=64
+    "vgg19_tiny_imagenet": _declare(
+        _tiny("VGG-19", "vgg19", _rates(17), range(13, 21), (13, 17, 19, 20)),
+        quick=dict(image_size=64),
     ),
     # A narrow ResNet-50 learns slowly: more pixels, steps and learning rate, fewer rounds.
-    "resnet50_tiny_imagenet": _tiny_imagenet(
-        *("ResNet-50", "resnet50", _rates(50, 0.0), range(17, 32, 2), (17, 25, 29, 31)),
-        **dict(image_size=32, rounds=(6, 14), dense_steps=400, lr=2e-3),
+    "resnet50_tiny_imagenet": _declare(
+        _tiny("ResNet-50", "resnet50", _rates(50, 0.0), range(17, 32, 2), (17, 25, 29, 31)),
+        quick=dict(image_size=32, rounds=(6, 14), dense_steps=400, lr=2e-3),
     ),
-    "wrn16_8_tiny_imagenet": _tiny_imagenet(
+    "wrn16_8_tiny_imagenet": _tiny(
         "WRN-16-8", "wrn16_8", _rates(14, 0.0), range(13, 28, 2), (13, 21, 25, 27)
     ),
 }
