@@ -115,7 +115,7 @@ def matching(rows: pd.DataFrame, wanted: set[tuple]) -> pd.DataFrame:
 def taken_over(path: pathlib.Path, wanted: set[tuple]) -> list[dict]:
     """Rows of the same settings that another table of this scale has recorded."""
     missing, rows = wanted - keys(read(path)), []
-    for other in {*path.parent.glob("*.csv")} - {path} if missing else ():
+    for other in sorted({*path.parent.glob("*.csv")} - {path}) if missing else ():
         with contextlib.suppress(ValueError):  # not a results file, e.g. pruning_cost.csv
             found = matching(read(other), missing)
             rows += found[found.status == "ok"].assign(table=path.stem).to_dict("records")
