@@ -23,9 +23,9 @@ def check(model: nn.Module, method: str, scope="layer", example=None, saliency=N
     if scope == "global" and (criterion.order or criterion.within == "row"):
         parts = "layer after layer" if criterion.order else "within each output unit"
         raise ValueError(f"method {method} prunes {parts}, so it has no global scope")
-    transposed = [layer.name for layer in layers if layer.transposed]
-    if criterion.within == "row" and transposed:  # whose weight's rows are not its output units
-        raise ValueError(f"method {method} cannot rank within units of {transposed[0]}")
+    for layer in layers if criterion.within == "row" else ():
+        if layer.transposed:  # its weight's rows are not its output units
+            raise ValueError(f"method {method} cannot rank within units of {layer.name}")
     whole = criterion.neighbours == "all"
     if whole or (criterion.neighbours == "chain" and example is None):
         check_chain(model, layers, linear=whole)
@@ -60,8 +60,8 @@ def prune_masks(
         unless that function's result is at hand as `saliency`.
     seed: for the random scores of rp.
 
-    The model is not changed. Warns, naming the layer, where all scores are 0 or nothing is left.
-    Raises ValueError naming the argument, or the module that cannot be handled.
+    The model is not changed. Warns of a layer whose scores are all 0 or of which nothing is left.
+    Raises ValueError naming the argument or module that cannot be handled.
 
     >>> import lapnb
     >>> model = lapnb.build_model("fcn", seed=0)
@@ -129,7 +129,12 @@ def keep_largest(score: Tensor, count: int, weight: Tensor | None = None) -> Ten
     flat = score.flatten()
     if count in (0, score.numel()):
         return torch.full_like(score, count > 0, dtype=torch.bool)
-    threshold = _kth_smallest(flat, flat.numel() - count + 1)
+    if flat.is_cuda:
+        threshold = flat.kthvalue(len(flat) - count + 1).values
+    else:
+        values = flat.clone().numpy()  # NumPy's partition is several times faster than kthvalue
+        values.partition(len(values) - count)
+        threshold = torch.tensor(values[len(values) - count])
     mask = flat >= threshold
     if surplus := int(mask.count_nonzero()) - count:
         ties = (flat == threshold).nonzero().flatten()
@@ -146,14 +151,6 @@ def keep_in_rows(score: Tensor, count: int, weight: Tensor) -> Tensor:
     each, left = divmod(count, len(rows))
     one_more = keep_largest(rows.masked_fill(rank != each, -2), left)
     return ((rank < each) | one_more).view_as(score)
-
-
-def _kth_smallest(flat: Tensor, k: int) -> Tensor:
-    if flat.is_cuda:
-        return flat.kthvalue(k).values
-    values = flat.clone().numpy()  # NumPy's partition is several times faster than kthvalue
-    values.partition(k - 1)
-    return torch.tensor(values[k - 1])
 
 
 def apply_masks(model: nn.Module, masks: list[Tensor]) -> None:

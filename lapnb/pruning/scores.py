@@ -36,8 +36,8 @@ def lbp(weight: Tensor, before: Tensor, after: Tensor) -> Tensor:
 
 
 def lap(weight: Tensor, before: Tensor, after: Tensor) -> Tensor:
-    """Lookahead pruning: both neighbours, |w| · before · after."""
-    return weight.abs().mul_(before).mul_(after)  # in place: a fifth less time for all of LAP
+    """Lookahead pruning: both neighbours."""
+    return weight.abs() * before * after
 
 
 def obd(weight: Tensor, before: Tensor, after: Tensor) -> Tensor:

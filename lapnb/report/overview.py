@@ -78,13 +78,14 @@ def index(thumbnail_width: int = 180):
         line, instead, picture = _result(name)
         if picture and thumbnail_width:
             data = base64.b64encode(picture).decode()
-            instead = f'<img src="data:image/png;base64,{data}" width="{thumbnail_width}">'
+            look = f'width="{thumbnail_width}" alt="{escape(heading)}"'
+            instead = f'<img src="data:image/png;base64,{data}" {look}>'
         link = f'<a href="{quote(name)}.ipynb">{escape(heading)}</a>'
         rows.append([link, instead, escape(line)])
     with pd.option_context("display.max_colwidth", None):
         frame = pd.DataFrame(rows, columns=["notebook", "", "result"])
         html = frame.to_html(index=False, escape=False, border=0)
-    return HTML(re.sub("<(t[hd])>", r'<\1 style="text-align: left">', html))
+    return HTML(re.sub("<(t[hd])>", r'<\1 style="text-align: left; white-space: normal">', html))
 
 
 def _result(name: str) -> tuple[str, str, bytes]:
