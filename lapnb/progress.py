@@ -24,7 +24,9 @@ class Progress(tqdm):
         super().__init__(total=total, desc=title, disable=off, **look)
 
     def at(self, steps: int) -> None:
-        self.update(max(0, steps - self.n))
+        if steps > self.n:
+            self.set_postfix_str("", refresh=False)
+            self.update(steps - self.n)
 
     def __exit__(self, *error) -> None:
         self.close()

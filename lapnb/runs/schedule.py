@@ -81,6 +81,7 @@ def compute_all(graph: Graph, title: str, path: Path, executor: Where, workers: 
         Progress(sum(task.steps for task in tasks), title) as bar,
         opened(executor, min(workers, len(tasks)), lambda steps: bar.at(finished + steps)) as pool,
     ):
+        bar.set_postfix_str("starting workers" if workers > 1 else "")
         try:
             while sorter.is_active():
                 running |= {task: pool.submit(compute, task) for task in sorter.get_ready()}
