@@ -6,7 +6,6 @@ else is a constant. It is the same at all positions: where it varies along a dim
 
 import inspect
 import math
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -42,7 +41,8 @@ NAMES = {
     "batch_norm": "batch_norm instance_norm",
     "layer_norm": "layer_norm rms_norm",
     "weighted": "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
-    "end": "matmul mm addmm bmm baddbmm einsum softmax log_softmax scaled_dot_product_attention",
+    "end": "matmul mm addmm bmm baddbmm einsum softmax log_softmax fold "
+    "scaled_dot_product_attention",
     "": "stack pad setitem where masked_fill addcmul glu group_norm embedding "
     "multi_head_attention_forward",  # called as the function is
 }
@@ -111,7 +111,7 @@ class Rules:
         return tree_map_only(Tensor, lambda x: emit(one, x.shape)[1], func(*args, **kwargs))
 
     def multi_head_attention_forward(self, func, *args, **kwargs):
-        """nn.MultiheadAttention: its projections are layers, between them the block ends."""
+        """Its projections are layers, between them the block ends."""
         given = inspect.signature(func).bind(*args, **kwargs).arguments
         weights = [given.get(f"{name}_proj_weight") for name in "qkv"]
         if not given.get("use_separate_proj_weight"):
@@ -182,7 +182,7 @@ class Rules:
         dims = range(x.ndim) if dim is None else (dim,) if isinstance(dim, int) else dim
         units, positions = _sizes(x, dims)
         if func.__name__ in ("max", "amax"):
-            return (func if units == 1 else partial(self.end, func))(x, *args, **kwargs)
+            return func(x, *args, **kwargs) if units == 1 else self.end(func, x, *args, **kwargs)
         factor = positions if func.__name__ == "sum" else 1 / units
         return func(x, *args, **kwargs) * factor
 
