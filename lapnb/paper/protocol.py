@@ -53,7 +53,7 @@ def _listed(value: Any) -> Any:
     """One value, several, or text with several between commas or spaces: a tuple of them."""
     value = literal(value)
     if isinstance(value, str):
-        value = [literal(word) for word in value.replace(",", " ").split()]
+        value = [literal(word) for word in value.strip("[]()").replace(",", " ").split()]
     value = tuple(value) if isinstance(value, list | tuple | range) else (value,)
     if any(value.count(item) > 1 for item in value):
         raise ValueError("not repeat an entry")

@@ -75,7 +75,8 @@ def draw_idea(save: bool = False):
                 seen = (k in (W[1], V[1]), (k, j) in (W, V), j in (W[0], V[0]))[layer]
                 colour = colours[layer] if seen else "0.8"
                 width = 0.8 if colour == "0.8" else 2.2 * abs(weight)
-                axis.plot([layer, layer + 1], [2 - j, 2 - k], color=colour, linewidth=width)
+                look = {"color": colour, "linewidth": width, "zorder": 1 + (colour != "0.8")}
+                axis.plot([layer, layer + 1], [2 - j, 2 - k], **look)
             if colours[layer] != "0.8":
                 axis.text(layer + 0.5, -0.8, head, **place)
                 for name, y in (("w", -1.15), ("v", -1.5)):

@@ -17,7 +17,7 @@ from lapnb.store import root
 
 
 def summary() -> pd.DataFrame:
-    """Every claim of every table, judged on the largest scale of which it has rows.
+    """Every claim of every table, judged on the largest scale that has seeds enough, or any.
 
     As `verdicts`, and repeats: the table that holds the same runs and is counted for them. The
     verdict on a claim of which nothing is recorded is "not run".
@@ -26,9 +26,10 @@ def summary() -> pd.DataFrame:
     for name in TABLES:
         judged = [of.verdicts(rows) for rows in recordings(name, *SCALES[::-1])]
         for claim in map(of.in_words, table(name, "paper").claims):
-            parts = (part for v in judged if len(part := v[(v.claim == claim) & (v.n > 0)]))
+            parts = [part for v in judged if len(part := v[(v.claim == claim) & (v.n > 0)])]
+            enough = [part for part in parts if (part.n >= 3).any()]
             nothing = {"table": name, "scale": "–", "claim": claim, "n": 0, "verdict": "not run"}
-            found.append(next(parts, pd.DataFrame([nothing], columns=of.VERDICT)))
+            found.append([*enough, *parts, pd.DataFrame([nothing], columns=of.VERDICT)][0])
     claims = pd.concat(found, ignore_index=True)
     first = claims.dropna(subset="rows").sort_values("n", ascending=False, kind="stable")
     first = first.drop_duplicates("rows").set_index("rows").table

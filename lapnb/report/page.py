@@ -64,9 +64,14 @@ def percent(value: float) -> str:
 def result(results: pd.DataFrame) -> str:
     """One sentence: what the rows say of the first claim that they can judge.
 
-    Of a table without claims: how far its networks can be pruned before they lose accuracy.
+    Of a table without claims: which method is ahead where fewest weights survive or, without
+    retraining, how far networks can be pruned before they lose accuracy.
     """
     found, scale = of.verdicts(results), f"{of.one_source(results).scale.iloc[0]} scale"
+    if found.empty and results.retrain_steps.any():
+        best = of.means(results).sort_values(["round", "mean"], ascending=[False, True]).iloc[0]
+        lowest = f"{of.short(best.method)} {best['mean']:.2f}"
+        return f"lowest mean error at {percent(best.surviving)} %: {lowest} ({scale}, n = {best.n})"
     if found.empty:
         low = [f"{of.short(name)} {low:.3g} %" for name, low in kept(results, 1).dropna().items()]
         return (

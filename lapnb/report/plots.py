@@ -86,6 +86,7 @@ def scatter(results: pd.DataFrame, x: str, y: str = "error", save: bool = False)
             axis.plot(own[x], own[y], linestyle="", label=METHODS[method].title, **look)
         axis.set(xlabel=of.MEASURED[x][0], ylabel=of.MEASURED[y][0])
         _readable(axis, "log")
+        axis.invert_xaxis()  # back: less distortion is at the left
         words = of.caption(results, "one point per run")
         return finish(figure, of.title(results), words, _path(results, f"-{x}") if save else None)
 

@@ -15,7 +15,8 @@ from lapnb.runs.results import keys, matching, read, record, results_file, taken
 from lapnb.runs.schedule import compute_all, graph_of, outline
 from lapnb.training.data import load_data
 
-PACKAGED = Path(__file__).parents[1] / "figures"  # recorded rows, where there is no checkout
+BIG = ("reduced", "paper")  # scales whose rows come with the package, or with the checkout
+COMMITTED = [Path(__file__).parents[above] / "figures" for above in (1, 2)]
 Workers = Annotated[Whole, Field(ge=1, strict=True)]
 
 
@@ -70,7 +71,7 @@ def run(
         (data.source, plain.settings(method, round), method, round, seed)
         for plain, method, round, seed in table.runs()
     }
-    done = set()
+    done, others = set(), []
     if not again:
         if others := taken_over(path, wanted):
             record(path, others)
@@ -90,7 +91,7 @@ def run(
     results = _results(rows, table)
     _tell_mixed_seeds(results)
     whole = declare(table.name, table.scale)
-    results.attrs["just_run"] = done < wanted and [*table.runs()] == [*whole.runs()]
+    results.attrs["just_run"] = bool(others or done < wanted) and [*table.runs()] == [*whole.runs()]
     return results
 
 
@@ -103,7 +104,8 @@ def recorded(name: str, scale: str | None = None, source: str | None = None) -> 
     for wanted in reversed(SCALES) if scale is None else [scale]:
         declared = declare(name, wanted)
         path = results_file(name, wanted)
-        rows = _results(read(path if path.exists() else PACKAGED / wanted / path.name), declared)
+        places = [path, *(folder / wanted / path.name for folder in COMMITTED if wanted in BIG)]
+        rows = _results(read(next((place for place in places if place.exists()), path)), declared)
         sources = rows.source.value_counts().index  # the most frequent one first
         chosen = source or next(iter(sources), None)
         if chosen in sources:
