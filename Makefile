@@ -10,7 +10,7 @@ PYTHON := .venv/bin/python
 ENVIRONMENT := .venv/.ready
 endif
 
-.PHONY: help report test lint bench clean
+.PHONY: help report test results lint bench clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -27,6 +27,9 @@ test: $(ENVIRONMENT) ## unit tests, all notebooks at the smoke scale, committed 
 	$(PYTHON) -m pytest -n logical --maxprocesses 4 --dist loadgroup
 	$(PYTHON) -m pytest -n logical --maxprocesses 4 --dist loadscope \
 	    --nbval-lax --nbval-current-env --nbval-cell-timeout 600 notebooks/
+
+results: $(ENVIRONMENT) ## write RESULTS.md, README's numbers and the committed pictures anew
+	$(PYTHON) docs/results.py
 
 lint: $(ENVIRONMENT) ## ruff: rules and formatting
 	$(PYTHON) -m ruff check .
