@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from lapnb.pruning import saliency as looks
 from lapnb.pruning.flow import flow
@@ -23,8 +24,8 @@ def check(model: nn.Module, method: str, scope="layer", example=None, saliency=N
     if scope == "global" and (criterion.order or criterion.within == "row"):
         parts = "layer after layer" if criterion.order else "within each output unit"
         raise ValueError(f"method {method} prunes {parts}, so it has no global scope")
-    for layer in layers if criterion.within == "row" else ():
-        if layer.transposed:  # its weight's rows are not its output units
+    for layer in layers:
+        if criterion.within == "row" and layer.transposed:  # its rows are not its output units
             raise ValueError(f"method {method} cannot rank within units of {layer.name}")
     whole = criterion.neighbours == "all"
     if whole or (criterion.neighbours == "chain" and example is None):
@@ -60,8 +61,8 @@ def prune_masks(
         unless that function's result is at hand as `saliency`.
     seed: for the random scores of rp.
 
-    The model is not changed. Warns of a layer whose scores are all 0 or of which nothing is left.
-    Raises ValueError naming the argument or module that cannot be handled.
+    The model is not changed. Warns of a layer whose scores are all 0 or of which nothing is left;
+    ValueError names the argument or module that cannot be handled.
 
     >>> import lapnb
     >>> model = lapnb.build_model("fcn", seed=0)
@@ -73,11 +74,12 @@ def prune_masks(
     fractions = _fractions(keep, len(layers), scope)
     if criterion.neighbours == "flow" and example is None:
         raise ValueError(f"method {method} follows the data: pass example=, a batch of inputs")
+    if criterion.looks_at and saliency is None and batches is None:
+        raise ValueError(f"method {method} looks at data: pass batches= of (images, labels)")
     if criterion.looks_at and saliency is None:
-        if batches is None:
-            raise ValueError(f"method {method} looks at data: pass batches= of (images, labels)")
         saliency = looks.saliency(model, criterion.looks_at, batches)
     weights, known = _ranked(layers, criterion, saliency, seed)
+    weights, unit = _scaled(weights)
     followed: list = []
 
     def around(i: int) -> tuple[Tensor, Tensor] | None:
@@ -88,7 +90,7 @@ def prune_masks(
         if example is None:
             return neighbours(layers, weights, i)
         if criterion.order or not followed:
-            followed[:] = flow(model, example, layers, weights)
+            followed[:] = flow(model, example, layers, [w * unit for w in weights])
         return followed[i]
 
     masks = [torch.ones_like(layer.weight, dtype=torch.bool) for layer in layers]
@@ -165,8 +167,7 @@ def keep_masks(model: nn.Module, masks: list[Tensor], optimizer: torch.optim.Opt
     the model or the optimizer does not train its prunable weights.
     """
     pairs = _fitting(model, masks)
-    groups = getattr(optimizer, "param_groups", [])
-    trained = {id(parameter) for group in groups for parameter in group["params"]}
+    trained = {id(p) for group in getattr(optimizer, "param_groups", []) for p in group["params"]}
     if trained.isdisjoint(id(layer.weight) for layer, _ in pairs):
         raise ValueError("optimizer must be a torch.optim.Optimizer of the model's parameters")
     _zero(pairs)
@@ -184,11 +185,8 @@ def to_torch_prune(model: nn.Module, masks: list[Tensor]) -> nn.Module:
 
     For PyTorch's own tools. Until `prune.remove` folds them in, functions here refuse the model.
     """
-    from torch.nn.utils import prune
-
-    pairs = _fitting(model, masks)
-    _zero(pairs)
-    for layer, mask in pairs:
+    apply_masks(model, masks)
+    for layer, mask in _fitting(model, masks):
         prune.custom_from_mask(layer.module, "weight", mask.to(layer.weight.device))
     return model
 
@@ -230,22 +228,24 @@ def _ranked(layers, criterion: Method, saliency, seed: int) -> tuple[list[Tensor
             raise ValueError(f"saliency must be a tensor per layer, in shape: {error}") from error
         if criterion.neighbours:
             weights = [s * w for s, w in zip(known, weights, strict=True)]
-    return _scaled(weights), known
+    return weights, known
 
 
-def _scaled(tensors: list[Tensor]) -> list[Tensor]:
+def _scaled(tensors: list[Tensor]) -> tuple[list[Tensor], float]:
     """All divided by one power of two, which is exact, where powers might under- or overflow."""
     largest = max(abs(float(value)) for x in tensors for value in x.aminmax())
     exponent = max(math.frexp(largest)[1], -126)
-    return tensors if abs(exponent) < 16 else [x / 2.0**exponent for x in tensors]
+    unit = 2.0**exponent if abs(exponent) > 15 else 1.0
+    return [x / unit if unit != 1 else x for x in tensors], unit
 
 
 def _comparable(score: Tensor, criterion: Method) -> Tensor:
     """What the global ranking compares."""
-    (score,) = _scaled([score]) if criterion.normalised else [score]
+    if not criterion.normalised:
+        return score**criterion.power
+    (score,), _ = _scaled([score])
     score = score**criterion.power
-    norm = torch.linalg.vector_norm(score).clamp(min=1e-30)
-    return score / norm if criterion.normalised else score
+    return score / torch.linalg.vector_norm(score).clamp(min=1e-30)
 
 
 def _fractions(keep, count: int, scope: str) -> list[float]:
