@@ -16,10 +16,11 @@ import papermill
 import pytest
 import yaml
 from packaging.requirements import Requirement
-from PIL import Image
+from PIL import Image, ImageColor
 
 import lapnb
 from lapnb.paper.tables import TABLES
+from lapnb.report.plots import COLOURS
 from lapnb.runs.results import read
 
 SCALES = ("paper", "reduced")
@@ -183,3 +184,13 @@ def test_committed_rows_are_those_that_were_recorded(checkout):
     for path in paths:
         recorded = path.with_suffix(".csv.sha256").read_text().split()[0]
         assert hashlib.sha256(path.read_bytes()).hexdigest() == recorded, path
+
+
+def test_committed_pictures_show_every_method(checkout, results, lapnb_root):
+    for path in checkout.glob("figures/[pr]*/*.png"):
+        if not path.stem.endswith("-distortion"):  # whose points are transparent
+            colours = Image.open(path).convert("RGB").getcolors(1 << 24)
+            seen = {colour for _, colour in colours}
+            rows = lapnb.recorded(path.stem.partition("-")[0], path.parent.name)
+            for method in rows.method.unique():
+                assert ImageColor.getrgb(COLOURS[method]) in seen, (path, method)

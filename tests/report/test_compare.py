@@ -183,3 +183,10 @@ def test_bad_names_are_said_in_a_sentence(made):
             lapnb.plot(rows, column=column)
     with pytest.raises(ValueError, match="worse must be one of mp, lap; got 'nope'"):
         lapnb.paired(rows, "lap", "nope")
+
+
+@pytest.mark.parametrize("name", sorted(set(compare.published().table)))
+def test_published_numbers_never_stand_beside_digits(made, name):
+    rows = made({"mp": [1.0]}, name, "quick", source="MNIST, 5,000 digits")
+    rows["round"] = lapnb.table(name, "paper").rounds[-1]
+    assert lapnb.compare(rows).paper.isna().all()

@@ -178,3 +178,12 @@ def test_result_without_claims_says_how_far_pruning_goes(made):
     rows = pd.concat(map(part, range(4)))
     assert page.kept(rows, 1).to_dict() == {"mp": 25, "lap": 12.5}
     assert "lost down to MP 25 %, LAP 12.5 %" in page.result(rows)
+
+
+def test_the_legend_has_the_colours_of_the_methods(made):
+    (legend,) = lapnb.plot(made({"mp": [5, 6], "lap": [3, 4]})).legends
+    names = [text.get_text() for text in legend.get_texts()]
+    handles = dict(zip(names, legend.legend_handles, strict=True))
+    for method in ("mp", "lap"):
+        shown = matplotlib.colors.to_rgba_array(handles[METHODS[method].title].get_color())[0]
+        assert matplotlib.colors.to_hex(shown) == plots.COLOURS[method]
