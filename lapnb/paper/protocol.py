@@ -87,8 +87,7 @@ class Table(BaseModel, frozen=True, strict=True, extra="forbid"):
     Layer l keeps the fraction (1 − rates[l])^t of its weights in round t. `variants` are changes
     of single settings that the table puts side by side, e.g. several activations. `looks` says how
     many batches of what size a data-dependent method looks at; `training_error`, that the error on
-    the training set is recorded too. Raises a ValueError that names the
-    setting, what was given and what is allowed.
+    the training set is recorded too.
     """
 
     name: str
