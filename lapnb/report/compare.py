@@ -107,22 +107,27 @@ def paired(results: pd.DataFrame, better: str, worse: str, column: str = "error"
     its 95 % interval (Student's t over the seeds' differences); n, the number of seeds. Settings
     that the table varies, and the round, stand in front.
     """
-    from scipy.stats import t  # takes a second to import
-
     rows = one_source(results, column)
     for parameter, method in (("better", better), ("worse", worse)):
         if method not in (known := [*rows.method.unique()]):
             raise ValueError(f"{parameter} must be one of {', '.join(known)}; got {method!r}")
     keys = [*varied(rows), "round"]
     values = rows.pivot(index=[*keys, "seed"], columns="method", values=column)
+    found = intervals(values, better, worse, keys)
+    surviving = 100 * rows.groupby("round").surviving.mean()
+    found.insert(0, "surviving", surviving.reindex(found.index, level="round"))
+    return found.rename_axis(columns=None).reset_index()
+
+
+def intervals(values: pd.DataFrame, better: str, worse: str, keys: list[str]) -> pd.DataFrame:
+    """By `keys`: mean of two columns and of their difference, low and high, n; see `paired`."""
+    from scipy.stats import t  # takes a second to import
+
     pairs = values.assign(difference=values[better] - values[worse])[[better, worse, "difference"]]
     groups = pairs.dropna().groupby(level=keys)
     found, n = groups.mean(), groups.size()
     half = t.ppf(0.975, n - 1) * groups.difference.sem()
-    found = found.assign(low=found.difference - half, high=found.difference + half, n=n)
-    surviving = 100 * rows.groupby("round").surviving.mean()
-    found.insert(0, "surviving", surviving.reindex(found.index, level="round"))
-    return found.rename_axis(columns=None).reset_index()
+    return found.assign(low=found.difference - half, high=found.difference + half, n=n)
 
 
 def short(method: str) -> str:
