@@ -7,9 +7,10 @@ from lapnb.report import compare as of
 from lapnb.report.page import percent, recordings
 
 USUAL = {"method": "lap", "scope": "layer", "schedule": "oneshot"}
+MP = {"method": "mp"}
 # What might be taken, and rather than what; where nothing else is named: LAP, layer-wise, one-shot
 CHOICES = {
-    "LAP rather than MP": ({}, {"method": "mp"}),
+    "LAP rather than MP": ({}, MP),
     "LAP rather than look-forward alone": ({}, {"method": "lfp"}),
     "LAP rather than look-backward alone": ({}, {"method": "lbp"}),
     "LAP layer after layer, forward": ({"method": "lap_forward"}, {}),
@@ -23,8 +24,12 @@ CHOICES = {
     "SynFlow": ({"method": "synflow"}, {}),
     "LAMP, global": ({"method": "lamp", "scope": "global"}, {}),
     "global LAP": ({"scope": "global"}, {}),
+    "global MP rather than layer-wise MP": (MP | {"scope": "global"}, MP),
     "iterative LAP": ({"schedule": "iterative"}, {}),
+    "iterative MP rather than one-shot MP": (MP | {"schedule": "iterative"}, MP),
 }
+COLUMNS = ["choice", "verdict", "network", "scale", "n"]
+COLUMNS += ["better at", "speaks against it", "at the sparsest"]
 
 
 def advice() -> pd.DataFrame:
@@ -54,8 +59,16 @@ def advice() -> pd.DataFrame:
             judged["surviving"] = 100 * pairs.groupby("round").surviving.mean()
             if (judged.n >= 3).any():
                 found.append(about | _judged(judged[judged.n >= 3]))
-    columns = "choice verdict network scale n better_at speaks_against at_the_sparsest".split()
-    return pd.DataFrame(found, columns=columns).rename(columns=lambda name: name.replace("_", " "))
+    return pd.DataFrame(found, columns=COLUMNS)
+
+
+def in_short() -> str:
+    """`advice`, a line per verdict: of each choice what its networks say that say anything."""
+    choices: dict[str, list[str]] = {"yes": [], "it depends": [], "no": [], "open": []}
+    for choice, own in advice().groupby("choice", sort=False):
+        told = {*own.verdict} - {"open"} or {"open"}
+        choices[told.pop() if len(told) == 1 else "it depends"].append(choice)
+    return "\n".join(f"{verdict}: {'; '.join(own) or 'none'}" for verdict, own in choices.items())
 
 
 def _network(rows: pd.DataFrame) -> pd.Series:
@@ -79,12 +92,12 @@ def _judged(found: pd.DataFrame) -> dict:
     at += f"{last.difference:+.2f} [{last.low:+.2f}, {last.high:+.2f}]"
     return {
         "verdict": verdicts.get((len(better) > 0, len(worse) > 0), "open"),
-        "n": last.n,
-        "better_at": _fractions(better),
-        "speaks_against": "; ".join(
+        "n": int(last.n),
+        "better at": _fractions(better),
+        "speaks against it": "; ".join(
             f"{word} at {_fractions(some)}" for word, some in against.items() if len(some)
         ),
-        "at_the_sparsest": at.replace("-", "−"),
+        "at the sparsest": at.replace("-", "−"),
     }
 
 
