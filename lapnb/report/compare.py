@@ -56,43 +56,32 @@ def one_source(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
 
 def varied(rows: pd.DataFrame) -> list[str]:
     """The settings that rows put side by side."""
-    return [name for name in VARIED if name in rows and rows[name].nunique() > 1]
-
-
-def means(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
-    """Mean, std (standard deviation) and n (seeds) of `column` per variant, method and round.
-
-    And surviving, the percentage of weights.
-    """
-    rows = one_source(results, column).assign(surviving=lambda rows: 100 * rows.surviving)
-    groups = rows.groupby([*varied(rows), "method", "round"], sort=False)
-    found = groups[column].agg(mean="mean", std="std", n="count")
-    return found.join(groups.surviving.mean()).reset_index()
-
-
-def comparable(results: pd.DataFrame) -> pd.DataFrame:
-    """The published numbers that may stand beside these rows: of the same network and data set."""
-    first, numbers = one_source(results).iloc[0], published()
-    paper, ran = (table(first.table, scale) for scale in ("paper", first.scale))
-    same = first.source.removesuffix(" (JPEG)") == NAMES[paper.dataset]
-    same = same and ran.image_size == paper.image_size
-    same = same and all(first[name] == getattr(paper, name) for name in ("width", *VARIED))
-    return numbers[(numbers.table == first.table) & same]
+    return [name for name in VARIED if rows[name].nunique() > 1]
 
 
 def compare(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
     """Our means beside the published ones, one row per method and surviving fraction.
 
-    Columns: method; surviving (%); n, the number of seeds; `column` and std, mean and standard
-    deviation over them; paper and paper_std, the published ones (empty where there are none);
-    difference, ours − paper's; gain_over_mp, 100 · (error − MP's) / MP's, below 0 where the method
-    is better; paper_gain. Settings that the table varies, and the round, stand in front.
+    Columns: method; `column` and std, its mean and standard deviation over seeds; n, the number of
+    seeds; surviving (%); paper and paper_std, the published ones (empty where there are none, or of
+    another network or data set); difference, ours − paper's; gain_over_mp, 100 · (error − MP's) /
+    MP's, below 0 where the method is better; paper_gain. Settings that the table varies stand in
+    front.
     """
-    ours = means(results, column).rename(columns={"mean": column})
-    theirs = comparable(results)[["method", "round", "error_pct", "error_std"]]
+    rows = one_source(results, column).assign(surviving=lambda rows: 100 * rows.surviving)
+    first, numbers, keys = rows.iloc[0], published(), [*varied(rows), "method", "round"]
+    ran, paper = (table(first.table, scale) for scale in (first.scale, "paper"))
+    same = first.source.removesuffix(" (JPEG)") == NAMES[paper.dataset]
+    same = same and ran.image_size == paper.image_size and column == "error"
+    same = same and all(first[name] == getattr(paper, name) for name in ("width", *VARIED))
+    theirs = numbers[(numbers.table == first.table) & same]
+    theirs = theirs[["method", "round", "error_pct", "error_std"]]
     theirs.columns = ["method", "round", "paper", "paper_std"]
-    both = ours.merge(theirs if column == "error" else theirs[:0], "left", ["method", "round"])
-    keys = [*varied(both), "round"]
+    groups = rows.groupby(keys, sort=False)
+    found = groups[column].agg(**{column: "mean", "std": "std", "n": "count"})
+    both = found.join(groups.surviving.mean()).reset_index()
+    both = both.merge(theirs, "left", ["method", "round"])
+    keys.remove("method")
     mp = both[keys].merge(both[both.method == "mp"], "left", keys)
     both["difference"] = both[column] - both.paper
     both["gain_over_mp"] = 100 * (both[column] / mp[column] - 1)
@@ -120,7 +109,7 @@ def paired(results: pd.DataFrame, better: str, worse: str, column: str = "error"
 
 
 def intervals(values: pd.DataFrame, better: str, worse: str, keys: list[str]) -> pd.DataFrame:
-    """By `keys`: mean of two columns and of their difference, low and high, n; see `paired`."""
+    """Two columns' means, their paired difference and its 95 % interval, by levels of the index."""
     from scipy.stats import t  # takes a second to import
 
     pairs = values.assign(difference=values[better] - values[worse])[[better, worse, "difference"]]
@@ -163,18 +152,17 @@ def verdicts(results: pd.DataFrame) -> pd.DataFrame:
     rows, found = one_source(results), []
     first = rows.iloc[0]
     for claim in table(first.table, "paper").claims:
-        about = {"table": first.table, "scale": first.scale, "claim": in_words(claim)}
         methods, style = [claim.better, claim.worse], digits(claim.column)
         part = rows[rows.method.isin(methods)].dropna(subset=claim.column)
-        for name, value in claim.where.items():
-            part = part[part[name] == value]
+        part = part[(part[[*claim.where]] == pd.Series(claim.where)).all(axis=1)]
         missing = [short(method) for method in methods if method not in set(part.method)]
         pairs = part[:0] if missing else paired(part, *methods, claim.column).tail(claim.rounds)
+        about = {"table": first.table, "scale": first.scale, "claim": in_words(claim)}
         if pairs.empty:
             why = f"no rows of {' or '.join(missing)}" if missing else "no seed of both"
             found.append(about | {"n": 0, "found": why, "verdict": "not run"})
-        names = {claim.better: "better", claim.worse: "worse"}
-        for pair in pairs.rename(columns=names).to_dict("records"):
+        pairs = pairs.rename(columns={claim.better: "better", claim.worse: "worse"})
+        for pair in pairs.to_dict("records"):
             apart, low, high = (pair[name] for name in ("difference", "low", "high"))
             text, verdict = f"{pair['better']:{style}} against {pair['worse']:{style}}", "open"
             if pair["n"] > 1:
@@ -183,27 +171,27 @@ def verdicts(results: pd.DataFrame) -> pd.DataFrame:
                 holds = low <= 0 <= high if claim.alike else high < 0
                 verdict = "reproduced" if holds else "not reproduced"
             settings = sorted({*part[part["round"] == pair["round"]].settings})
-            same = [first.source, *methods, claim.column, str(pair["round"]), *settings]
-            told = {"found": text.replace("-", "−"), "verdict": verdict, "rows": " ".join(same)}
+            same = " ".join([first.source, *methods, claim.column, str(pair["round"]), *settings])
+            told = {"found": text.replace("-", "−"), "verdict": verdict, "rows": same}
             found.append(about | pair | told)
     return pd.DataFrame(found, columns=VERDICT)
 
 
 def stands_in(results: pd.DataFrame) -> str:
     """The name of the table's own data set, when the rows are of another one."""
-    first = one_source(results).iloc[0]
+    first = results.iloc[0]
     own = NAMES[table(first.table, "paper").dataset]
     return "" if first.source.startswith(own) else own
 
 
 def title(results: pd.DataFrame) -> str:
     """What was run, as in "VGG-19 ×¼ on CIFAR-10 (JPEG)"."""
-    first, away = one_source(results).iloc[0], stands_in(results)
+    first, away = results.iloc[0], stands_in(results)
     paper = table(first.table, "paper")
-    network, more = paper.title.split(f" on {NAMES[paper.dataset]}")
-    data = "5,000 MNIST digits" if first.dataset == "mnist5k" else first.source
     width = WIDTHS.get(first.width, f" ×{first.width:g}")
-    return f"{network}{width} on {data}{more}{f', standing in for {away}' if away else ''}"
+    data = "5,000 MNIST digits" if first.dataset == "mnist5k" else first.source
+    text = paper.title.replace(f" on {NAMES[paper.dataset]}", f"{width} on {data}")
+    return text + (f", standing in for {away}" if away else "")
 
 
 def caption(results: pd.DataFrame, marks: str = BARS) -> str:
@@ -211,23 +199,22 @@ def caption(results: pd.DataFrame, marks: str = BARS) -> str:
 
     `marks` says what the spread over seeds looks like, where there are several.
     """
-    rows = one_source(results)
-    first, n = rows.iloc[0], means(rows).groupby("method", sort=False).n
+    both, first = compare(results), results.iloc[0]
     ran, paper = (table(first.table, scale) for scale in (first.scale, "paper"))
+    n = both.groupby("method", sort=False).n
     told = n.agg(lambda n: "–".join(map(str, sorted({n.min(), n.max()}))))
     same = told.groupby(told, sort=False).groups.items()
     seeds = [f"{text} ({', '.join(map(short, methods))})" for text, methods in same]
     retraining = f" + {first.retrain_steps:,.0f} retraining" if first.retrain_steps else ""
-    rate = ran.lr != paper.lr and "lr = " not in first.changed
     parts = [
         f"{first.scale} scale",
         first.source,
         f"{first.dense_steps:,.0f} dense{retraining} steps",
-        f"learning rate {ran.lr:g}" if rate else "",
+        f"learning rate {ran.lr:g}" if ran.lr != paper.lr and "lr = " not in first.changed else "",
         f"changed: {first.changed}" if first.changed else "",
-        " and ".join(sorted(rows.device.unique())),
+        " and ".join(sorted(results.device.unique())),
         f"n = {', '.join(seeds if len(seeds) > 1 else told[:1])}",
-        marks if n.max().max() > 1 else "",
-        "published: on CIFAR-10 itself" if "JPEG" in first.source and len(comparable(rows)) else "",
+        marks if both.n.max() > 1 else "",
+        "published: on CIFAR-10 itself" if "JPEG" in first.source and both.paper.any() else "",
     ]
     return " · ".join(filter(None, parts))

@@ -4,12 +4,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lapnb.pruning.layers import neighbours, prunable_layers
-from lapnb.pruning.masks import prune_masks
+from lapnb.pruning.scores import METHODS
 from lapnb.report.compare import short
 from lapnb.report.plots import png
 from lapnb.store import root, write_whole
-from lapnb.training.networks import FCN
 
 # Row j of the first is what enters unit j, column k of the last is what leaves unit k.
 WEIGHTS = (
@@ -18,10 +16,15 @@ WEIGHTS = (
     [[2.0, 0.5, -0.4], [1.0, -1.0, 0.2], [-2.0, 1.0, 0.4]],
 )
 W, V = (0, 0), (2, 2)  # (k, j) of the two weights that are compared: top and bottom
-BEFORE, AFTER, REMOVED = "#6a3d9a", "#1b8a5a", "#c1121f"  # colours of no method
+GREY, REMOVED = "0.8", "#c1121f"
 TITLES = {
     "mp": "Magnitude pruning (MP) looks at the weight alone",
     "lap": "Lookahead pruning (LAP) looks at its neighbours too",
+}
+COLUMNS = {  # of the numbers below the picture, one per layer: matrix, heading, colour of no method
+    "before": ("$W_{i-1}$", r"$\Vert W_{i-1}[j{,}{:}]\Vert$", "#6a3d9a"),
+    "magnitude": ("$W_i$", "$|w|$", "black"),
+    "after": ("$W_{i+1}$", r"$\Vert W_{i+1}[{:}{,}k]\Vert$", "#1b8a5a"),
 }
 
 
@@ -31,22 +34,18 @@ def example() -> pd.DataFrame:
     `distortion` is ‖W_{i+1} W̃_i W_{i−1} − W_{i+1} W_i W_{i−1}‖_F, computed by zeroing the weight.
     `removed_by` names the methods that prune this weight when one of the layer's nine has to go.
     """
-    model = FCN([3, 3, 3, 3], "none")
-    layers = prunable_layers(model)
-    for layer, values in zip(layers, WEIGHTS, strict=True):
-        layer.weight.data = torch.tensor(values)
-    first, middle, last = weights = [layer.weight.detach() for layer in layers]
-    before, after = (factor.flatten() for factor in neighbours(layers, weights, 1))
-    lost = {method: ~prune_masks(model, method, [1, 8 / 9, 1])[1] for method in TITLES}
+    first, middle, last = map(torch.tensor, WEIGHTS)
+    before, after = first.norm(dim=1), last.norm(dim=0)
+    scores = {name: METHODS[name].score(middle, before, after[:, None]) for name in TITLES}
     rows = {}
     for name, (k, j) in {"w": W, "v": V}.items():
-        change = torch.zeros_like(middle)
-        change[k, j] = middle[k, j]
-        row = {"magnitude": middle[k, j].abs(), "before": before[j], "after": after[k]}
-        row["lookahead"] = row["magnitude"] * row["before"] * row["after"]
-        row["distortion"] = torch.linalg.norm(last @ change @ first)
-        removed_by = ", ".join(short(method) for method in TITLES if lost[method][k, j])
-        rows[name] = {key: float(x) for key, x in row.items()} | {"removed_by": removed_by}
+        zeroed = middle.clone()
+        zeroed[k, j] = 0
+        row = {"magnitude": scores["mp"][k, j], "before": before[j], "after": after[k]}
+        row["lookahead"] = scores["lap"][k, j]
+        row["distortion"] = (last @ (zeroed - middle) @ first).norm()
+        lowest = [short(method) for method, own in scores.items() if own.min() == own[k, j]]
+        rows[name] = {key: float(x) for key, x in row.items()} | {"removed_by": ", ".join(lowest)}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -58,41 +57,36 @@ def draw_idea(save: bool = False):
     """
     import matplotlib.pyplot as plt
 
-    heads = {"before": r"$\Vert W_{i-1}[j{,}{:}]\Vert$", "magnitude": "$|w|$"}
-    heads |= {"after": r"$\Vert W_{i+1}[{:}{,}k]\Vert$"}
     numbers = example()
     figure, axes = plt.subplots(1, 2, figsize=(9, 4.3), facecolor="white", layout="constrained")
     plt.close(figure)
     for axis, (method, title) in zip(axes, TITLES.items(), strict=True):
-        colours = [BEFORE, "black", AFTER] if method == "lap" else ["0.8", "black", "0.8"]
         axis.set(xlim=(-0.5, 4.2), ylim=(-1.7, 2.4))
         axis.set_title(title, fontsize=10.5)
         axis.axis("off")
-        for layer, (column, head) in enumerate(heads.items()):
-            place = {"color": colours[layer], "ha": "center"}
-            axis.text(layer + 0.5, -0.35, ("$W_{i-1}$", "$W_i$", "$W_{i+1}$")[layer], ha="center")
+        for layer, (column, (matrix, head, colour)) in enumerate(COLUMNS.items()):
+            axis.text(layer + 0.5, -0.35, matrix, ha="center")
+            looked_at = method == "lap" or column == "magnitude"
             for (k, j), weight in np.ndenumerate(WEIGHTS[layer]):
-                seen = (k in (W[1], V[1]), (k, j) in (W, V), j in (W[0], V[0]))[layer]
-                colour = colours[layer] if seen else "0.8"
-                width = 0.8 if colour == "0.8" else 2.2 * abs(weight)
-                look = {"color": colour, "linewidth": width, "zorder": 1 + (colour != "0.8")}
+                seen = looked_at and (k in (0, 2), (k, j) in (W, V), j in (0, 2))[layer]
+                look = {"color": colour, "linewidth": 2.2 * abs(weight), "zorder": 2}
+                look = look if seen else {"color": GREY, "linewidth": 0.8, "zorder": 1}
                 axis.plot([layer, layer + 1], [2 - j, 2 - k], **look)
-            if colours[layer] != "0.8":
-                axis.text(layer + 0.5, -0.8, head, **place)
-                for name, y in (("w", -1.15), ("v", -1.5)):
-                    axis.text(layer + 0.5, y, f"{numbers[column][name]:.3g}", **place)
+            told = [head, *numbers[column].map("{:.3g}".format)] if looked_at else []
+            for y, text in zip((-0.8, -1.15, -1.5), told, strict=False):
+                axis.text(layer + 0.5, y, text, color=colour, ha="center")
         axis.scatter(*np.indices((4, 3)), s=230, color="white", edgecolor="0.3", zorder=3)
         for name, y, prime, unit in (("w", -1.15, "", 2), ("v", -1.5, "'", 0)):
-            removed = short(method) in numbers.removed_by[name]
-            colour, end = (REMOVED, "  removed first") if removed else ("black", "")
             product = f"= {numbers.lookahead[name]:.3g}" if method == "lap" else ""
+            removed = short(method) in numbers.removed_by[name]
             axis.text(-0.4, y, f"${name}$:")
-            axis.text(3.1, y, product + end, color=colour)
             axis.text(1.5, unit + 0.2, f"${name}$", ha="center", fontsize=13)
             for x, letter in ((1, "j"), (2, "k")):
                 axis.text(x, unit, f"${letter}{prime}$", ha="center", va="center", zorder=4)
             if removed:
+                product += "  removed first"
                 axis.plot(1.5, unit, "x", color=REMOVED, markersize=14, markeredgewidth=3)
+            axis.text(3.1, y, product, color=REMOVED if removed else "black")
     if save:
         write_whole(root() / "figures" / "idea.png", png(figure))
     return figure

@@ -125,7 +125,7 @@ def side_by_side(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
     A cell is ours | published. The best of a row is between **; of many rounds some are shown.
     """
     both, style = of.compare(results, column), of.digits(column)
-    keys, ranked = [*of.varied(both), "round"], column != "gap" and both.method.nunique() > 1
+    keys, ranked = [*of.varied(results), "round"], column != "gap" and both.method.nunique() > 1
     both["best"] = both.groupby(keys)[column].transform("min") if ranked else None
 
     def cell(mean, std, best, paper, paper_std):
