@@ -69,8 +69,8 @@ def result(results: pd.DataFrame) -> str:
     """
     found, scale = of.verdicts(results), f"{of.one_source(results).scale.iloc[0]} scale"
     if found.empty and results.retrain_steps.any():
-        best = of.means(results).sort_values(["round", "mean"], ascending=[False, True]).iloc[0]
-        lowest = f"{of.short(best.method)} {best['mean']:.2f}"
+        best = of.compare(results).sort_values(["round", "error"], ascending=[False, True]).iloc[0]
+        lowest = f"{of.short(best.method)} {best.error:.2f}"
         return f"lowest mean error at {percent(best.surviving)} %: {lowest} ({scale}, n = {best.n})"
     if found.empty:
         low = [f"{of.short(name)} {low:.3g} %" for name, low in kept(results, 1).dropna().items()]
@@ -92,8 +92,8 @@ def kept(results: pd.DataFrame, loss: float) -> pd.Series:
 
     Of the dense networks' mean accuracy, before retraining; NaN where that is at no fraction.
     """
-    found = of.means(results, "error_before").sort_values("round")
-    lost = found["mean"] - of.one_source(results).dense_error.mean()
+    found = of.compare(results, "error_before").sort_values("round")
+    lost = found.error_before - results.dense_error.mean()
     near = (lost.round(6) <= loss).groupby(found.method).cummin()
     return found.surviving.where(near).groupby(found.method, sort=False).min()
 
