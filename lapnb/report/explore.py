@@ -16,7 +16,7 @@ from lapnb.pruning.masks import apply_masks, prune_masks, surviving
 from lapnb.pruning.saliency import saliency
 from lapnb.pruning.scores import METHODS
 from lapnb.report.compare import published, short
-from lapnb.report.plots import COLOURS, STYLE
+from lapnb.report.plots import STYLE, look
 from lapnb.runs.cell import dense_network
 from lapnb.runs.task import Task
 from lapnb.training.checkpoint import load_checkpoint
@@ -65,14 +65,17 @@ def panel(
         raise ValueError(f"network must be one of {', '.join(NETWORKS)}; got {network!r}")
     path = Path(checkpoint.strip()).expanduser()
     chosen = network, dataset, path, path.stat().st_mtime_ns if path.is_file() else 0
-    masks = {name: _masks(name, scope, keep, *chosen) for name in (beside, method)}
     data, dense, accuracy = _network(*chosen)
-    bars, found = {"dense": accuracy}, []
-    for name, own in masks.items():
-        apply_masks(pruned := copy.deepcopy(dense), own)
-        bars[short(name)] = evaluate(pruned, data)[1]
-        found.append(effects(dense, own).assign(method=name))
-    found = pd.concat(found).reset_index()
+    bars, colours, masks, found = {"dense": accuracy}, {"dense": "0.6"}, {}, []
+    for name in dict.fromkeys((beside, method)):
+        known = METHODS.get(name, METHODS["mp"])  # prune_masks names those that there are
+        example = data.normalise(data.test_images[:1]) if known.neighbours == "flow" else None
+        looked = _saliency(known.looks_at, *chosen) if known.looks_at else None
+        with warnings.catch_warnings(action="ignore"):  # of empty layers: one sees them
+            masks[name] = prune_masks(dense, name, keep, scope, example, saliency=looked)
+        apply_masks(pruned := copy.deepcopy(dense), masks[name])
+        bars[short(name)], colours[name] = evaluate(pruned, data)[1], look(name)["color"]
+        found.append(effects(dense, masks[name]).assign(method=name))
     with plt.rc_context(STYLE | {"axes.grid": False, "font.size": 9, "axes.titlesize": 9}):
         figure, axes = plt.subplots(2, 3, figsize=(9.6, 5.2))
         plt.close(figure)
@@ -80,34 +83,53 @@ def panel(
             f"{path.name or network}, {SCOPES[scope]}: {100 * surviving(masks[method]):.3g} % of "
             f"{sum(mask.numel() for mask in masks[method]):,} weights survive ({data.source})"
         )
-        shown = pd.Series(bars).plot.barh(ax=axes[0, 0], color=["0.6", *map(COLOURS.get, masks)])
+        shown = pd.Series(bars).plot.barh(ax=axes[0, 0], color=[*colours.values()])
         shown.bar_label(shown.containers[0], fmt="%.1f", padding=3)
         shown.set(title="test accuracy before retraining (%)", xlim=(0, 118))
-        look = {"vmin": 0, "cmap": "viridis", "xticklabels": False, "yticklabels": False}
+        plain = {"vmin": 0, "cmap": "viridis", "xticklabels": False, "yticklabels": False}
         for axis, name in zip(axes[0, 1:], (beside, method), strict=True):
             picture, place = _survivors(masks[name][0], data)
-            seaborn.heatmap(picture, ax=axis, square=True, **look)
+            seaborn.heatmap(picture, ax=axis, square=True, **plain)
             axis.set_title(f"{short(name)}, first layer:\nsurvivors per {place}")
-        look = {"hue": "method", "palette": COLOURS, "saturation": 1, "legend": False}
+        plain = {"hue": "method", "palette": colours, "saturation": 1, "legend": False}
         for axis, column in zip(axes[1], EFFECTS, strict=True):
-            seaborn.barplot(found, x="layer", y=column, ax=axis, **look)
+            seaborn.barplot(pd.concat(found), x="layer", y=column, ax=axis, **plain)
             axis.set(title=column, ylabel="")
         if scope == "global":
             axes[1, 0].set_yscale("log")
     return figure
 
 
-def controls(dataset=None, **start):
+def controls(
+    dataset=None, network="fcn", method="lap", scope="layer", keep=0.1, checkpoint="", beside="mp"
+):
     """`panel` under dropdowns, a slider and a path; redrawn when one of them has changed.
 
-    The slider stops at the paper's surviving fractions too. `start` are the first values. Where
+    The slider stops at the paper's surviving fractions too. It starts at the arguments. Where
     progress bars are off (TQDM_DISABLE: reports, tests, committed outputs) nobody can move a
     slider, and a line is printed in its place.
     """
     if os.environ.get("TQDM_DISABLE"):
         return print("The controls need a browser: open this notebook in JupyterLab.")
-    import ipywidgets
-    from IPython.display import Pretty, clear_output, display
+    from IPython.display import Pretty, display
+    from ipywidgets import Dropdown, Output, SelectionSlider, Text, VBox
+
+    paper = {*published().surviving_pct / 100}
+    stops = sorted(paper | {keep, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5})
+    stops = [(f"{100 * stop:.3g} %{', in the paper' * (stop in paper)}", stop) for stop in stops]
+    methods = [(criterion.title, name) for name, criterion in METHODS.items()]
+    late = {"continuous_update": False, "layout": {"width": "28rem"}}
+    choice = {
+        "network": Dropdown(options=[*NETWORKS], value=network),
+        "beside": Dropdown(options=methods, value=beside),
+        "method": Dropdown(options=methods, value=method),
+        "scope": Dropdown(options=[(title, name) for name, title in SCOPES.items()], value=scope),
+        "keep": SelectionSlider(options=stops, value=keep, **late),
+        "checkpoint": Text(
+            checkpoint, placeholder="path of your own state_dict (optional)", **late
+        ),
+    }
+    output = Output()
 
     def drawn():
         try:
@@ -115,31 +137,16 @@ def controls(dataset=None, **start):
         except (ValueError, OSError, RuntimeError) as error:
             return Pretty(" ".join(str(error).split()))
 
+    @output.capture(clear_output=True, wait=True)
     def redraw(_):
-        with output:
-            clear_output(wait=True)
-            display(drawn())
+        display(drawn())
 
-    start = {"beside": "mp", "method": "lap", "keep": 0.1} | start
-    stops = dict.fromkeys([start["keep"], 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5], "")
-    stops |= dict.fromkeys(published().surviving_pct / 100, ", in the paper")
-    keep = [(f"{100 * stop:.3g} %{stops[stop]}", stop) for stop in sorted(stops)]
-    methods = {criterion.title: name for name, criterion in METHODS.items()}
-    late = {"continuous_update": False, "layout": {"width": "28rem"}}
-    scopes = {title: name for name, title in SCOPES.items()}
-    lists = {"network": [*NETWORKS], "beside": methods, "method": methods, "scope": scopes}
-    choice = {name: ipywidgets.Dropdown(options=options) for name, options in lists.items()}
-    choice["keep"] = ipywidgets.SelectionSlider(options=keep, **late)
-    yours = "path of your own state_dict (optional)"
-    choice["checkpoint"] = ipywidgets.Text(placeholder=yours, **late)
-    output = ipywidgets.Output()
     for name, widget in choice.items():
         widget.description = name
-        widget.value = start.get(name, widget.value)
         widget.observe(redraw, "value")
-    # Not `with output`: that would sometimes leave papermill, which knows it, waiting for ever.
+    # Not `redraw`: an output that captures sometimes leaves papermill waiting for ever.
     output.append_display_data(drawn())
-    return ipywidgets.VBox([*choice.values(), output])
+    return VBox([*choice.values(), output])
 
 
 def _survivors(mask: Tensor, data: Data) -> tuple[Tensor, str]:
@@ -151,15 +158,6 @@ def _survivors(mask: Tensor, data: Data) -> tuple[Tensor, str]:
     tiles = mask.sum(1, keepdim=True).float()  # one per kernel, summed over input channels
     grid = make_grid(tiles, round(len(tiles) ** 0.5), padding=1, pad_value=float("nan"))
     return grid[0], "kernel position"
-
-
-def _masks(method, scope, keep, *chosen) -> list[Tensor]:
-    data, dense, _ = _network(*chosen)
-    criterion = METHODS.get(method, METHODS["mp"])  # prune_masks names those that there are
-    example = data.normalise(data.test_images[:1]) if criterion.neighbours == "flow" else None
-    known = _saliency(criterion.looks_at, *chosen) if criterion.looks_at else None
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # one sees empty layers
-        return prune_masks(dense, method, keep, scope, example, saliency=known)
 
 
 @lru_cache(maxsize=8)

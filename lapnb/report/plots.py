@@ -25,17 +25,26 @@ STYLE = {
     "figure.facecolor": "white",
     "figure.constrained_layout.use": True,
 }
-# Colour, marker and dashes of a method, by its position in METHODS: at least 3:1 on white, and
-# apart for colour-blind readers where a table puts methods side by side.
+# Looks of the methods by their position in METHODS, taken in turns by further ones: colours at
+# least 3:1 on white, apart for colour-blind readers where a table puts methods side by side.
 PALETTE = "0173b2 8c8c8c 117733 882255 d55e00 332288 6b3d1a 005f5f 6b6b00 222222 cc5c82 008b8b "
-PALETTE += "b5179e 4f8f00 9c7a00 b2182b d65fa8 10297a"
-COLOURS = {name: f"#{rgb}" for name, rgb in zip(METHODS, PALETTE.split(), strict=True)}
-MARKERS = dict(zip(METHODS, "osv^D><Pphd*XHsv^o", strict=True))
-DASHES = dict(zip(METHODS, ["-"] * 5 + ["--"] * 2 + ["-"] * 6 + ["--"] * 5, strict=True))
+PALETTE += "b5179e 4f8f00 9c7a00 b2182b d65fa8 10297a 7048c8 a0522d 00796b 5c6b7a c2410c 3f6212"
+SHAPES = "osv^D><Pphd*XHsv^oDPXHp*"
+DASHES = ["-"] * 5 + ["--"] * 2 + ["-"] * 6 + ["--"] * 5 + ["-."] * 6
 TICKS = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 90]
 FINE = [0.8, 1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 20, 25, 30, 40, 50, 60, 70, 80]
 SIGNED = [-50, -20, -5, -1, 0, 1, 5, 20, 50]
 MANY = 20  # rounds: a line then says more than markers
+
+
+def look(method: str) -> dict[str, str]:
+    """Colour, marker and dashes of a method."""
+    n = [*METHODS].index(method) % len(SHAPES)
+    return {"color": f"#{PALETTE.split()[n]}", "marker": SHAPES[n], "linestyle": DASHES[n]}
+
+
+COLOURS = {method: look(method)["color"] for method in METHODS}
+MARKERS = {method: look(method)["marker"] for method in METHODS}
 
 
 def plot(results: pd.DataFrame, column: str = "error", save: bool = False):
@@ -82,11 +91,11 @@ def scatter(results: pd.DataFrame, x: str, y: str = "error", save: bool = False)
         figure, axis = plt.subplots(figsize=(6.4, 3.6))
         plt.close(figure)
         for method, own in rows.groupby("method", sort=False):
-            look = {"color": COLOURS[method], "marker": MARKERS[method], "alpha": 0.7}
-            axis.plot(own[x], own[y], linestyle="", label=METHODS[method].title, **look)
+            points = look(method) | {"linestyle": "", "alpha": 0.7, "label": METHODS[method].title}
+            axis.plot(own[x], own[y], **points)
         axis.set(xlabel=of.MEASURED[x][0], ylabel=of.MEASURED[y][0])
         _readable(axis, "log")
-        axis.invert_xaxis()  # back: less distortion is at the left
+        axis.xaxis.set_inverted(False)  # less distortion is at the left
         words = of.caption(results, "one point per run")
         return finish(figure, of.title(results), words, _path(results, f"-{x}") if save else None)
 
@@ -110,7 +119,7 @@ def draw_means(axis, rows: pd.DataFrame, column: str = "error") -> None:
 
 def draw_differences(axis, rows: pd.DataFrame, column: str = "error") -> None:
     """Each method minus MP on the seeds that both have, with the 95 % interval."""
-    axis.axhline(0, color=COLOURS["mp"], linewidth=1)
+    axis.axhline(0, color=look("mp")["color"], linewidth=1)
     others = [method for method in rows.method.unique() if method != "mp"]
     found = [of.paired(rows, method, "mp", column).assign(method=method) for method in others]
     _lines(axis, pd.concat(found).rename(columns={"difference": "value"}).assign(paper=None))
@@ -123,17 +132,16 @@ def _lines(axis, found: pd.DataFrame) -> None:
     groups = found.groupby("method", sort=False)
     for n, (method, own) in enumerate(groups):
         x, y = own.surviving * 1.03 ** (len(groups) / 2 - n), own.value
-        look = {"color": COLOURS[method], "marker": MARKERS[method]}
-        line = {"linestyle": DASHES[method], "label": METHODS[method].title}
+        line = look(method) | {"label": METHODS[method].title}
         if len(x) > MANY:
-            axis.plot(x, y, color=COLOURS[method], **line)
-            axis.fill_between(x, own.low, own.high, color=COLOURS[method], alpha=0.2, linewidth=0)
+            axis.plot(x, y, **line | {"marker": "None"})
+            axis.fill_between(x, own.low, own.high, color=line["color"], alpha=0.2, linewidth=0)
         else:
             edge = {"elinewidth": 1, "markeredgecolor": "white", "markeredgewidth": 0.6}
-            axis.errorbar(x, y, [y - own.low, own.high - y], **edge, **look, **line)
+            axis.errorbar(x, y, [y - own.low, own.high - y], **edge, **line)
         if own.paper.notna().any():
             hollow = {"markersize": 9, "markerfacecolor": "none", "label": "published"}
-            axis.plot(x, own.paper, linestyle="", **hollow, **look)
+            axis.plot(x, own.paper, **line | hollow | {"linestyle": ""})
 
 
 def _readable(axis, scale: str) -> None:
@@ -141,8 +149,7 @@ def _readable(axis, scale: str) -> None:
     axis.set_xscale("log")
     axis.set_yscale(scale, **({"linthresh": 1} if scale == "symlog" else {}))
     axis.margins(0.06)
-    if not axis.xaxis_inverted():  # panels share it
-        axis.invert_xaxis()
+    axis.xaxis.set_inverted(True)
     for line in (axis.xaxis, axis.yaxis)[: 1 if scale == "linear" else 2]:
         low, high = sorted(line.get_view_interval())
         count = sum(low <= tick <= high for tick in TICKS)
