@@ -26,8 +26,8 @@ def root() -> pathlib.Path:
     The environment variable LAPNB_ROOT when set, else the checkout that this package was
     installed from, else the working directory.
     """
-    if os.environ.get("LAPNB_ROOT"):
-        return pathlib.Path(os.path.expanduser(os.environ["LAPNB_ROOT"])).resolve()
+    if chosen := os.environ.get("LAPNB_ROOT"):
+        return pathlib.Path(chosen).expanduser().resolve()
     checkout = pathlib.Path(__file__).resolve().parents[1]
     return checkout if (checkout / "notebooks").is_dir() else pathlib.Path.cwd()
 
@@ -91,7 +91,7 @@ def save_tensors(path: pathlib.Path, tensors: dict[str, Tensor], facts: dict[str
     """Save named tensors and plain `facts` as safetensors, with a checksum of all of it."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(facts)
-    metadata = {"facts": text, "crc32": _checksum(tensors, text)}
+    metadata = {"facts": text, "crc32": content(tensors, text)}
     write_whole(path, safetensors.torch.save(tensors, metadata))
 
 
@@ -107,7 +107,7 @@ def load_tensors(path: pathlib.Path) -> Saved:
     except safetensors.SafetensorError as error:
         raise CorruptFile(f"{path} is damaged ({error})") from error
     text = metadata.get("facts", "")
-    if not text or metadata.get("crc32") != _checksum(tensors, text):
+    if not text or metadata.get("crc32") != content(tensors, text):
         raise CorruptFile(f"{path} is damaged (its checksum does not match)")
     return tensors, json.loads(text)
 
@@ -129,14 +129,11 @@ def cached(path: pathlib.Path, compute: Callable[[], Saved]) -> Saved:
         return tensors, facts
 
 
-def content(tensors: dict[str, Tensor]) -> str:
-    """A short checksum of named tensors."""
-    return _checksum({name: tensor.detach().cpu() for name, tensor in tensors.items()}, "")
-
-
-def _checksum(tensors: dict[str, Tensor], text: str) -> str:
+def content(tensors: dict[str, Tensor], text: str = "") -> str:
+    """A short checksum of named tensors and a text."""
     crc = zlib.crc32(text.encode())
-    for name in sorted(tensors):
-        crc = zlib.crc32(f"{name}{tuple(tensors[name].shape)}".encode(), crc)
-        crc = zlib.crc32(tensors[name].contiguous().view(-1).view(torch.uint8).numpy(), crc)
+    for name, tensor in sorted(tensors.items()):
+        crc = zlib.crc32(f"{name}{tuple(tensor.shape)}".encode(), crc)
+        flat = tensor.detach().cpu().contiguous().view(-1)
+        crc = zlib.crc32(flat.view(torch.uint8).numpy(), crc)
     return f"{crc:08x}"

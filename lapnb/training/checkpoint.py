@@ -12,6 +12,7 @@ from lapnb.training.data import Data
 from lapnb.training.networks import build_model
 
 PREFIXES = r"^((module|_orig_mod)\.)+"  # of torch.nn.DataParallel and torch.compile
+UNUSUAL = ", sparse, quantised, an expanded view or without memory of its own"
 
 
 def load_checkpoint(path: Path, network: str, data: Data) -> nn.Module:
@@ -30,26 +31,19 @@ def load_checkpoint(path: Path, network: str, data: Data) -> nn.Module:
             tensors = load_file(path) if safe else torch.load(path, "cpu", weights_only=True)
         tensors = tensors.get("state_dict", tensors)
         tensors = {re.sub(PREFIXES, "", name): tensor for name, tensor in tensors.items()}
-        found = {name: _form(tensor) for name, tensor in tensors.items()}
+        found = {name: _form(t) + ("" if _plain(t) else UNUSUAL) for name, t in tensors.items()}
     except Exception as error:  # whatever an unpickler stumbles over
         raise ValueError(
             f"{path} is neither safetensors nor a state_dict as written by "
             "torch.save(model.state_dict(), path)"
         ) from error
-    for name, tensor in tensors.items():
-        if not _plain(tensor):
-            raise ValueError(
-                f"{path} cannot be used: {name} is sparse, quantised, an expanded view or without "
-                "memory of its own, not a plain tensor"
-            )
     channels, _, side = data.test_images.shape[1:]
     shape = dict(num_classes=data.classes, image_size=side, channels=channels)
     with torch.device("meta"):  # no memory before all is known to fit
         model = build_model(network, **shape)
         # the widest layer tells the width best, as numbers of units are rounded
         widest, weight = max(model.named_parameters(), key=lambda named: len(named[1]))
-        units = sum(tensors[widest].shape[:1]) if widest in tensors else 0
-        if units:
+        if UNUSUAL not in found.get(widest, UNUSUAL) and (units := sum(tensors[widest].shape[:1])):
             model = build_model(network, width=units / len(weight), **shape)
     wanted = {name: _form(tensor) for name, tensor in model.state_dict().items()}
     for name in wanted | found:
@@ -67,8 +61,5 @@ def _form(tensor: Tensor) -> str:
 
 
 def _plain(tensor: Tensor) -> bool:
-    return (tensor.layout, tensor.device.type, tensor.is_quantized) == (
-        torch.strided,
-        "cpu",
-        False,
-    ) and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+    usual = tensor.layout == torch.strided and tensor.is_cpu and not tensor.is_quantized
+    return usual and tensor.nbytes <= tensor.untyped_storage().nbytes()

@@ -8,8 +8,6 @@ import math
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache, partial
-from numbers import Integral
 
 import numpy as np
 import torch
@@ -17,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lapnb.progress import progress
+from lapnb.training import require, require_whole
 from lapnb.training.datasets import DATASETS, SPLITS, data_folder
 
 __all__ = ["DATASETS", "Data", "augment", "data_folder", "load_data", "stream"]
@@ -64,29 +63,23 @@ class Data:
             if images.is_floating_point() and ((images >= 0) & (images <= 1)).all():
                 images = (images * 255).round().byte()
             images = images.unsqueeze(1) if images.ndim == 3 else images
-            if images.dtype != torch.uint8 or images.ndim != 4 or 0 in images.shape:
-                raise ValueError(
-                    f"{split}_images must be (N, C, H, W) or (N, H, W), uint8 or floats in [0, 1]; "
-                    f"got {tuple(images.shape)}, {images.dtype}"
-                )
+            right = images.dtype == torch.uint8 and images.ndim == 4 and 0 not in images.shape
+            allowed = "(N, C, H, W) or (N, H, W), uint8 or floats in [0, 1]"
+            require(right, f"{split}_images", allowed, (*images.shape, images.dtype))
             whole = torch.can_cast(labels.dtype, torch.int64) and labels.shape == images.shape[:1]
-            if not whole or labels.min() < 0 or labels.max() >= fields.get("classes", math.inf):
-                raise ValueError(
-                    f"{split}_labels must be whole numbers from 0, below classes, one for each of "
-                    f"the {len(images)} images; got {labels.dtype}, {tuple(labels.shape)}"
-                )
+            right = whole and labels.min() >= 0 and labels.max() < fields.get("classes", math.inf)
+            allowed = f"whole numbers from 0, below classes, for each of {len(images)} images"
+            require(right, f"{split}_labels", allowed, (*labels.shape, labels.dtype))
             fields |= {f"{split}_images": images, f"{split}_labels": labels.long()}
-        train, test = fields["train_images"], fields["test_images"]
-        if train.shape[1:] != test.shape[1:]:
-            shapes = f"{tuple(train.shape[1:])} and {tuple(test.shape[1:])}"
-            raise ValueError(f"train_images and test_images must be of one size; got {shapes}")
+        train, (_, *size) = fields["train_images"], fields["test_images"].shape
+        allowed = f"of one size with test_images, {size}"
+        require([*train.shape[1:]] == size, "train_images", allowed, (*train.shape,))
         augment(train[:1], fields.get("augmentation", ""), stream(0, "check"))
         std, mean = torch.std_mean(train.float() / 255, (0, 2, 3), correction=0)
         std = std.clamp(min=1 / 255)  # of a constant channel
-        defaults = {"mean": tuple(mean.tolist()), "std": tuple(std.tolist()), "name": "own"}
-        highest = max(fields["train_labels"].max(), fields["test_labels"].max())
-        defaults |= {"classes": int(highest) + 1, "source": "own data"}
-        return cls(**defaults | fields)
+        classes = 1 + int(max(fields[f"{split}_labels"].max() for split in splits))
+        defaults = dict(name="own", source="own data", classes=classes)
+        return cls(**defaults | {"mean": (*mean.tolist(),), "std": (*std.tolist(),)} | fields)
 
     @classmethod
     def from_datasets(cls, train, test, **fields) -> "Data":
@@ -103,7 +96,7 @@ class Data:
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 (B, C, H, W) -> float32 (pixel / 255 - mean) / std, on the images' device."""
-        mean, std = _per_channel(self.mean, images.device), _per_channel(self.std, images.device)
+        mean, std = torch.tensor([self.mean, self.std], device=images.device).view(2, -1, 1, 1)
         return images.float().div_(255).sub_(mean).div_(std)
 
     def batches(self, count: int, size: int, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
@@ -113,12 +106,9 @@ class Data:
         as in training. Raises ValueError for numbers that make no sense.
         """
         most = len(self.train_labels)
-        numbers = isinstance(count, Integral) and isinstance(size, Integral)
-        if not (numbers and count >= 1 and 1 <= size <= most):
-            raise ValueError(
-                f"count must be a whole number from 1 and size one from 1 to {most}, the number of "
-                f"training images; got count={count!r}, size={size!r}"
-            )
+        require_whole("count", count, 1)
+        require_whole("size", size, 1, most)
+        require_whole("seed", seed, 0)
 
         def draw(n: int) -> tuple[Tensor, Tensor]:
             rng = stream(seed, "statistics", n)
@@ -145,11 +135,6 @@ def _stacked(dataset, name: str) -> tuple[Tensor, Tensor]:
         raise ValueError(f"{what}; it does not ({error})") from error
 
 
-@cache
-def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
-    return torch.tensor(values, device=device).view(-1, 1, 1)
-
-
 def load_data(name: str, image_size: int | None = None, channels: int | None = None) -> Data:
     """A data set of `DATASETS`, downloaded where it is absent and can be.
 
@@ -158,29 +143,25 @@ def load_data(name: str, image_size: int | None = None, channels: int | None = N
     antialiased); grey is repeated, colour becomes ITU grey. Raises ValueError for a parameter or
     file that makes no sense, FileNotFoundError for a missing one (it says what to place where).
     """
-    if not isinstance(name, str) or name not in DATASETS:
-        raise ValueError(f"unknown data set {name!r}: allowed are {', '.join(DATASETS)}")
-    if image_size is not None and (type(image_size) is not int or image_size < 1):
-        raise ValueError(f"image_size must be a whole number of pixels >= 1, not {image_size!r}")
-    if channels is not None and (type(channels) is not int or channels not in (1, 3)):
-        raise ValueError(f"channels must be 1 (grey) or 3 (colour), not {channels!r}")
+    require(name in [*DATASETS], "name", f"one of {', '.join(DATASETS)}", name)
+    if image_size is not None:
+        require_whole("image_size", image_size, 1)
+    right = channels is None or (type(channels) is int and channels in (1, 3))
+    require(right, "channels", "1 (grey) or 3 (colour)", channels)
     read, mean, std, augmentation = DATASETS[name]
     found = {"classes": 10, **read(data_folder())}
-    data = Data(name=name, mean=mean, std=std, augmentation=augmentation, **found)
-    if image_size is not None:
-        data = _adapt(data, partial(_resize, size=image_size))
-    if channels == 3 and len(data.mean) == 1:
-        mean, std = data.mean * 3, data.std * 3
-        data = _adapt(data, lambda x: x.expand(-1, 3, -1, -1).contiguous(), mean=mean, std=std)
-    elif channels == 1 and len(data.mean) == 3:
-        mean, std = ((float(np.dot(GREY, values)),) for values in (data.mean, data.std))
-        data = _adapt(data, _to_grey, mean=mean, std=std)
-    return data
-
-
-def _adapt(data: Data, change, **fields) -> Data:
-    images = {split: change(getattr(data, split)) for split in ("train_images", "test_images")}
-    return replace(data, **images, **fields)
+    change = None
+    if channels == 3 and len(mean) == 1:
+        change, mean, std = (lambda x: x.expand(-1, 3, -1, -1).contiguous()), mean * 3, std * 3
+    elif channels == 1 and len(mean) == 3:
+        change = _to_grey
+        mean, std = ((float(np.dot(GREY, values)),) for values in (mean, std))
+    for split in ("train_images", "test_images"):
+        if image_size is not None:
+            found[split] = _resize(found[split], image_size)
+        if change:
+            found[split] = change(found[split])
+    return Data(name=name, mean=mean, std=std, augmentation=augmentation, **found)
 
 
 def _resize(images: Tensor, size: int) -> Tensor:
@@ -205,13 +186,8 @@ def augment(images: Tensor, kind: str, rng: np.random.Generator) -> Tensor:
     "resized_crop_flip" (torchvision's RandomResizedCrop(H), bilinear); both mirror every second
     image at random. Raises ValueError for any other kind.
     """
-    if kind == "crop_flip":
-        return _crop_flip(images, rng)
-    if kind == "resized_crop_flip":
-        return _resized_crop_flip(images, rng)
-    if kind:
-        raise ValueError(f'kind must be "", "crop_flip" or "resized_crop_flip", not {kind!r}')
-    return images
+    require(kind in AUGMENTATIONS, "augmentation", f"one of {[*AUGMENTATIONS]}", kind)
+    return AUGMENTATIONS[kind](images, rng)
 
 
 def _crop_flip(images: Tensor, rng: np.random.Generator, padding: int = 4) -> Tensor:
@@ -237,3 +213,10 @@ def _resized_crop_flip(images: Tensor, rng: np.random.Generator) -> Tensor:
             crops.append(resized_crop(image, *box, image.shape[-2:], antialias=True))
     crops = torch.stack(crops)
     return torch.where(mirrored.view(-1, 1, 1, 1), crops.flip(-1), crops)
+
+
+AUGMENTATIONS = {
+    "": lambda images, rng: images,
+    "crop_flip": _crop_flip,
+    "resized_crop_flip": _resized_crop_flip,
+}

@@ -1,15 +1,15 @@
 """Data-set files: found or downloaded, checked, read once, then kept as memory-mapped tensors."""
 
+import gzip
 import hashlib
 import os
 import shutil
-import tempfile
 import warnings
 from functools import partial
 from glob import escape, glob
-from http.client import HTTPException
 from importlib import metadata
 from pathlib import Path
+from stat import S_ISFIFO
 
 import numpy as np
 import torch
@@ -64,23 +64,20 @@ def _mnist5k(folder: Path) -> dict:
 
 def _mnist(product: str, title: str, folder: Path) -> dict:
     """The four idx files of torchvision's layout `product`/raw, plain or gzipped."""
-    raw = folder / product / "raw"
-    if not _names(raw):
-        from torchvision import datasets
+    from torchvision import datasets
 
-        dataset = getattr(datasets, product)
-        _download(raw, raw, [(dataset.mirrors[0] + file, md5) for file, md5 in dataset.resources])
+    raw, dataset = folder / product / "raw", getattr(datasets, product)
+    _download(raw, raw, [(dataset.mirrors[0] + file, md5) for file, md5 in dataset.resources])
 
     def read() -> tuple:
         tensors = []
         for split in ("train", "t10k"):
             images = _read_idx(raw, f"{split}-images-idx3-ubyte")
             labels = _read_idx(raw, f"{split}-labels-idx1-ubyte")
-            if images.shape != (len(labels), 28, 28) or labels.max() > 9:
-                found = f"images {tuple(images.shape)}, {len(labels)} labels up to {labels.max()}"
-                raise ValueError(
-                    f"{raw}: the {split} files hold no {title} ({found}): replace them"
-                )
+            highest = max(labels.tolist(), default=10)
+            if images.shape != (len(labels), 28, 28) or highest > 9:
+                found = f"images {tuple(images.shape)}, {len(labels)} labels up to {highest}"
+                raise ValueError(f"{raw}: the {split} files hold no {title} ({found}): {AFRESH}")
             tensors += [images.unsqueeze(1), labels.long()]
         content = hashlib.sha256(b"".join(t.numpy().tobytes() for t in tensors)).hexdigest()
         note = "" if content == OFFICIAL[product] else f" (not the official files: {content[:6]})"
@@ -90,40 +87,34 @@ def _mnist(product: str, title: str, folder: Path) -> dict:
 
 
 def _read_idx(raw: Path, name: str) -> Tensor:
-    from torchvision.datasets.mnist import read_sn3_pascalvincent_tensor
-    from torchvision.datasets.utils import extract_archive
-
-    names = [n + end for end in ("", ".gz") for n in (name, name.replace("-idx", ".idx"))]
-    path = next((raw / n for n in names if (raw / n).is_file()), None)
-    if path is None:
-        raise FileNotFoundError(f"{raw / name} is missing, and so is {name}.gz: {AFRESH}")
+    path = min(raw.glob(name.replace("-idx", "?idx") + "*"), default=raw / name)  # a dot, .gz
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            plain = extract_archive(str(path), folder) if path.suffix == ".gz" else path
-            return read_sn3_pascalvincent_tensor(plain).view(torch.uint8)
-    except Exception as error:  # torchvision asserts, indexes, views …
-        raise ValueError(f"{path} is damaged or no idx file ({error}): {AFRESH}") from error
+        content = path.read_bytes()
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
+        sizes = np.frombuffer(content, ">u4", content[3], offset=4)
+        array = np.frombuffer(content, "u1", offset=4 + sizes.nbytes)
+        return torch.from_numpy(array.reshape(sizes).copy())
+    except Exception as error:  # of numpy, zlib …
+        what = f"{path} is missing, damaged or no idx file ({error})"
+        raise ValueError(f"{what}: {AFRESH}") from error
 
 
 def _cifar10(folder: Path) -> dict:
     """The official batches, else the image folder cifar10/{train,test}/<class>/ if it is there."""
-    batches, images = folder / "cifar-10-batches-py", folder / "cifar10"
-    if not (_names(batches) or (folder / "cifar-10-python.tar.gz").exists()) and _names(images):
-        train, test = (_by_class(images / split, CLASSES) for split in ("train", "test"))
+    from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import check_integrity
+
+    batches, images = folder / CIFAR10.base_folder, folder / "cifar10"
+    if not (_names(batches) or (folder / CIFAR10.filename).exists()) and _names(images):
+        train, test = (_labelled(images / split, CLASSES, {}) for split in ("train", "test"))
         lossless = all(path.lower().endswith(".png") for path, _ in train + test)
         kind = "PNG folder" if lossless else "JPEG"
         if (len(train), len(test)) != (50_000, 10_000):
             kind += f", {len(train):,} + {len(test):,} images"
         return _decoded("cifar10", folder, f"CIFAR-10 ({kind})", train, test, 32)
-    if not _names(batches):
-        from torchvision.datasets import CIFAR10
-
-        _download(batches, folder, [(CIFAR10.url, CIFAR10.tgz_md5)])
+    _download(batches, folder, [(CIFAR10.url, CIFAR10.tgz_md5)])
 
     def read() -> tuple:
-        from torchvision.datasets import CIFAR10
-        from torchvision.datasets.utils import check_integrity
-
         meta = CIFAR10.meta["filename"], CIFAR10.meta["md5"]
         for name, md5 in [*CIFAR10.train_list, *CIFAR10.test_list, meta]:
             if not check_integrity(batches / name, md5):
@@ -138,30 +129,20 @@ def _cifar10(folder: Path) -> dict:
 
 
 def _tiny(folder: Path) -> dict:
-    """The validation images, in one folder or sorted into classes, are the test set."""
+    """The folders in train/ are the classes; val/, in one folder or many, is the test set."""
     root = folder / "tiny-imagenet-200"
-    if not _names(root):
-        _download(root, folder, [TINY])
-    files = root / "wnids.txt", root / "val" / "val_annotations.txt"
-    texts = [file.read_text(errors="replace") if file.is_file() else "" for file in files]
-    wnids = sorted(texts[0].split())
-    if not wnids or len(set(wnids)) < len(wnids):
-        raise ValueError(f"{files[0]} must be there and list each class once: {AGAIN}")
-    train = _by_class(root / "train", wnids)
-    if any((root / "val" / wnid).is_dir() for wnid in wnids):
-        test = _by_class(root / "val", wnids)
-    else:
-        wnid_of = dict(line.split("\t")[:2] for line in texts[1].splitlines() if "\t" in line)
-        found = [(p, wnid_of.get(os.path.basename(p))) for p, _ in _by_class(root, ["val"])]
-        if odd := {wnid for _, wnid in found} ^ set(wnids):
-            what = f"{files[1]} must give each image beside it a class of wnids.txt"
-            raise ValueError(f"{what}, and leave out none ({min(map(str, odd))}): {AGAIN}")
-        test = [(path, wnids.index(wnid)) for path, wnid in found]
+    _download(root, folder, [TINY])
+    wnids = [os.path.basename(path) for path in _names(root / "train")]
+    train = _labelled(root / "train", wnids, {})
+    notes = root / "val" / "val_annotations.txt"
+    lines = notes.read_text(errors="replace").splitlines() if notes.is_file() else []
+    noted = dict(line.split("\t")[:2] for line in lines if "\t" in line)
+    test = _labelled(root / "val", wnids, noted)
     test.sort(key=lambda row: os.path.basename(row[0]))  # the same order in every layout
     source = "Tiny-ImageNet" if len(wnids) == 200 else f"Tiny-ImageNet, {len(wnids)} classes"
     if (len(train), len(test)) != (500 * len(wnids), 50 * len(wnids)):
         source += f" ({len(train):,} + {len(test):,} images)"
-    return {**_decoded("tiny_imagenet", folder, source, train, test, 64), "classes": len(wnids)}
+    return _decoded("tiny_imagenet", folder, source, train, test, 64) | {"classes": len(wnids)}
 
 
 # name: reader, which returns the fields of Data that it found in the data folder; mean and standard
@@ -176,28 +157,25 @@ DATASETS = {
 
 
 def _download(target: Path, folder: Path, archives: list[tuple[str, str]]) -> None:
-    """Unpack `archives` (URL, md5) to `target` in `folder`; those absent are downloaded."""
-    from torchvision.datasets.utils import check_integrity, download_and_extract_archive
+    """Unless `target` is there, unpack `archives` (URL, md5) in `folder`, all or none of them."""
+    from torchvision.datasets.utils import download_and_extract_archive
 
+    if _names(target):
+        return
+    temporary = folder / f".download-{target.name}"  # left by a killed process, it is used
     try:
-        target.mkdir(parents=True, exist_ok=True)
+        (temporary / "new").mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".download.lock"):
-            for leftover in folder.glob(".download-*"):  # of a process that was killed
-                shutil.rmtree(leftover)
-            with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as temporary:
-                new = Path(tempfile.mkdtemp(dir=temporary))
-                for url, md5 in archives if not _names(target) else ():
-                    file = folder / os.path.basename(url)
-                    if file.exists() and not check_integrity(file, md5):
-                        raise ValueError(f"{file} is damaged (its md5 is not {md5}): replace it")
-                    place = folder if file.exists() else temporary
-                    download_and_extract_archive(url, place, new, md5=md5)
-                for path in new.iterdir():
-                    os.replace(path, folder / path.name)
-    except (OSError, RuntimeError, HTTPException) as error:
-        files = ", ".join(url for url, _ in archives)
+            for url, md5 in archives if not _names(target) else ():
+                place = folder if (folder / os.path.basename(url)).exists() else temporary
+                download_and_extract_archive(url, place, temporary / "new", md5=md5)
+            for path in temporary.glob("new/*"):
+                os.replace(path, folder / path.name)
+            shutil.rmtree(temporary, ignore_errors=True)
+    except Exception as error:  # of the network, the disk, an archive
+        urls = ", ".join(url for url, _ in archives)
         what = f"{target} is missing and cannot be downloaded ({error})"
-        raise FileNotFoundError(f"{what}: place {files} in {folder}") from error
+        raise FileNotFoundError(f"{what}: place {urls}, undamaged, in {folder}") from error
 
 
 def _names(folder: Path) -> list[str]:
@@ -205,16 +183,16 @@ def _names(folder: Path) -> list[str]:
     return sorted(glob(f"{escape(str(folder))}/*"))
 
 
-def _by_class(folder: Path, classes: list[str]) -> list[tuple[str, int]]:
-    """Path and label of the images in the folder of each class, or in its folder images/."""
-    rows = []
-    for label, name in enumerate(classes):
-        paths = _names(folder / name) + _names(folder / name / "images")
-        images = [path for path in paths if path.lower().endswith((".png", ".jpg", ".jpeg"))]
-        if not images:
-            raise FileNotFoundError(f"{folder / name} is missing or has no images: {AGAIN}")
-        rows += [(path, label) for path in images]
-    return rows
+def _labelled(folder: Path, classes: list[str], noted: dict[str, str]) -> list[tuple[str, int]]:
+    """Path and label of the images in a folder; their class is `noted`, or their sub-folder."""
+    paths = sorted(glob(f"{escape(str(folder))}/**", recursive=True))
+    paths = [path for path in paths if path.lower().endswith((".png", ".jpg", ".jpeg"))]
+    names = [noted.get(os.path.basename(p)) or p[len(f"{folder}/") :].split("/")[0] for p in paths]
+    odd = ", ".join(sorted({*names} ^ {*classes})[:3])
+    if odd or not paths:
+        what = f"{folder} must have images of each class and of no other ({odd or 'it is empty'})"
+        raise FileNotFoundError(f"{what}: {AGAIN}")
+    return [(path, classes.index(name)) for path, name in zip(paths, names, strict=True)]
 
 
 def _decoded(name: str, folder: Path, source: str, train: list, test: list, side: int) -> dict:
@@ -231,13 +209,11 @@ def _decoded(name: str, folder: Path, source: str, train: list, test: list, side
 
 def _decode(path: str, side: int) -> Tensor:
     try:
-        if not os.path.isfile(path):  # opening a pipe would wait for ever
-            raise ValueError("no regular file")
         with Image.open(path, formats=("JPEG", "PNG")) as image:
             if image.size != (side, side):  # before anything large is decoded
                 raise ValueError("{} x {}".format(*image.size))
             return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:
         raise ValueError(f"{path} is no {side} x {side} image ({error}): {AGAIN}") from error
 
 
@@ -246,6 +222,8 @@ def _cached(name: str, folder: Path, files: dict[str, int | None], read) -> dict
     key = []
     for file, label in files.items():
         stat, short = os.stat(file), file.removeprefix(str(folder))
+        if S_ISFIFO(stat.st_mode):  # opening it would wait for ever
+            raise ValueError(f"{file} is a pipe, not a file: {AGAIN}")
         key.append((short, label, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
     try:
         place = folder if os.access(folder, os.W_OK) else _user_cache()

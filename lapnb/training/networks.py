@@ -8,12 +8,12 @@ import math
 from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
-from numbers import Integral, Real
+from numbers import Real
 
 import torch
 from torch import nn
 
-from lapnb.training import require
+from lapnb.training import require, require_whole
 
 ACTIVATIONS = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "none": nn.Identity}
 
@@ -74,10 +74,7 @@ class VGG(Network):
         for stage, count in enumerate(convolutions):
             planes = scaled(min(64 * 2**stage, 512), width)
             for _ in range(count):
-                if batch_norm:
-                    layers += conv_norm(channels, planes, 3, stride)
-                else:
-                    layers.append(nn.Conv2d(channels, planes, 3, stride, padding=1))
+                layers += conv_norm(channels, planes, 3, stride, batch_norm)
                 layers.append(nn.ReLU())
                 channels, stride = planes, 1
             layers.append(nn.MaxPool2d(2))
@@ -139,12 +136,11 @@ class WideResNet(Network):
 
     def __init__(self, blocks, widen, num_classes, image_size, channels, width, stride):
         inputs = scaled(16, width)
-        layers = [nn.Conv2d(channels, inputs, 3, stride, padding=1)]
+        layers = conv_norm(channels, inputs, 3, stride, norm=False)
         for planes, step in block_sizes(blocks, 16 * widen, width):
-            body = [nn.BatchNorm2d(inputs), nn.ReLU()]
-            body += [nn.Conv2d(inputs, planes, 3, padding=1), nn.Dropout(0.3)]
-            body += [nn.BatchNorm2d(planes), nn.ReLU()]
-            body += [nn.Conv2d(planes, planes, 3, step, padding=1)]  # as in the authors' code
+            body = [nn.BatchNorm2d(inputs), nn.ReLU(), *conv_norm(inputs, planes, 3, norm=False)]
+            body += [nn.Dropout(0.3), nn.BatchNorm2d(planes), nn.ReLU()]
+            body += conv_norm(planes, planes, 3, step, norm=False)  # as in the authors' code
             same = step == 1 and inputs == planes
             layers.append(Residual(body, [] if same else [nn.Conv2d(inputs, planes, 1, step)]))
             inputs = planes
@@ -156,10 +152,10 @@ def scaled(channels: int, width: float) -> int:
     return max(1, round(channels * width))
 
 
-def conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1) -> list[nn.Module]:
-    """A convolution and its batch norm, which would cancel a bias."""
-    convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
-    return [convolution, nn.BatchNorm2d(outputs)]
+def conv_norm(inputs: int, outputs: int, kernel: int, stride=1, norm=True) -> list[nn.Module]:
+    """A convolution and, with `norm`, its batch norm, which would cancel a bias."""
+    layers = [nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=not norm)]
+    return [*layers, nn.BatchNorm2d(outputs)] if norm else layers
 
 
 def block_sizes(blocks: list[int], first: int, width: float) -> Iterator[tuple[int, int]]:
@@ -209,24 +205,22 @@ def build_model(
     """
     require(name in [*NETWORKS], "name", f"one of {', '.join(NETWORKS)}", name)
     is_fcn = name == "fcn"
-    settings = {
-        "num_classes": num_classes,
-        "image_size": (28 if is_fcn else 32) if image_size is None else image_size,
-        "channels": (1 if is_fcn else 3) if channels is None else channels,
-        "stride": stride,
-    }
+    image_size = (28 if is_fcn else 32) if image_size is None else image_size
+    channels = (1 if is_fcn else 3) if channels is None else channels
+    settings = dict(num_classes=num_classes, image_size=image_size, channels=channels)
+    settings |= dict(stride=stride)
     for key, value in settings.items():
-        require(isinstance(value, Integral) and value > 0, key, "a whole number above 0", value)
+        require_whole(key, value, 1)
     require(isinstance(width, Real) and 0 < width < math.inf, "width", "a number above 0", width)
     known = [*ACTIVATIONS] if is_fcn else ["relu"]
     require(activation in known, "activation", f"one of {known} for {name}", activation)
     require(stride == 1 or not is_fcn, "stride", "1 for fcn, which has no convolution", stride)
-    whole = seed is None or isinstance(seed, Integral)
-    require(whole, "seed", "a whole number or None", seed)
+    if seed is not None:
+        require_whole("seed", seed, 0)
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.default_generator.manual_seed(seed)  # a GPU's random state is not touched
         if is_fcn:
-            sizes = [settings["channels"] * settings["image_size"] ** 2, *[scaled(500, width)] * 4]
-            return FCN([*sizes, num_classes], activation)
+            hidden = [scaled(500, width)] * 4
+            return FCN([channels * image_size**2, *hidden, num_classes], activation)
         return NETWORKS[name](**settings, width=width)

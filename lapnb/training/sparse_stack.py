@@ -8,10 +8,13 @@ out and keeps its weights and bias.
 """
 
 import warnings
-from itertools import accumulate
+from itertools import accumulate, product
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from lapnb.training.networks import FCN
 
 aten = torch.ops.aten
 
@@ -71,8 +74,7 @@ class _Network(torch.autograd.Function):
 class SparseStack(nn.Module):
     """K pruned fully-connected networks of the same layer sizes, trained on the same batches.
 
-    models: each has `layers`, an nn.Sequential of Linear and one kind of activation between them
-        (see `ACTIVATIONS`), in float32 on the CPU: what `fits` accepts.
+    models: `FCN`s in float32 on the CPU: what `fits` accepts.
     masks: per model one boolean mask per Linear, shaped as its weight; weights outside count as 0.
 
     The only parameter, `values`, holds layer by layer, in it network by network, the surviving
@@ -85,13 +87,9 @@ class SparseStack(nn.Module):
     def __init__(self, models: list[nn.Module], masks: list[list[Tensor]]):
         super().__init__()
         self.activation, self.slope = ACTIVATIONS[type(models[0].layers[1])]
-        self.masks = masks
-        self.keep = [_trained(m) for m in masks]
-        parts = [
-            [_with_bias(linear)[keep] for linear, keep in zip(m.layers[::2], keeps, strict=True)]
-            for m, keeps in zip(models, self.keep, strict=True)
-        ]
-        flat = [part for layer in zip(*parts, strict=True) for part in layer]
+        self.masks, self.keep = masks, [_trained(m) for m in masks]
+        self.places = [*product(range(len(masks[0])), range(len(masks)))]  # layer, network
+        flat = [_with_bias(models[k].layers[2 * n])[self.keep[k][n]] for n, k in self.places]
         # Whole vectors: Adam rounds what is left over differently, and then a network's result
         # would depend on the rest of its stack.
         flat.append(torch.zeros(-sum(len(part) for part in flat) % LANES))
@@ -114,22 +112,16 @@ class SparseStack(nn.Module):
         self.transposed_values = self.values.detach()[self.order]
         self.transposed = _matrices(self.transposed_values, transposed)
 
-    def _indices(self, layer: int) -> tuple[Tensor, Tensor, tuple[int, int]]:
+    def _indices(self, layer: int) -> tuple[Tensor, Tensor, torch.Size]:
         """Rows, columns and shape of the block-diagonal matrix (units, inputs + 1) of a layer."""
-        rows, columns, n_out, n_in = [], [], 0, 0
+        blocks = []
         for keep in self.keep:
-            row, column = keep[layer].nonzero(as_tuple=True)
-            units = keep[layer][:, -1]
-            # What a layer reads: the units left in the one before, or all features of the images.
-            inputs = keep[layer - 1][:, -1] if layer else torch.ones(keep[0].shape[1] - 1).bool()
-            place = torch.cat([n_in + inputs.cumsum(0) - 1, torch.tensor([-1])])
-            rows.append(n_out + (units.cumsum(0) - 1)[row])
-            columns.append(place[column])
-            n_out += int(units.sum())
-            n_in += int(inputs.sum()) if layer else 0  # all networks read the same images
-        n_in = n_in if layer else len(inputs)
-        columns = torch.cat(columns)
-        return torch.cat(rows), columns.where(columns >= 0, n_in), (n_out, n_in + 1)
+            block = keep[layer][keep[layer][:, -1], :-1]
+            # It reads the units left in the layer before, or all features of the images.
+            blocks.append(block[:, keep[layer - 1][:, -1]] if layer else block)
+        whole = torch.block_diag(*blocks) if layer else torch.cat(blocks)
+        whole = F.pad(whole, (0, 1), value=True)  # the biases
+        return *whole.nonzero(as_tuple=True), whole.shape
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (K, batch, classes) of float32 images (batch, C, H, W) or (batch, features)."""
@@ -138,23 +130,18 @@ class SparseStack(nn.Module):
     @torch.no_grad()
     def unstack(self, models: list[nn.Module]) -> None:
         """Write weights and biases back into the models; weights outside the masks become zero."""
-        parts = iter(self.values.detach().split(self.sizes))
-        for layer in range(len(self.masks[0])):
-            for model, masks, keep in zip(models, self.masks, self.keep, strict=True):
-                linear, whole = model.layers[2 * layer], _with_bias(model.layers[2 * layer])
-                whole[keep[layer]] = next(parts)
-                linear.weight.copy_(whole[:, :-1] * masks[layer])
-                linear.bias.copy_(whole[:, -1])
+        parts = self.values.detach().split(self.sizes)[:-1]
+        for (layer, network), part in zip(self.places, parts, strict=True):
+            linear = models[network].layers[2 * layer]
+            whole = _with_bias(linear)
+            whole[self.keep[network][layer]] = part
+            linear.weight.copy_(whole[:, :-1] * self.masks[network][layer])
+            linear.bias.copy_(whole[:, -1])
 
 
 def stackable(model: nn.Module) -> bool:
-    """Whether networks of this kind can be stacked: linear layers with one kind of activation."""
-    layers = getattr(model, "layers", None)
-    if not isinstance(layers, nn.Sequential):
-        return False
-    between = {type(layer) for layer in layers[1::2]}
-    linear = all(isinstance(layer, nn.Linear) and layer.bias is not None for layer in layers[::2])
-    return linear and len(between) == 1 and between <= ACTIVATIONS.keys()
+    """Whether networks of this kind can be stacked."""
+    return isinstance(model, FCN)
 
 
 def fits(model: nn.Module, masks: list[Tensor]) -> bool:
@@ -184,14 +171,10 @@ def _trained(masks: list[Tensor]) -> list[Tensor]:
 def _matrices(values: Tensor, indices: list) -> list[Tensor]:
     """CSR matrices that share their parts of `values`, which are ordered by matrix and row."""
     sizes = [len(rows) for rows, _, _ in indices]
-    matrices = []
-    for part, (rows, columns, shape) in zip(
-        values[: sum(sizes)].split(sizes), indices, strict=True
-    ):
-        starts = torch.searchsorted(rows, torch.arange(shape[0] + 1), out_int32=True)
-        csr = starts, columns.int(), part, shape
-        with warnings.catch_warnings(
-            action="ignore", category=UserWarning
-        ):  # CSR is new to PyTorch
+    parts, matrices = values[: sum(sizes)].split(sizes), []
+    with warnings.catch_warnings(action="ignore"):  # CSR is new to PyTorch
+        for part, (rows, columns, shape) in zip(parts, indices, strict=True):
+            starts = torch.searchsorted(rows, torch.arange(shape[0] + 1), out_int32=True)
+            csr = starts, columns.int(), part, shape
             matrices.append(torch.sparse_csr_tensor(*csr, check_invariants=False))
     return matrices

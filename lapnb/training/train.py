@@ -7,7 +7,7 @@ import pathlib
 import re
 import time
 from collections.abc import Callable, Iterator
-from numbers import Integral, Real
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from lapnb.pruning.layers import prunable_layers
 from lapnb.pruning.masks import apply_masks
 from lapnb.store import CorruptFile, content, fingerprint, load_tensors, save_tensors
-from lapnb.training import require
+from lapnb.training import require, require_whole
 from lapnb.training.data import Data, augment, stream
 
 PRECISIONS = ("float32", "bfloat16")
@@ -55,7 +55,8 @@ def train(
 
     `checkpoint` is a file: a run longer than a minute saves itself there and, when called again,
     goes on at the step where it was. It starts afresh, and prints so, when the file is damaged or
-    began from other weights or masks. `progress` is called with the number of finished steps.
+    began from other weights or masks; a file that is no checkpoint is refused. `progress` is
+    called with the number of finished steps.
 
     `precision` "bfloat16" computes the network and the loss under autocast; weights, Adam and
     `evaluate` stay float32. A model whose own weights have 16 bits is trained in float32 and
@@ -66,7 +67,16 @@ def train(
     one) is no longer finite.
     """
     _check_types(model, data)
-    _check(steps, lr, batch_size, len(data.train_labels), seed, checkpoint, precision)
+    require_whole("steps", steps, 0)
+    require_whole("batch_size", batch_size, 1, len(data.train_labels))
+    require_whole("seed", seed, 0)
+    require(isinstance(lr, Real) and 0 < lr < math.inf, "lr", "a number above 0", lr)
+    require(precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}", precision)
+    if checkpoint is not None:
+        checkpoint = pathlib.Path(checkpoint)
+        right = not checkpoint.exists() or (checkpoint.is_file() and _is_ours(checkpoint))
+        allowed = "the name of a new file, or of a checkpoint that train wrote"
+        require(right, "checkpoint", allowed, str(checkpoint))
     device, start, facts, saved = data.train_images.device, 0, {}, time.monotonic()
     precise = contextlib.nullcontext()
     if precision != "float32":  # no cache of cast weights: they change in place
@@ -79,8 +89,7 @@ def train(
             apply_masks(model, masks)
             weights = [layer.weight for layer in prunable_layers(model)]
             kept = [(weight, mask.to(weight)) for weight, mask in zip(weights, masks, strict=True)]
-        if checkpoint is not None:
-            checkpoint = pathlib.Path(checkpoint)
+        if checkpoint:
             settings = f"seed {seed}, stage {stage}, lr {lr}, batch size {batch_size}, {precision}"
             facts = _facts(model, data, masks or [], settings)
             checkpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -144,18 +153,11 @@ def _check_types(model: nn.Module, data: Data) -> None:
     require(isinstance(data, Data), "data", allowed, type(data).__name__)
 
 
-def _check(steps, lr, batch_size, images, seed, checkpoint, precision) -> None:
-    """Raise ValueError for an argument of `train` that makes no sense."""
-    numbers = {"steps": (steps, 0), "batch_size": (batch_size, 1), "seed": (seed, 0)}
-    for name, (number, least) in numbers.items():
-        whole = isinstance(number, Integral) and number >= least
-        require(whole, name, f"a whole number of at least {least}", number)
-    allowed = f"at most {images}, the size of the training set"
-    require(batch_size <= images, "batch_size", allowed, batch_size)
-    require(isinstance(lr, Real) and 0 < lr < math.inf, "lr", "a number above 0", lr)
-    require(precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}", precision)
-    folder = checkpoint is not None and pathlib.Path(checkpoint).is_dir()
-    require(not folder, "checkpoint", "the name of a file, not of a folder", checkpoint)
+def _is_ours(path: pathlib.Path) -> bool:
+    """Whether a file, damaged or not, was written by `save_tensors`: it begins with our facts."""
+    with path.open("rb") as file:
+        head = file.read(4096)
+    return not head or any(name in head for name in (b'"facts"', b'"crc32"'))
 
 
 @contextlib.contextmanager

@@ -62,9 +62,9 @@ def test_own_data_in_other_forms_is_the_same():
         ({0: IMAGES / 255 - 0.5}, "train_images"),
         ({0: (IMAGES / 255).where(IMAGES > 9, torch.nan)}, "train_images"),
         ({0: IMAGES.int()}, "int32"),
-        ({0: IMAGES[0, 0]}, "(16, 16)"),
-        ({0: IMAGES[:0], 1: LABELS[:0]}, "(0, 3, 16, 16)"),
-        ({2: IMAGES[:5, :, :8]}, "(3, 8, 16)"),
+        ({0: IMAGES[0, 0]}, "(16, 16, torch.uint8)"),
+        ({0: IMAGES[:0], 1: LABELS[:0]}, "(0, 3, 16, 16, torch.uint8)"),
+        ({2: IMAGES[:5, :, :8]}, "[3, 8, 16]"),
         ({1: LABELS[:9]}, "train_labels"),
         ({1: LABELS.float()}, "float32"),
         ({1: LABELS - 1}, "train_labels"),
@@ -100,10 +100,14 @@ def test_batches_are_drawn_as_the_recorded_ones_were(kind):
         assert torch.equal(labels, LABELS[drawn])
 
 
-@pytest.mark.parametrize("count, size", [(0, 5), (3, 0), (3, 13), (1.5, 5), (3, "5"), (None, 5)])
-def test_batches_that_make_no_sense(count, size):
-    with pytest.raises(ValueError, match=r"count .* size .* 12"):
-        Data.from_tensors(*OWN).batches(count, size)
+@pytest.mark.parametrize(
+    "name, values",
+    [("count", (0, 1.5, None)), ("size", (0, 13, "5")), ("seed", (-1, "x", True, 0.0))],
+)
+def test_batches_that_make_no_sense(name, values):
+    for value in values:
+        with pytest.raises(ValueError, match=f"^{name} must be a whole number .*; got {value!r}$"):
+            Data.from_tensors(*OWN).batches(**{"count": 3, "size": 5, name: value})
 
 
 # Images adapted to a network

@@ -134,9 +134,6 @@ def test_what_fits():
     model, masks = pruned()
     assert fits(model, masks)
     assert not fits(model, [torch.ones(o, i, dtype=torch.bool) for i, o in pairwise(SIZES)])
-    assert not fits(nn.Linear(50, 6), masks) and not fits(copy.deepcopy(model).double(), masks)
+    assert not fits(copy.deepcopy(model).double(), masks)
     assert stackable(model.to("meta")) and not fits(model, masks)
-    for layers in ([nn.Linear(3, 2)], [nn.Linear(3, 3), nn.ELU(), nn.Linear(3, 2)]):
-        other = FCN(SIZES)
-        other.layers = nn.Sequential(*layers)
-        assert not stackable(other)
+    assert not stackable(nn.Linear(50, 6))

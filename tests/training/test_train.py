@@ -1,6 +1,7 @@
 """Training: streams, masks that hold, several networks at once, precisions, resuming."""
 
 import copy
+import os
 import sys
 from dataclasses import replace
 from functools import partial
@@ -8,12 +9,13 @@ from itertools import product
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
 import lapnb
 from lapnb.pruning.layers import prunable_layers
-from lapnb.store import load_tensors
+from lapnb.store import load_tensors, save_tensors
 from lapnb.training.data import stream
 from lapnb.training.networks import FCN
 from lapnb.training.sparse_stack import SparseStack
@@ -203,15 +205,21 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(digits, hasty, tmp_path, bui
     assert same(whole, lapnb.train(build(), digits, 110, **settings)) and steps[0] == 75
 
 
-@pytest.mark.parametrize("other", ["damage", "weights", "masks", "stack"])
+DAMAGES = {
+    "a bit of a tensor": lambda c: c[:-5] + bytes([c[-5] ^ 1]) + c[-4:],
+    "a bit of its header": lambda c: c[:20] + bytes([c[20] ^ 1]) + c[21:],
+    "half": lambda c: c[: len(c) // 2],
+    "empty": lambda c: b"",
+}
+
+
+@pytest.mark.parametrize("other", [*DAMAGES, "weights", "masks", "stack"])
 def test_a_run_begins_anew_and_says_so(digits, hasty, tmp_path, capsys, other):
     file, build = tmp_path / "run.safetensors", stack if other == "stack" else small
     masks = lapnb.prune_masks(small(), "lap", 0.2) if other == "masks" else None
     interrupted(build(int(other in ("weights", "stack"))), digits, file, masks=masks)
-    if other == "damage":
-        content = bytearray(file.read_bytes())
-        content[-5] ^= 1
-        file.write_bytes(content)
+    if other in DAMAGES:
+        file.write_bytes(DAMAGES[other](file.read_bytes()))
     again = lapnb.train(build(), digits, 60, checkpoint=file)
     (said,) = capsys.readouterr().out.splitlines()
     assert str(file) in said and "from its first step" in said
@@ -240,10 +248,32 @@ def test_a_checkpoint_of_another_training_is_refused(digits, hasty, tmp_path, ch
     assert same(settings["model"], before) and file.read_bytes() == content
 
 
+def test_a_file_that_is_no_checkpoint_is_refused_and_stays(digits, hasty, tmp_path):
+    model, file = small(), tmp_path / "mine.safetensors"
+    for write in (
+        lambda: save_file(model.state_dict(), file, {"format": "pt"}),
+        lambda: save_tensors(file, model.state_dict(), {"error": 3.5}),  # a cached network
+        lambda: torch.save(model.state_dict(), file),
+        lambda: file.write_text("a text"),
+        lambda: (file.unlink(), os.mkfifo(file)),
+    ):
+        write()
+        content = file.is_file() and file.read_bytes()
+        with pytest.raises(ValueError, match=f"checkpoint.*{file}") as caught:
+            lapnb.train(model, digits, 60, checkpoint=file)
+        assert "\n" not in str(caught.value) and same(model, small())
+        assert not content or file.read_bytes() == content
+
+
 # Bad arguments
 
 DATA = ("mnist", [(torch.zeros(1, 28, 28), 0)], torch.zeros(2, 1, 28, 28))
-BAD = {"steps": (-1, 1.5, None), "batch_size": ("2", 0, 5000), "seed": (-1, "x"), "data": DATA}
+BAD = {
+    "steps": (-1, 1.5, None),
+    "batch_size": ("2", 0, 5000),
+    "seed": (-1, "x", True),
+    "data": DATA,
+}
 BAD |= {"lr": (0, -1.0, float("nan"), float("inf"), "0.1"), "masks": ("lap", 5)}
 BAD |= {"precision": ("int8", None), "checkpoint": (".",), "model": ("fcn",), "split": ("val",)}
 
