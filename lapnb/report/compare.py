@@ -69,18 +69,17 @@ def compare(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
     front.
     """
     rows = one_source(results, column).assign(surviving=lambda rows: 100 * rows.surviving)
-    first, numbers, keys = rows.iloc[0], published(), [*varied(rows), "method", "round"]
+    first, keys = rows.iloc[0], [*varied(rows), "method", "round"]
     ran, paper = (table(first.table, scale) for scale in (first.scale, "paper"))
     same = first.source.removesuffix(" (JPEG)") == NAMES[paper.dataset]
     same = same and ran.image_size == paper.image_size and column == "error"
     same = same and all(first[name] == getattr(paper, name) for name in ("width", *VARIED))
-    theirs = numbers[(numbers.table == first.table) & same]
-    theirs = theirs[["method", "round", "error_pct", "error_std"]]
-    theirs.columns = ["method", "round", "paper", "paper_std"]
+    theirs = published().rename(columns={"error_pct": "paper", "error_std": "paper_std"})
+    theirs = theirs[(theirs.table == first.table) & same]
     groups = rows.groupby(keys, sort=False)
     found = groups[column].agg(**{column: "mean", "std": "std", "n": "count"})
-    both = found.join(groups.surviving.mean()).reset_index()
-    both = both.merge(theirs, "left", ["method", "round"])
+    theirs = theirs[["method", "round", "paper", "paper_std"]]
+    both = found.join(groups.surviving.mean()).reset_index().merge(theirs, "left")
     keys.remove("method")
     mp = both[keys].merge(both[both.method == "mp"], "left", keys)
     both["difference"] = both[column] - both.paper

@@ -16,13 +16,13 @@ from lapnb.pruning.layers import prunable_layers
 from lapnb.pruning.masks import prune_masks
 from lapnb.pruning.saliency import saliency
 from lapnb.pruning.scores import METHODS
-from lapnb.report.plots import STYLE, finish, look
+from lapnb.report.plots import COLOURS, STYLE, finish
 from lapnb.store import root, write_whole
 from lapnb.training.data import load_data
 from lapnb.training.networks import NETWORKS, build_model
 
 LIBRARY, GLOBAL, KEEP = "torch.nn.utils.prune", "lap, global", 0.1
-BESIDE = {"mp": {LIBRARY: "0.6"}, "lap": {GLOBAL: "#7a3300"}}  # timed beside a method; colours
+BESIDE = {"mp": [LIBRARY], "lap": [GLOBAL]}  # what is timed beside a method
 BACKPACK = ("fcn", "conv6")  # its Hessian diagonals know neither batch norm nor residual sums
 # Batches that the data-dependent methods look at; at the paper's scale as many as the paper's
 BATCHES = {"smoke": 1, "quick": 2, "reduced": 20}
@@ -96,18 +96,17 @@ def plot(rows: pd.DataFrame, save: bool = False):
     With `save` also figures/<scale>/pruning_cost.png.
     """
     import matplotlib.pyplot as plt
-    import seaborn
 
     first, groups = rows.iloc[0], rows.groupby("device", sort=False)
     words = f"{first.scale} scale · 10 % kept · width ×{first.width:g} · CPU threads: "
     words += f"{first.threads} · methods that look at data: {rows.batches.max()} batches"
-    shades = {name: look(name)["color"] for name in METHODS} | BESIDE["mp"] | BESIDE["lap"]
-    bars = {"x": "network", "y": "seconds", "hue": "method", "palette": shades, "saturation": 1}
+    look = {"color": COLOURS | {LIBRARY: "0.6", GLOBAL: "#7a3300"}, "rot": 0, "width": 0.8}
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(len(groups), figsize=(6.4, 3.2 * len(groups)), squeeze=False)
         plt.close(figure)
         for axis, (device, part) in zip(axes[:, 0], groups, strict=True):
-            seaborn.barplot(part, ax=axis, legend=True, **bars).set(yscale="log", xlabel=device)
-            axis.get_legend().remove()
+            medians = part.pivot_table("seconds", "network", "method", sort=False)
+            medians.plot.bar(ax=axis, logy=True, legend=False, **look)
+            axis.set(xlabel=device, ylabel="seconds")
         path = root() / f"figures/{first.scale}/pruning_cost.png" if save else None
         return finish(figure, "Computing the masks", words, path)

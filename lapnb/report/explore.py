@@ -16,7 +16,7 @@ from lapnb.pruning.masks import apply_masks, prune_masks, surviving
 from lapnb.pruning.saliency import saliency
 from lapnb.pruning.scores import METHODS
 from lapnb.report.compare import published, short
-from lapnb.report.plots import STYLE, look
+from lapnb.report.plots import COLOURS, STYLE
 from lapnb.runs.cell import dense_network
 from lapnb.runs.task import Task
 from lapnb.training.checkpoint import load_checkpoint
@@ -59,14 +59,13 @@ def panel(
     ValueError or FileNotFoundError, in one sentence.
     """
     import matplotlib.pyplot as plt
-    import seaborn
 
     if network not in NETWORKS:
         raise ValueError(f"network must be one of {', '.join(NETWORKS)}; got {network!r}")
     path = Path(checkpoint.strip()).expanduser()
     chosen = network, dataset, path, path.stat().st_mtime_ns if path.is_file() else 0
     data, dense, accuracy = _network(*chosen)
-    bars, colours, masks, found = {"dense": accuracy}, {"dense": "0.6"}, {}, []
+    bars, masks, found = {"dense": accuracy}, {}, {}
     for name in dict.fromkeys((beside, method)):
         known = METHODS.get(name, METHODS["mp"])  # prune_masks names those that there are
         example = data.normalise(data.test_images[:1]) if known.neighbours == "flow" else None
@@ -74,8 +73,8 @@ def panel(
         with warnings.catch_warnings(action="ignore"):  # of empty layers: one sees them
             masks[name] = prune_masks(dense, name, keep, scope, example, saliency=looked)
         apply_masks(pruned := copy.deepcopy(dense), masks[name])
-        bars[short(name)], colours[name] = evaluate(pruned, data)[1], look(name)["color"]
-        found.append(effects(dense, masks[name]).assign(method=name))
+        bars[short(name)] = evaluate(pruned, data)[1]
+        found[name] = effects(dense, masks[name])
     with plt.rc_context(STYLE | {"axes.grid": False, "font.size": 9, "axes.titlesize": 9}):
         figure, axes = plt.subplots(2, 3, figsize=(9.6, 5.2))
         plt.close(figure)
@@ -83,18 +82,18 @@ def panel(
             f"{path.name or network}, {SCOPES[scope]}: {100 * surviving(masks[method]):.3g} % of "
             f"{sum(mask.numel() for mask in masks[method]):,} weights survive ({data.source})"
         )
-        shown = pd.Series(bars).plot.barh(ax=axes[0, 0], color=[*colours.values()])
+        shown = pd.Series(bars).plot.barh(ax=axes[0, 0], color=["0.6", *map(COLOURS.get, masks)])
         shown.bar_label(shown.containers[0], fmt="%.1f", padding=3)
         shown.set(title="test accuracy before retraining (%)", xlim=(0, 118))
-        plain = {"vmin": 0, "cmap": "viridis", "xticklabels": False, "yticklabels": False}
         for axis, name in zip(axes[0, 1:], (beside, method), strict=True):
             picture, place = _survivors(masks[name][0], data)
-            seaborn.heatmap(picture, ax=axis, square=True, **plain)
+            figure.colorbar(axis.imshow(picture, vmin=0), ax=axis)
             axis.set_title(f"{short(name)}, first layer:\nsurvivors per {place}")
-        plain = {"hue": "method", "palette": colours, "saturation": 1, "legend": False}
+            axis.set_axis_off()
+        look = {"color": COLOURS, "width": 0.8, "rot": 0, "legend": False}
         for axis, column in zip(axes[1], EFFECTS, strict=True):
-            seaborn.barplot(pd.concat(found), x="layer", y=column, ax=axis, **plain)
-            axis.set(title=column, ylabel="")
+            layers = pd.DataFrame({name: own[column] for name, own in found.items()})
+            layers.plot.bar(ax=axis, title=column, **look)
         if scope == "global":
             axes[1, 0].set_yscale("log")
     return figure
