@@ -1,6 +1,5 @@
 """A progress bar that leaves one line behind, in a terminal and in a saved notebook."""
 
-import os
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -15,13 +14,12 @@ class Progress(tqdm):
 
     def __init__(self, total: int, title: str, unit: str = "steps", delay: float = 0):
         self.title, self.done, self.cell = title, f"{total:,} {unit}", None
-        off = bool(os.environ.get("TQDM_DISABLE"))
-        shell = None if off else getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
         look = dict(leave=False, mininterval=0.5, delay=delay, unit=f" {unit}", unit_scale=True)
+        shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
         if hasattr(shell, "kernel"):  # tqdm's own widget would stay at 0 % in a saved notebook
             self.cell = _Cell(shell)
             look |= dict(file=self.cell, ncols=100)
-        super().__init__(total=total, desc=title, disable=off, **look)
+        super().__init__(total=total, desc=title, **look)  # it looks at TQDM_DISABLE
 
     def at(self, steps: int) -> None:
         if steps > self.n:
@@ -58,7 +56,7 @@ class _Cell:
         output = {"text/plain": text.strip()}
         if self.handle and not self.in_widget:
             self.handle.update(output, raw=True)
-            return
-        if self.handle:
-            clear_output(wait=True)
-        self.handle = display(output, raw=True, display_id=True)
+        else:
+            if self.handle:
+                clear_output(wait=True)
+            self.handle = display(output, raw=True, display_id=True)

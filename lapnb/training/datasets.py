@@ -188,11 +188,12 @@ def _labelled(folder: Path, classes: list[str], noted: dict[str, str]) -> list[t
     paths = sorted(glob(f"{escape(str(folder))}/**", recursive=True))
     paths = [path for path in paths if path.lower().endswith((".png", ".jpg", ".jpeg"))]
     names = [noted.get(os.path.basename(p)) or p[len(f"{folder}/") :].split("/")[0] for p in paths]
-    odd = ", ".join(sorted({*names} ^ {*classes})[:3])
-    if odd or not paths:
-        what = f"{folder} must have images of each class and of no other ({odd or 'it is empty'})"
+    labels = {name: label for label, name in enumerate(classes)}
+    if (odd := {*names} ^ {*classes}) or not paths:
+        some = ", ".join(sorted(odd)[:3]) or "it has none"
+        what = f"{folder} must have images of each class and of no other ({some})"
         raise FileNotFoundError(f"{what}: {AGAIN}")
-    return [(path, classes.index(name)) for path, name in zip(paths, names, strict=True)]
+    return [(path, labels[name]) for path, name in zip(paths, names, strict=True)]
 
 
 def _decoded(name: str, folder: Path, source: str, train: list, test: list, side: int) -> dict:

@@ -78,9 +78,9 @@ def train(
         allowed = "the name of a new file, or of a checkpoint that train wrote"
         require(right, "checkpoint", allowed, str(checkpoint))
     device, start, facts, saved = data.train_images.device, 0, {}, time.monotonic()
-    precise = contextlib.nullcontext()
-    if precision != "float32":  # no cache of cast weights: they change in place
-        precise = torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
+    # no cache of cast weights: they change in place
+    cast = dict(enabled=precision == "bfloat16", cache_enabled=False)
+    precise = torch.autocast(device.type, torch.bfloat16, **cast)
     with _prepared(model, device):
         parameters, dtype = list(model.parameters()), _dtype(model)
         optimizer = _adam(parameters, lr)
@@ -233,10 +233,8 @@ def _facts(model: nn.Module, data: Data, masks: list[Tensor], settings: str) -> 
     images = content({"images": data.train_images, "labels": data.train_labels})
     read = fingerprint(f"{images} {data.mean} {data.std} {data.augmentation}")
     start = model.state_dict() | {f"mask {n}": mask for n, mask in enumerate(masks)}
-    return {
-        "training": f"{settings}, network {fingerprint(network)}, data {read}",
-        "start": content(start),
-    }
+    training = f"{settings}, network {fingerprint(network)}, data {read}"
+    return {"training": training, "start": content(start)}
 
 
 def _resume(path: pathlib.Path, state: dict[str, Tensor], facts: dict, steps: int) -> int:

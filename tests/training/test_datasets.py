@@ -2,19 +2,18 @@
 
 import gzip
 import hashlib
-import io
 import os
 import pickle
 import shutil
 import time
-import urllib.error
+import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.datasets import CIFAR10, MNIST
+from torchvision.datasets import CIFAR10, MNIST, FashionMNIST
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from lapnb.training import datasets
@@ -32,19 +31,22 @@ SWAPPED = "val_0.JPEG\tn01\nval_1.JPEG\tn03\nval_2.JPEG\tn02\n"
 
 
 @pytest.fixture(autouse=True)
-def web(monkeypatch):
-    """All that can be downloaded: content by URL."""
-    files = {}
+def web(tmp_path, monkeypatch):
+    """A folder, empty at first, that stands for the network."""
+    place, opener = tmp_path / "web", urllib.request.urlopen
+    place.mkdir()
 
     def urlopen(request, **_):
-        if request.full_url not in files:
-            raise urllib.error.URLError("no network")
-        response = io.BytesIO(files[request.full_url])
-        response.url, response.length = request.full_url, len(files[request.full_url])
+        response = opener(request)
+        response.length = int(response.headers["Content-Length"])  # as over HTTP
         return response
 
     monkeypatch.setattr("urllib.request.urlopen", urlopen)
-    return files
+    monkeypatch.setattr(MNIST, "mirrors", [f"{place.as_uri()}/"])
+    monkeypatch.setattr(FashionMNIST, "mirrors", [f"{place.as_uri()}/"])
+    monkeypatch.setattr(CIFAR10, "url", f"{place.as_uri()}/{CIFAR10.filename}")
+    monkeypatch.setattr(datasets, "TINY", (f"{place.as_uri()}/tiny-imagenet-200.zip", "md5"))
+    return place
 
 
 @pytest.fixture(autouse=True)
@@ -190,6 +192,13 @@ def test_idx_files_are_called_official_only_if_they_are(folder, title, ending, m
     assert load_data(name).source == title
 
 
+def test_cifar10_official_batches(folder, monkeypatch):
+    pixels = pickle.loads((make_batches(folder, monkeypatch) / "test_batch").read_bytes())["data"]
+    data = load_data("cifar10")
+    assert data.source == "CIFAR-10" and data.train_labels.tolist() == [*range(10)] * 2
+    assert np.array_equal(data.test_images.flatten(1), pixels)
+
+
 @pytest.mark.parametrize("suffix, kind", [(".png", "PNG folder"), (".JPEG", "JPEG")])
 def test_cifar10_image_folder(folder, suffix, kind):
     make_cifar(folder, suffix)
@@ -319,7 +328,7 @@ def test_without_network_the_message_says_what_to_place_where(folder, name, file
     elif there == "file above":
         folder.rmdir()
         folder.write_bytes(b"no folder")
-    refused(name, place, "http", file, error=FileNotFoundError)
+    refused(name, place, "file://", file, error=FileNotFoundError)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "tiny_imagenet"])
@@ -327,25 +336,19 @@ def test_archives(folder, tmp_path, monkeypatch, web, name):
     root = make_batches(tmp_path, monkeypatch) if name == "cifar10" else make_tiny(tmp_path)
     url, kind = (CIFAR10.url, "gztar") if name == "cifar10" else (datasets.TINY[0], "zip")
     packed = Path(shutil.make_archive(tmp_path / "packed", kind, tmp_path, root.name)).read_bytes()
-    md5, archive = hashlib.md5(packed).hexdigest(), folder / url.split("/")[-1]
+    md5 = hashlib.md5(packed).hexdigest()
     monkeypatch.setattr(CIFAR10, "tgz_md5", md5)
     monkeypatch.setattr(datasets, "TINY", (datasets.TINY[0], md5))
     for place in (web, folder):
-        web[url] = packed[:-20]
-        if place is folder:  # and goes before an image folder
-            archive.write_bytes(web.pop(url))
-            make_cifar(folder)
+        archive = write(place / url.split("/")[-1], packed[:-20])
+        make_cifar(folder) if place is folder else None  # the archive goes before it
         refused(name, url, error=FileNotFoundError)
-        web[url] = packed
-        archive.write_bytes(web.pop(url)) if place is folder else None
+        archive.write_bytes(packed)
         write(folder / f".download-{root.name}/new/{root.name}/test_batch", b"of a killed process")
-        data = load_data(name)
-        assert data.source == {"cifar10": "CIFAR-10"}.get(name, TINY_SOURCE)
+        assert load_data(name).source == {"cifar10": "CIFAR-10"}.get(name, TINY_SOURCE)
+        archive.unlink()
         assert not list(folder.glob(".download-*"))
         shutil.rmtree(folder / root.name)
-    if name == "cifar10":
-        pixels = pickle.loads((root / "test_batch").read_bytes())["data"]
-        assert np.array_equal(data.test_images.flatten(1), pixels)
 
 
 def test_idx_files_are_downloaded_all_or_none(folder, tmp_path, monkeypatch, web):
@@ -354,7 +357,7 @@ def test_idx_files_are_downloaded_all_or_none(folder, tmp_path, monkeypatch, web
     monkeypatch.setattr(MNIST, "resources", sums)
     for file in files:
         refused("mnist", folder / "MNIST/raw", error=FileNotFoundError)
-        web[MNIST.mirrors[0] + file.name] = file.read_bytes()
+        shutil.copy(file, web)
     assert load_data("mnist").train_images.shape == (30, 1, 28, 28)
 
 
