@@ -87,7 +87,7 @@ def panel(
         shown.set(title="test accuracy before retraining (%)", xlim=(0, 118))
         for axis, name in zip(axes[0, 1:], (beside, method), strict=True):
             picture, place = _survivors(masks[name][0], data)
-            figure.colorbar(axis.imshow(picture, vmin=0), ax=axis)
+            figure.colorbar(axis.imshow(picture.numpy(), vmin=0), ax=axis)
             axis.set_title(f"{short(name)}, first layer:\nsurvivors per {place}")
             axis.set_axis_off()
         look = {"color": COLOURS, "width": 0.8, "rot": 0, "legend": False}
