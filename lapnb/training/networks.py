@@ -207,9 +207,8 @@ def build_model(
     is_fcn = name == "fcn"
     image_size = (28 if is_fcn else 32) if image_size is None else image_size
     channels = (1 if is_fcn else 3) if channels is None else channels
-    settings = dict(num_classes=num_classes, image_size=image_size, channels=channels)
-    settings |= dict(stride=stride)
-    for key, value in settings.items():
+    sizes = dict(image_size=image_size, channels=channels, stride=stride)
+    for key, value in {"num_classes": num_classes, **sizes}.items():
         require_whole(key, value, 1)
     require(isinstance(width, Real) and 0 < width < math.inf, "width", "a number above 0", width)
     known = [*ACTIVATIONS] if is_fcn else ["relu"]
@@ -223,4 +222,4 @@ def build_model(
         if is_fcn:
             hidden = [scaled(500, width)] * 4
             return FCN([channels * image_size**2, *hidden, num_classes], activation)
-        return NETWORKS[name](**settings, width=width)
+        return NETWORKS[name](num_classes=num_classes, **sizes, width=width)

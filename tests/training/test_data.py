@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
-from lapnb.training.data import DATASETS, Data, augment, load_data, stream
+from lapnb.training.data import Data, augment, load_data, stream
 
 RNG = np.random.default_rng(0)
 IMAGES = torch.from_numpy(RNG.integers(0, 256, (12, 3, 16, 16), dtype=np.uint8))
@@ -55,39 +55,6 @@ def test_own_data_in_other_forms_is_the_same():
     assert constant.normalise(constant.test_images).isfinite().all()
 
 
-@pytest.mark.parametrize(
-    "change, text",
-    [
-        ({0: IMAGES.float()}, "train_images"),
-        ({0: IMAGES / 255 - 0.5}, "train_images"),
-        ({0: (IMAGES / 255).where(IMAGES > 9, torch.nan)}, "train_images"),
-        ({0: IMAGES.int()}, "int32"),
-        ({0: IMAGES[0, 0]}, "(16, 16, torch.uint8)"),
-        ({0: IMAGES[:0], 1: LABELS[:0]}, "(0, 3, 16, 16, torch.uint8)"),
-        ({2: IMAGES[:5, :, :8]}, "[3, 8, 16]"),
-        ({1: LABELS[:9]}, "train_labels"),
-        ({1: LABELS.float()}, "float32"),
-        ({1: LABELS - 1}, "train_labels"),
-        ({3: LABELS[:5, None]}, "test_labels"),
-        ({"classes": 3}, "train_labels"),
-        ({"augmentation": "flip"}, "'flip'"),
-    ],
-)
-def test_own_data_that_does_not_fit(change, text):
-    tensors = [change.get(position, tensor) for position, tensor in enumerate(OWN)]
-    with pytest.raises(ValueError) as caught:
-        Data.from_tensors(*tensors, **{k: v for k, v in change.items() if isinstance(k, str)})
-    assert text in str(caught.value) and "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "dataset", [3, [], [(IMAGES[0], "cat")], [IMAGES[0]], [(IMAGES[0], 0), (IMAGES[0, :, :8], 0)]]
-)
-def test_own_datasets_that_do_not_fit(dataset):
-    with pytest.raises(ValueError, match=r"^test must hold pairs"):
-        Data.from_datasets([(IMAGES[0], 0)], dataset)
-
-
 @pytest.mark.parametrize("kind", ["", "crop_flip", "resized_crop_flip"])
 def test_batches_are_drawn_as_the_recorded_ones_were(kind):
     data = Data.from_tensors(*OWN, augmentation=kind)
@@ -100,16 +67,6 @@ def test_batches_are_drawn_as_the_recorded_ones_were(kind):
         assert torch.equal(labels, LABELS[drawn])
 
 
-@pytest.mark.parametrize(
-    "name, values",
-    [("count", (0, 1.5, None)), ("size", (0, 13, "5")), ("seed", (-1, "x", True, 0.0))],
-)
-def test_batches_that_make_no_sense(name, values):
-    for value in values:
-        with pytest.raises(ValueError, match=f"^{name} must be a whole number .*; got {value!r}$"):
-            Data.from_tensors(*OWN).batches(**{"count": 3, "size": 5, name: value})
-
-
 # Images adapted to a network
 
 
@@ -120,20 +77,6 @@ def test_images_are_padded_or_resized_and_grey_is_repeated(size):
     pad = TF.pad(images, [first, first, rest, rest]) if 28 <= size <= 36 else None
     wanted = TF.resize(images, [size, size]) if pad is None else pad
     assert torch.equal(adapted, wanted.repeat(1, 3, 1, 1))
-
-
-@pytest.mark.parametrize(
-    "arguments, texts",
-    [
-        *[((name,), [repr(name), *DATASETS]) for name in ("imagenet", "", None, 3, ["mnist"])],
-        *[(("mnist5k", size), ["image_size", repr(size)]) for size in (0, -1, 28.0, "28", True)],
-        *[(("mnist5k", 32, n), ["channels", repr(n)]) for n in (0, 2, 4, "3", True, 3.0)],
-    ],
-)
-def test_bad_arguments(arguments, texts):
-    with pytest.raises(ValueError) as caught:
-        load_data(*arguments)
-    assert all(text in str(caught.value) for text in texts)
 
 
 # Augmentation

@@ -94,26 +94,3 @@ def test_residual_networks_add_their_input(name):
         nn.init.zeros_(layer.weight)
     logits = model(torch.randn(2, 3, 32, 32))
     assert not torch.allclose(logits[0], logits[1])
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"name": "vgg12"}, "name must be one of fcn, conv6, .*; got 'vgg12'"),
-        ({"activation": "gelu"}, "activation must be one of .*sigmoid.* for fcn; got 'gelu'"),
-        ({"name": "vgg11", "activation": "tanh"}, "activation must be .* for vgg11; got 'tanh'"),
-        *(({"width": x}, "width must be a number above 0; got") for x in (0, -1.0, math.nan, "1")),
-        ({"num_classes": 10.0}, "num_classes must be a whole number of at least 1; got 10.0"),
-        (
-            {"name": "vgg11", "image_size": 0},
-            "image_size must be a whole number of at least 1; got 0",
-        ),
-        ({"stride": 2}, "stride must be 1 for fcn.*; got 2"),
-        *(({"seed": x}, f"seed must be a whole number .*; got {x!r}") for x in ("x", True, -1)),
-        ({"name": "vgg11", "stride": 2}, "image_size must be at least 63 .* stride 2; got 32"),
-        ({"name": "conv6", "image_size": 7}, "image_size must be at least 8 .*; got 7"),
-    ],
-)
-def test_bad_settings_are_named(settings, message):
-    with pytest.raises(ValueError, match=message):
-        build_model(**{"name": "fcn", **settings})

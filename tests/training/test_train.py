@@ -4,8 +4,6 @@ import copy
 import os
 import sys
 from dataclasses import replace
-from functools import partial
-from itertools import product
 
 import pytest
 import torch
@@ -263,30 +261,3 @@ def test_a_file_that_is_no_checkpoint_is_refused_and_stays(digits, hasty, tmp_pa
             lapnb.train(model, digits, 60, checkpoint=file)
         assert "\n" not in str(caught.value) and same(model, small())
         assert not content or file.read_bytes() == content
-
-
-# Bad arguments
-
-DATA = ("mnist", [(torch.zeros(1, 28, 28), 0)], torch.zeros(2, 1, 28, 28))
-BAD = {
-    "steps": (-1, 1.5, None),
-    "batch_size": ("2", 0, 5000),
-    "seed": (-1, "x", True),
-    "data": DATA,
-}
-BAD |= {"lr": (0, -1.0, float("nan"), float("inf"), "0.1"), "masks": ("lap", 5)}
-BAD |= {"precision": ("int8", None), "checkpoint": (".",), "model": ("fcn",), "split": ("val",)}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_what_makes_no_sense_is_named_before_training(digits, tmp_path, name):
-    settings = {"model": small(), "data": digits}
-    train = partial(lapnb.train, steps=5, checkpoint=tmp_path / "a" / "b")
-    uses = {"split": [lapnb.evaluate], "model": [train, lapnb.evaluate]}
-    uses["data"] = uses["model"]
-    for value, use in product(BAD[name], uses.get(name, [train])):
-        with pytest.raises(ValueError, match=f"^{name} must be [^\n]*; got [^\n]*$"):
-            use(**settings | {name: value})
-    assert same(settings["model"], small()) and not (tmp_path / "a").exists()
-    with pytest.raises(ValueError, match=r"Data.from_tensors\(…\) or Data.from_datasets\("):
-        lapnb.evaluate(small(), DATA[0])

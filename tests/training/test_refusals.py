@@ -1,0 +1,90 @@
+"""What makes no sense is refused at once, in one sentence of one form: NAME must be …; got …"""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from lapnb import Data, build_model, evaluate, load_data, train
+
+IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (12, 3, 16, 16), "u1"))
+LABELS = torch.arange(12) % 4
+OWN = dict(train_images=IMAGES, train_labels=LABELS, test_images=IMAGES, test_labels=LABELS)
+DATA = Data.from_tensors(**OWN)
+MODEL = build_model("fcn", width=0.05, image_size=16, channels=3, seed=0)
+BOTH = {"model": ("fcn", None), "data": ("mnist", [(IMAGES[0], 0)], IMAGES)}
+SEEDS = (-1, "x", True, 0.0)
+FCN = {"width": (0, -1.0, math.nan, "1"), "activation": ("gelu", None), "stride": (2, 0)}
+FCN |= {"num_classes": (10.0, 0, True), "seed": SEEDS, "name": ("vgg12", None, ["fcn"])}
+VGG = {"activation": ("tanh",), "image_size": (0, 31), "channels": (0, 3.0)}
+LOAD = {"name": ("imagenet", "", None, 3, ["mnist"]), "image_size": (0, -1, 28.0, "28", True)}
+LOAD |= {"channels": (0, 2, 4, "3", True, 3.0)}
+BATCHES = {"count": (0, 1.5, None), "size": (0, 13, "5"), "seed": SEEDS}
+TENSORS = {
+    "train_images": (
+        *(IMAGES.float(), IMAGES / 255 - 0.5, (IMAGES / 255).where(IMAGES > 9, torch.nan)),
+        *(IMAGES.int(), IMAGES[0, 0], IMAGES[:0], IMAGES[:, :, :8]),
+    ),
+    "train_labels": (LABELS[:9], LABELS.float(), LABELS - 1),
+    "test_labels": (LABELS[:, None],),
+    "augmentation": ("flip",),
+}
+TRAIN = {"steps": (-1, 1.5, None, True), "lr": (0, -1.0, math.nan, math.inf, "0.1"), "seed": SEEDS}
+TRAIN |= {"batch_size": ("2", 0, 13), "masks": ("lap", 5), "precision": ("int8", None)}
+TRAIN |= {"checkpoint": (".",)} | BOTH
+REFUSED = [
+    (build_model, {"name": "fcn"}, FCN),
+    (build_model, {"name": "vgg11"}, VGG),
+    (build_model, {"name": "vgg11", "stride": 2}, {"image_size": (62,)}),
+    (load_data, {"name": "mnist5k"}, LOAD),
+    (DATA.batches, {"count": 3, "size": 5}, BATCHES),
+    (Data.from_tensors, OWN, TENSORS),
+    (Data.from_tensors, OWN | {"classes": 3}, {"train_labels": (LABELS,)}),
+    (train, {"model": MODEL, "data": DATA, "steps": 5, "batch_size": 5}, TRAIN),
+    (evaluate, {"model": MODEL, "data": DATA}, BOTH | {"split": ("val", None)}),
+]
+CASES = [(use, good, name, bad[name]) for use, good, bad in REFUSED for name in bad]
+
+
+@pytest.mark.parametrize(
+    "use, good, name, values", CASES, ids=[f"{use.__name__}-{name}" for use, _, name, _ in CASES]
+)
+def test_what_makes_no_sense_is_refused_in_one_form(tmp_path, use, good, name, values):
+    before = copy.deepcopy(MODEL.state_dict())
+    if use is train:
+        good = good | {"checkpoint": tmp_path / "a" / "b"}
+    for value in values:
+        with pytest.raises(ValueError, match=rf"^{name} must be [^\n]*; got [^\n]*$"):
+            use(**good | {name: value})
+    assert all(
+        torch.equal(a, b) for a, b in zip(MODEL.state_dict().values(), before.values(), strict=True)
+    )
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    "dataset", [3, [], [(IMAGES[0], "cat")], [IMAGES[0]], [(IMAGES[0], 0), (IMAGES[0, :, :8], 0)]]
+)
+def test_own_datasets_that_do_not_fit(dataset):
+    with pytest.raises(ValueError, match=r"^test must hold pairs"):
+        Data.from_datasets([(IMAGES[0], 0)], dataset)
+
+
+def test_a_refusal_says_what_is_allowed():
+    for use, words in (
+        (
+            lambda: build_model("vgg11", stride=2),
+            "at least 63 for this network with stride 2; got 32",
+        ),
+        (lambda: build_model("vgg12"), "one of fcn, conv6, .*; got 'vgg12'"),
+        (lambda: load_data("imagenet"), "one of mnist5k, mnist, .*; got 'imagenet'"),
+        (
+            lambda: evaluate(MODEL, "x"),
+            r"Data.from_tensors\(…\) or Data.from_datasets\(.*; got 'str'",
+        ),
+        (lambda: next(DATA.batches(1, 13)), "a whole number of at least 1 and at most 12; got 13"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            use()
