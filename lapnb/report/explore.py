@@ -3,7 +3,7 @@
 import copy
 import os
 import warnings
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import pandas as pd
@@ -64,12 +64,12 @@ def panel(
         raise ValueError(f"network must be one of {', '.join(NETWORKS)}; got {network!r}")
     path = Path(checkpoint.strip()).expanduser()
     chosen = network, dataset, path, path.stat().st_mtime_ns if path.is_file() else 0
-    data, dense, accuracy = _network(*chosen)
+    data, dense, accuracy, known = _network(*chosen)
     bars, masks, found = {"dense": accuracy}, {}, {}
     for name in dict.fromkeys((beside, method)):
-        known = METHODS.get(name, METHODS["mp"])  # prune_masks names those that there are
-        example = data.normalise(data.test_images[:1]) if known.neighbours == "flow" else None
-        looked = _saliency(known.looks_at, *chosen) if known.looks_at else None
+        criterion = METHODS.get(name, METHODS["mp"])  # prune_masks names those that there are
+        example = data.normalise(data.test_images[:1]) if criterion.neighbours == "flow" else None
+        looked = known(criterion.looks_at)
         with warnings.catch_warnings(action="ignore"):  # of empty layers: one sees them
             masks[name] = prune_masks(dense, name, keep, scope, example, saliency=looked)
         apply_masks(pruned := copy.deepcopy(dense), masks[name])
@@ -160,8 +160,11 @@ def _survivors(mask: Tensor, data: Data) -> tuple[Tensor, str]:
 
 
 @lru_cache(maxsize=8)
-def _network(network, dataset, path, written) -> tuple[Data, nn.Module, float]:
-    """Data, dense network and its accuracy (%); `written` tells versions of one file apart."""
+def _network(network, dataset, path, written) -> tuple:
+    """Data, dense network, its accuracy (%), and what it must know of the data, by kind.
+
+    `written` tells versions of one file apart.
+    """
     declared = table(NETWORKS[network], "quick", dataset=dataset, device="cpu")
     data = load_data(declared.dataset, declared.image_size, declared.channels)
     if path.name:
@@ -170,10 +173,5 @@ def _network(network, dataset, path, written) -> tuple[Data, nn.Module, float]:
         task = Task(declared, data.source, seed=0)
         with Progress(task.steps, f"dense {network}", delay=1) as bar:
             model, _ = dense_network(task, data, bar.at)
-    return data, model, evaluate(model, data)[1]
-
-
-@lru_cache(maxsize=8)
-def _saliency(kind, *chosen) -> list[Tensor]:
-    data, model, _ = _network(*chosen)
-    return saliency(model, kind, data.batches(10, 60))
+    known = cache(lambda kind: saliency(model, kind, data.batches(10, 60)) if kind else None)
+    return data, model, evaluate(model, data)[1], known
