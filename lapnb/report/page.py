@@ -32,11 +32,12 @@ def show(results: pd.DataFrame | str, column: str = "error") -> None:
     head = f"{of.MEASURED[column][0]}: ours" + " | published" * ("|" in cells)
     head += ", the best of a row in bold" * ("**" in cells)
     how = of.caption(results, "mean ± standard deviation")
-    first, *rest = [of.title(results), result(results), how, head]
-    html = "<br>".join([f"<b>{escape(first)}</b>", *map(escape, rest)])
-    display(Shown("\n".join([first, *rest]), "text/html", html))
+    text = "\n".join([of.title(results), result(results), how, head])
+    html = re.sub("^(.*)", r"<b>\1</b>", escape(text)).replace("\n", "<br>")
+    display(Shown({"text/plain": text, "text/html": html}))
     display(without_numbers(table))
-    display(Shown(figure.get_label(), "image/png", base64.b64encode(png(figure, 110)).decode()))
+    picture = base64.b64encode(png(figure, 110)).decode()
+    display(Shown({"text/plain": figure.get_label(), "image/png": picture}))
     if results.attrs.get("just_run"):
         plot(results, save=True)
     found = of.verdicts(results)
@@ -74,9 +75,8 @@ def result(results: pd.DataFrame) -> str:
         return f"lowest mean error at {percent(best.surviving)} %: {lowest} ({scale}, n = {best.n})"
     if found.empty:
         low = [f"{of.short(name)} {low:.3g} %" for name, low in kept(results, 1).dropna().items()]
-        return (
-            f"at most 1 point of accuracy is lost down to {', '.join(low) or 'nothing'} ({scale})"
-        )
+        found = ", ".join(low) or "nothing"
+        return f"at most 1 point of accuracy is lost down to {found} ({scale})"
     judged = found[found.n > 0]
     if judged.empty:
         return f"no claim of the paper can be judged: {found.found[0]} ({scale})"
@@ -98,17 +98,14 @@ def kept(results: pd.DataFrame, loss: float) -> pd.Series:
     return found.surviving.where(near).groupby(found.method, sort=False).min()
 
 
-class Shown:
-    """Text that a terminal prints, and what a notebook shows in its place, of a MIME type."""
-
-    def __init__(self, text: str, kind: str, rich: str):
-        self.bundle = {"text/plain": text, kind: rich}
+class Shown(dict):
+    """What a notebook shows, by MIME type; a terminal prints the text among it."""
 
     def __repr__(self) -> str:
-        return self.bundle["text/plain"]
+        return self["text/plain"]
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
-        return self.bundle
+        return self
 
 
 def without_numbers(frame: pd.DataFrame) -> Shown:
@@ -116,7 +113,7 @@ def without_numbers(frame: pd.DataFrame) -> Shown:
     with pd.option_context("display.max_colwidth", None):
         html = frame.to_html(index=False, border=0, na_rep="–").replace(" ± ", "&nbsp;±&nbsp;")
     html = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", html)
-    return Shown(frame.to_string(index=False, na_rep="–"), "text/html", html)
+    return Shown({"text/plain": frame.to_string(index=False, na_rep="–"), "text/html": html})
 
 
 def side_by_side(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
@@ -133,8 +130,8 @@ def side_by_side(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
         theirs = f" | {paper:.2f} ± {paper_std:.2f}" if paper == paper else ""
         return ((f"**{ours}**" if mean == best else ours) + theirs).replace("-", "−")
 
-    numbers = both[[column, "std", "best", "paper", "paper_std"]]
-    both["cell"] = [cell(*row) for row in numbers.itertuples(index=False)]
+    numbers = both[[column, "std", "best", "paper", "paper_std"]].itertuples(index=False)
+    both["cell"] = [cell(*row) for row in numbers]
     rounds = sorted(both["round"].unique())[::-1]
     some = both[both["round"].isin(rounds[:: math.ceil(len(rounds) / 12)])]
     wide = some.set_index([*keys, "method"]).cell.unstack(sort=False)
