@@ -29,10 +29,9 @@ cross terms.
 - A layer that is called twice gets the sum of before²·after² over its calls.
 """
 
-import copy
-import inspect
 import re
 import sys
+import traceback
 import warnings
 from contextlib import nullcontext
 from dataclasses import is_dataclass
@@ -40,28 +39,25 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from lapnb.pruning.flow_rules import ELEMENTWISE, RULES, Rules, emit, is_signal
-from lapnb.pruning.layers import Layer, check_chain, neighbours
+from lapnb.pruning.flow_rules import ELEMENTWISE, Rules, emit, is_signal, rule_of
+from lapnb.pruning.layers import Layer, called, chain_fault, neighbours, prunable_layers, twin_of
 
 Factors = tuple[Tensor, Tensor]
 
 
 @torch.inference_mode(False)
 @torch.enable_grad()
-def flow(
-    model: nn.Module, example, layers: list[Layer], weights: list[Tensor] | None = None
-) -> list[Factors | None]:
-    """Factors (before, after) of each of `layers`, broadcastable to its weight.
+def flow(model: nn.Module, example, layers: list[Layer], weights: list[Tensor]) -> list:
+    """Factors (before, after) of each of `layers`, broadcastable to its weight, in a list.
 
-    None, with a warning that names the layer, where the input does not reach it or nothing that it
-    computes is used: such a layer stays dense.
+    It has None, with a warning that names the layer, where the input does not reach it or nothing
+    that it computes is used: such a layer stays dense.
 
     example: a batch of the model's inputs, of which the first is taken; a tuple of positional or a
         dict of keyword arguments for a model that wants several. Only shapes matter.
-    layers: from `prunable_layers(model)`. Weighted layers that are not listed are neighbours too.
+    layers: those of `prunable_layers(model)`. Other weighted layers are neighbours too.
     weights: tensors in place of the layers' weights.
 
     The model is not changed. Raises ValueError where the data cannot be followed, naming the
@@ -69,7 +65,6 @@ def flow(
     """
     if not any(isinstance(value, Tensor) for value in tree_leaves(example)):
         raise ValueError(f"example must be a batch of inputs, got {type(example).__name__}")
-    weights = [layer.values for layer in layers] if weights is None else weights
     inputs = example[:1] if isinstance(example, Tensor) else example
     inputs = tree_map_only(Tensor, _as_input, inputs)
     args = inputs if isinstance(inputs, tuple) else (inputs,)
@@ -78,15 +73,14 @@ def flow(
     eager = torch.compiler.set_stance("force_eager") if compiles else nullcontext()
     unhooked = torch.autograd.graph.disable_saved_tensors_hooks("switch checkpointing off")
     try:
-        twin, parameters = _twin(model)
-        numbers = {id(parameters[id(layer.weight)]): i for i, layer in enumerate(layers)}
-        follow = _Follow(twin, Rules(numbers, weights))
+        twin = twin_of(model)
+        follow = _Follow(twin, prunable_layers(twin), weights)
         with torch.random.fork_rng(devices), eager, unhooked, follow:
             outputs = twin(**inputs) if isinstance(inputs, dict) else twin(*args)
     except (RuntimeError, TypeError, IndexError, AttributeError, AssertionError) as error:
         raise ValueError(f"cannot run a copy of the model on example: {error}") from error
     outputs = vars(outputs) if is_dataclass(outputs) else outputs
-    calls = follow.rules.finish(follow.signals(outputs))
+    calls = follow.finish(follow.signals(outputs))
     factors = [_factors(*x) for x in zip(layers, weights, calls, strict=True)]
     if names := [layer.name for layer, pair in zip(layers, factors, strict=True) if pair is None]:
         warnings.warn(
@@ -94,19 +88,12 @@ def flow(
             + ", ".join(names),
             stacklevel=7,  # where prune_masks is called
         )
-    return _rounded(model, layers, weights, factors)
-
-
-def _twin(model: nn.Module) -> tuple[nn.Module, dict[int, Tensor]]:
-    """A copy in eval mode that shares the parameters without their gradients, found by id."""
-    parameters = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
-    plain = [v for module in model.modules() for v in vars(module).values()]
-    twin = copy.deepcopy(
-        model, {id(v): v.detach() for v in plain if isinstance(v, Tensor)} | parameters
-    )
-    for module in twin.modules():
-        module.training = False
-    return twin, parameters
+    if not chain_fault(model, layers):  # masks are equal bit for bit where its order says the same
+        close = partial(torch.allclose, rtol=1e-6, atol=0)
+        for i, pair in enumerate(factors):
+            ordered = neighbours(layers, weights, i)
+            factors[i] = ordered if pair and all(map(close, ordered, pair)) else pair
+    return factors
 
 
 def _factors(layer: Layer, weight: Tensor, calls: list[Factors]) -> Factors | None:
@@ -121,21 +108,6 @@ def _factors(layer: Layer, weight: Tensor, calls: list[Factors]) -> Factors | No
     return before.sqrt().to(weight), after.sqrt().to(weight)
 
 
-@torch.no_grad()
-def _rounded(model, layers, weights, factors: list[Factors | None]) -> list[Factors | None]:
-    """With the rounding of definition order where that says the same: equal masks bit for bit."""
-    try:
-        check_chain(model, layers)
-    except ValueError:
-        return factors
-    close = partial(torch.allclose, rtol=1e-6, atol=0)
-    ordered = [neighbours(layers, weights, i) for i in range(len(layers))]
-    return [
-        one if two and all(map(close, one, two)) else two
-        for one, two in zip(ordered, factors, strict=True)
-    ]
-
-
 def _as_input(value: Tensor) -> Tensor:
     """An input of the model: 1 per unit, unless it holds whole numbers."""
     if not value.is_floating_point():
@@ -144,18 +116,16 @@ def _as_input(value: Tensor) -> Tensor:
     return _mark(emit(value.new_ones((), dtype=kind), value.shape)[1])
 
 
-def _mark(out, name: str = "", signals=()):
+def _mark(out, name: str = "", rule: str | None = None, signals=()):
     """`out`, its signals marked with what a product needs to know about its factors.
 
     gate: 2 for what comes from a sigmoid, 1 for other activations, else 0. root: the same for all
     that are elementwise functions of one signal.
     """
-    rule, root = RULES.get(name), None
+    root = signals[0].root if rule in ELEMENTWISE and len(signals) == 1 else None
     gate = 2 if name in ("sigmoid", "hardsigmoid", "softmax") else int(rule == "activation")
     if rule in ELEMENTWISE or rule == "as_is":  # of x.expand_as(y) the first counts
         gate = max(gate, min(x.gate for x in signals[: 1 if rule == "as_is" else None]))
-    if rule in ELEMENTWISE and len(signals) == 1:
-        root = signals[0].root
     for value in filter(is_signal, tree_leaves(out)):
         value.gate, value.root = gate, root or object()
         written = value._base  # through a view
@@ -164,16 +134,11 @@ def _mark(out, name: str = "", signals=()):
     return out
 
 
-class _Follow(TorchFunctionMode):
+class _Follow(Rules):
     """Runs functions of signals by their rules."""
 
-    def __init__(self, twin: nn.Module, rules: Rules):
-        super().__init__()
-        self.twin, self.rules = twin, rules
-        self.dtype = next(p.dtype for p in twin.parameters() if p.is_floating_point())
-
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs, name = dict(kwargs or {}), func.__name__.strip("_")
+        kwargs, name, rule = dict(kwargs or {}), func.__name__.strip("_"), rule_of(func)
         signals = self.signals((args, kwargs))
         if not signals and name != "embedding":
             return func(*args, **kwargs)
@@ -181,17 +146,17 @@ class _Follow(TorchFunctionMode):
             hidden = {"requires_grad": False, "data": args[0], "dtype": self.dtype}
             attribute = func.__self__.__name__
             return hidden[attribute] if attribute in hidden else _mark(func(*args))
-        if name not in RULES:
+        if rule is None:
             self.refuse(f"{name} has no rule")
         in_place = kwargs.pop("inplace", False) or re.fullmatch("[a-z].*_", func.__name__)
         with torch.enable_grad():
             try:
-                out = getattr(self.rules, RULES[name])(func, *args, **kwargs)
+                out = getattr(self, rule)(func, *args, **kwargs)
             except (TypeError, NotImplementedError) as error:
                 self.refuse(f"{name} has no rule for these arguments ({error})")
             if in_place and out is not args[0]:
                 out = args[0].copy_(out)
-        return _mark(out, name, signals)
+        return _mark(out, name, rule, signals)
 
     def signals(self, values) -> list[Tensor]:
         """The signals among `values`; refused where one comes from code without rules."""
@@ -203,12 +168,10 @@ class _Follow(TorchFunctionMode):
 
     def refuse(self, why: str) -> None:
         """Raise ValueError that names the innermost module at work."""
-        modules = {id(module): (name, module) for name, module in self.twin.named_modules()}
-        frame = inspect.currentframe()
-        while frame.f_back and id(frame.f_locals.get("self")) not in modules:
-            frame = frame.f_back
-        name, module = modules.get(id(frame.f_locals.get("self")), ("", self.twin))
+        names = {module: name for name, module in self.twin.named_modules()}
+        selves = [frame.f_locals.get("self") for frame, _ in traceback.walk_stack(None)]
+        name = next((names[x] for x in selves if isinstance(x, nn.Module) and x in names), "")
         raise ValueError(
-            f"cannot follow the data in {name or 'the model'} ({type(module).__name__}): {why}; "
+            f"cannot follow the data in {called(name, self.twin.get_submodule(name))}: {why}; "
             "methods that need no neighbours, such as mp, work"
         )

@@ -6,60 +6,67 @@ else is a constant. It is the same at all positions: where it varies along a dim
 
 import inspect
 import math
+import re
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from lapnb.pruning.layers import column_norms, row_norms
+from lapnb.pruning.layers import at_least_float, column_norms, norm_scale, row_norms
 
-# Functions by name, without underscores, for each method of `Rules`
+# Functions by name, without underscores, dimensions and "_as", for each method of `Rules`
 NAMES = {
     "activation": "sigmoid hardsigmoid relu relu6 leaky_relu prelu rrelu elu selu celu gelu silu "
     "mish hardswish hardtanh tanh softplus softsign logsigmoid tanhshrink softshrink hardshrink "
     "threshold clamp clip clamp_min clamp_max sin cos exp erf abs sqrt square pow",
-    "identity": "dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout detach neg "
-    "feature_alpha_dropout to type type_as float double half bfloat16 cpu cuda requires_grad "
-    "normalize local_response_norm",
+    "identity": "dropout alpha_dropout feature_dropout feature_alpha_dropout detach neg to type "
+    "float double half bfloat16 cpu cuda requires_grad normalize local_response_norm",
     "add": "add radd sub subtract rsub",
     "multiply": "mul rmul multiply",
     "divide": "div divide truediv true_divide",
     "one": "var std var_mean std_mean norm linalg_norm linalg_vector_norm rsqrt reciprocal rdiv",
     # rearranges, selects, pools or resizes signals, asks for their shape or makes constants of it
-    "as_is": "reshape reshape_as view view_as flatten unflatten ravel permute transpose t swapaxes "
-    "movedim moveaxis contiguous unsqueeze squeeze expand expand_as broadcast_to repeat tile "
-    "repeat_interleave chunk split split_with_sizes tensor_split unbind getitem select narrow "
-    "index_select gather roll flip unfold pixel_shuffle pixel_unshuffle channel_shuffle clone copy "
-    "zero interpolate upsample adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
-    "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d max_pool1d max_pool2d max_pool3d "
-    "size dim ndimension numel stride is_contiguous is_floating_point get_device len hash repr "
-    "format zeros_like ones_like empty_like full_like new_zeros new_ones new_empty new_full",
+    "as_is": "reshape view flatten unflatten ravel permute transpose t swapaxes movedim moveaxis "
+    "contiguous unsqueeze squeeze expand broadcast_to repeat tile repeat_interleave chunk split "
+    "split_with_sizes tensor_split unbind getitem select narrow index_select gather roll flip "
+    "unfold pixel_shuffle pixel_unshuffle channel_shuffle clone copy zero interpolate upsample "
+    "adaptive_avg_pool adaptive_max_pool max_pool size dim ndimension numel stride is_contiguous "
+    "is_floating_point get_device len hash repr format zeros_like ones_like empty_like full_like "
+    "new_zeros new_ones new_empty new_full",
     "cat": "cat concat concatenate",
     "reduce": "mean sum max amax",
-    "average_pool": "avg_pool1d avg_pool2d avg_pool3d",
+    "norm": "layer_norm rms_norm group_norm",
     "batch_norm": "batch_norm instance_norm",
-    "layer_norm": "layer_norm rms_norm",
-    "weighted": "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
+    "weighted": "linear conv conv_transpose",
     "end": "matmul mm addmm bmm baddbmm einsum softmax log_softmax fold "
     "scaled_dot_product_attention",
-    "": "stack pad setitem where masked_fill addcmul glu group_norm embedding "
-    "multi_head_attention_forward",  # called as the function is
+    "fill": "where masked_fill setitem",
+    # called as the function is
+    "": "avg_pool stack pad addcmul glu embedding multi_head_attention_forward",
 }
 RULES = {name: rule or name for rule, names in NAMES.items() for name in names.split()}
 ELEMENTWISE = {"activation", "identity", "add", "multiply", "divide"}
 
 
-class Rules:
+def rule_of(func) -> str | None:
+    """The name of a function's method of `Rules`."""
+    return RULES.get(re.sub(r"_as$|[123]d$", "", func.__name__.strip("_")))
+
+
+class Rules(TorchFunctionMode):
     """What is counted, and a method per rule, which takes the function and its arguments.
 
-    `index` numbers the layers by the ids of their weights, in whose place `weights` count.
+    `index` numbers layers by the ids of their weights in `twin`, in whose place `weights` count.
     """
 
-    def __init__(self, index: dict[int, int], weights: list[Tensor]):
-        self.index, self.weights = index, weights
+    def __init__(self, twin: nn.Module, layers: list, weights: list[Tensor]):
+        super().__init__()
+        self.index, self.weights = {id(layer.weight): i for i, layer in enumerate(layers)}, weights
         self.calls = [[] for _ in weights]  # of each layer: (what arrives, source of what it emits)
         self.total = torch.zeros(())  # Σ of ⟨‖W[:, k]‖², what arrives⟩
+        self.twin, self.dtype = twin, layers[0].weight.dtype
 
     def finish(self, outputs: list[Tensor]) -> list[list[tuple[Tensor, Tensor]]]:
         """The squares (what arrives, what follows) of each layer's calls; [] where it is unused."""
@@ -128,15 +135,12 @@ class Rules:
 
     def batch_norm(self, func, x, mean=None, running_var=None, *, weight=None, eps=1e-5, **how):
         if running_var is not None and not (how.get("training") or how.get("use_input_stats")):
-            scale = (at_least_float(running_var) + eps).rsqrt()
-            weight = scale if weight is None else scale * weight.abs()
-        return self.group_norm(func, x, 1, weight)
+            weight = norm_scale(running_var, weight, eps)
+        return self.norm(functional.group_norm, x, 1, weight)
 
-    def group_norm(self, func, x, num_groups, weight=None, *_, **__):
-        weight = 1 if weight is None else weight.view(-1, *[1] * (x.ndim - 2))
-        return self.multiply(func, x, weight)
-
-    def layer_norm(self, func, x, normalized_shape, weight=None, *_, **__):
+    def norm(self, func, x, size, weight=None, *_, **__):
+        if weight is not None and "group" in func.__name__:
+            weight = weight.view(-1, *[1] * (x.ndim - 2))
         return self.multiply(func, x, 1 if weight is None else weight)
 
     def one(self, func, *args, **kwargs):  # scales that are computed from the data
@@ -145,13 +149,12 @@ class Rules:
     def as_is(self, func, *args, **kwargs):
         return func(*args, **kwargs)
 
-    def activation(self, func, x, *_, **__):
+    def identity(self, func, x, *_, **__):
         if not is_signal(x):
             raise NotImplementedError("a parameter of it is computed from the data")
         return x.clone()
 
-    def identity(self, func, x, *_, **__):
-        return x.clone()
+    activation = identity
 
     def add(self, func, a, b, alpha=1):
         return _without_constant(a) + alpha**2 * _without_constant(b)
@@ -167,8 +170,7 @@ class Rules:
         return a * b if rank[0] == rank[1] else _gate(x, gate)
 
     def addcmul(self, func, x, a, b, value=1):
-        product = self.multiply(func, a, b) if is_signal(a) or is_signal(b) else a * b
-        return self.add(func, x, product, value)
+        return self.add(func, x, self.multiply(func, a, b), value)
 
     def divide(self, func, a, b):
         return a * torch.ones_like(b) if is_signal(b) else self.multiply(func, a, 1 / b)
@@ -186,9 +188,8 @@ class Rules:
         factor = positions if func.__name__ == "sum" else 1 / units
         return func(x, *args, **kwargs) * factor
 
-    def average_pool(self, func, x, kernel_size, stride=None, padding=0, ceil_mode=False, *_, **__):
-        pool = getattr(functional, func.__name__.replace("avg", "max"))  # blind to its padding
-        return pool(x, kernel_size, stride, padding, ceil_mode=ceil_mode)
+    def avg_pool(self, func, x, kernel_size, stride=None, padding=0, ceil_mode=False, *_, **__):
+        return func(x, kernel_size, stride, padding, ceil_mode, False)  # padding does not count
 
     def pad(self, func, x, pad, mode="constant", value=None):
         """Units are padded with nothing, positions with more of the same."""
@@ -209,23 +210,13 @@ class Rules:
     def stack(self, func, tensors, dim=0):
         return self.cat(func, [x.unsqueeze(dim) for x in tensors], dim)
 
-    def setitem(self, func, x, index, value):
-        x[index] = _without_constant(value)
-        return x
-
-    def where(self, func, condition, a, b):
-        return torch.where(condition, _without_constant(a), _without_constant(b))
-
-    def masked_fill(self, func, x, mask, value):
-        return x.masked_fill(mask, 0)
+    def fill(self, func, x, where, value):
+        where = _without_constant(where) if func is torch.where else where  # where(x, where, value)
+        return func(x, where, _without_constant(value))
 
 
 def is_signal(value) -> bool:
     return isinstance(value, Tensor) and value.requires_grad
-
-
-def at_least_float(weight: Tensor) -> Tensor:
-    return weight.to(torch.promote_types(weight.dtype, torch.float32))
 
 
 def emit(values: Tensor, shape) -> tuple[Tensor, Tensor]:

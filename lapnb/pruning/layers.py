@@ -3,6 +3,7 @@
 Units are channels for a convolution, rows (outputs) and columns (inputs) for a linear layer.
 """
 
+import copy
 from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
@@ -25,29 +26,23 @@ class Layer:
     module: nn.Module
     batch_norm: nn.Module | None = None
 
+    def __post_init__(self):
+        self.groups: int = getattr(self.module, "groups", 1)
+        # whether the weight's first dimension is that of the inputs
+        self.transposed: bool = isinstance(self.module, TRANSPOSED)
+        self.outputs: int = getattr(self.module, "out_features", 0) or self.module.out_channels
+
     @property
     def weight(self) -> Tensor:
         return self.module.weight
 
     @property
     def values(self) -> Tensor:
-        """The weight, detached, in float32 or better."""
-        weight = self.weight.detach()
-        return weight.to(torch.promote_types(weight.dtype, torch.float32))
-
-    @property
-    def outputs(self) -> int:
-        """The number of its output units."""
-        return getattr(self.module, "out_features", 0) or self.module.out_channels
-
-    @property
-    def groups(self) -> int:
-        return getattr(self.module, "groups", 1)
-
-    @property
-    def transposed(self) -> bool:
-        """Whether the weight's first dimension is that of the inputs."""
-        return isinstance(self.module, TRANSPOSED)
+        """The weight, detached, in float32 or better; ValueError where it is on the meta device."""
+        if self.weight.is_meta:
+            about = called(self.name, self.module)
+            raise ValueError(f"cannot prune {about}: its weight, on the meta device, has no values")
+        return at_least_float(self.weight.detach())
 
     def per_output(self, units: Tensor) -> Tensor:
         """One number per output unit, shaped to multiply the weight."""
@@ -58,12 +53,25 @@ class Layer:
         return self._along(int(not self.transposed), units)
 
     def _along(self, dimension: int, units: Tensor) -> Tensor:
-        rest = [1] * (self.weight.ndim - 1)
+        rest = [1] * (self.weight.ndim - 2)
         if dimension == 0:
-            return units.view(-1, *rest)
-        factor = units.view(self.groups, -1, *rest[1:])  # units are counted within a group
-        rows = len(self.weight) // self.groups
-        return factor.repeat_interleave(rows, dim=0) if self.groups > 1 else factor
+            return units.view(-1, 1, *rest)
+        factor, rows = units.view(self.groups, -1, *rest), len(self.weight) // self.groups
+        return factor.repeat_interleave(rows, dim=0) if self.groups > 1 else factor  # in a group
+
+
+def at_least_float(weight: Tensor) -> Tensor:
+    return weight.to(torch.promote_types(weight.dtype, torch.float32))
+
+
+def twin_of(model: nn.Module) -> nn.Module:
+    """A copy in eval mode, without gradients, that can be run and changed."""
+    values = [value for module in model.modules() for value in vars(module).values()]
+    stored = {id(value): value.detach().clone() for value in values if isinstance(value, Tensor)}
+    twin = copy.deepcopy(model, stored).requires_grad_(False)  # deepcopy takes no results
+    for module in twin.modules():
+        module.training = False
+    return twin
 
 
 def prunable_layers(model: nn.Module) -> list[Layer]:
@@ -74,7 +82,7 @@ def prunable_layers(model: nn.Module) -> list[Layer]:
 
     Raises TypeError for anything but a module; ValueError, naming the layer, where zeros in its
     weight would not do what they should: a weight that is shared, that is computed from something
-    else, that is not initialised yet, or that the layer's own `forward` may change.
+    else, not initialised yet, empty or complex, or that the layer's own `forward` may change.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
@@ -113,69 +121,80 @@ def _check_weight(name: str, module: nn.Module, uses: Counter) -> None:
         reason = "shares its weight"
     elif nn.parameter.is_lazy(weight):
         reason = "has no weight before the model has run once"
+    elif not (weight.numel() and weight.is_floating_point()):
+        reason = f"has a weight of shape {tuple(weight.shape)} in {weight.dtype}, no real numbers"
     elif methods != [getattr(base, f, None) for f in USED]:
         reason = "has a forward of its own, which may change its weight"
     else:
         return
-    about = f"{name or 'the model'} ({type(module).__name__})"
-    raise ValueError(f"cannot prune {about}: it {reason} (prunable = False leaves it dense)")
+    about = f"{called(name, module)}: it {reason}"
+    raise ValueError(f"cannot prune {about} (prunable = False leaves it dense)")
+
+
+def called(name: str, module: nn.Module) -> str:
+    """What messages call a module."""
+    return f"{name or 'the model'} ({type(module).__name__})"
 
 
 def _fits(norm: nn.Module, layer: Layer) -> bool:
     """Whether a batch norm scales a layer's units or, after a flatten, the columns they become."""
     flat = isinstance(norm, nn.BatchNorm1d) and not isinstance(layer.module, nn.Linear)
-    equal = norm.num_features == layer.outputs
-    columns = flat and norm.num_features % layer.outputs == 0
-    return norm.running_var is not None and (equal or columns)
+    columns, rest = divmod(norm.num_features, layer.outputs)
+    return norm.running_var is not None and not rest and (flat or columns == 1)
 
 
-def check_chain(model: nn.Module, layers: list[Layer], linear: bool = False) -> None:
-    """Raise ValueError, naming the module, unless layers are called in the order of definition.
+def chain_fault(model: nn.Module, layers: list[Layer], linear: bool = False) -> str:
+    """Why it is not known that layers are called in the order of definition; "" if it is.
 
     Known to be such a chain are an nn.Sequential of layers, their batch norms and modules of
     torch.nn that keep units apart, nested or not, and a model that says so by the attribute
-    `definition_order = True`: our own networks, whose residual additions the paper's protocol
-    ignores. Each layer's outputs must be the next one's inputs in number. With `linear` all layers
-    must be so, as `whole_network` needs it.
+    `definition_order = True`: our own, whose residual additions the paper's protocol ignores. Each
+    layer's outputs must be the next one's inputs in number. `linear`: as `whole_network` needs it.
     """
-    if linear:
-        check_linear(layers)
+    for layer in layers if linear else ():
+        if not isinstance(layer.module, nn.Linear) or layer.batch_norm is not None:
+            needs = "the product of all layers needs linear layers without batch norm"
+            return f"{needs}; {layer.name} is {type(layer.module).__name__}"
     in_order = getattr(model, "definition_order", False)
     known = {id(m) for x in layers if not x.transposed for m in (x.module, x.batch_norm)}
     for name, module in _modules(model) if in_order else model.named_modules():
         owned = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
         if not (id(module) in known or _keeps_units(module) or (in_order and not owned)):
-            about = f"{name or 'the model'} ({type(module).__name__})"
-            raise ValueError(f"cannot tell the neighbours of layers around {about}: {PASS_EXAMPLE}")
+            where = called(name, module)
+            return f"cannot tell the neighbours of layers around {where}: {PASS_EXAMPLE}"
     flat = in_order or any(isinstance(module, nn.Flatten) for module in model.modules())
     for first, second in pairwise(layers):
-        outputs, inputs = first.outputs, second.weight.shape[1] * second.groups
-        fits = inputs == outputs
-        if isinstance(second.module, nn.Linear) and not isinstance(first.module, nn.Linear):
-            fits = flat and inputs % outputs == 0
-        if not fits or len(batch_norm_scale(first)) not in (outputs, inputs):
-            raise ValueError(
-                f"{second.name} ({inputs} inputs) does not fit {first.name} ({outputs} outputs), "
-                f"the layer defined before it: {PASS_EXAMPLE}"
+        inputs = second.weight.shape[1] * second.groups
+        columns, rest = divmod(inputs, first.outputs)
+        kinds = [isinstance(layer.module, nn.Linear) for layer in (first, second)]
+        if rest or (columns != 1 and not (flat and kinds == [False, True])):
+            return (
+                f"{second.name} ({inputs} inputs) does not fit {first.name} ({first.outputs} "
+                f"outputs), the layer defined before it: {PASS_EXAMPLE}"
             )
+    return ""
 
 
 def _keeps_units(module: nn.Module) -> bool:
     """Whether a module has a place in a chain between layers and their batch norms."""
     room = type(module).__module__.removeprefix("torch.nn.modules.")
-    mixes = isinstance(module, nn.GLU | nn.MultiheadAttention)
     kept = room in ("activation", "container", "dropout", "flatten", "padding", "pooling")
-    kept = kept and getattr(module, "start_dim", 1) == 1  # of a Flatten
-    return not mixes and (kept or isinstance(module, nn.Identity))
+    mixes = (
+        isinstance(module, nn.GLU | nn.MultiheadAttention) or getattr(module, "start_dim", 1) != 1
+    )
+    return (kept and not mixes) or isinstance(module, nn.Identity)
 
 
 def batch_norm_scale(layer: Layer) -> Tensor:
     """|gamma| / sqrt(running_var + eps) per feature of the layer's batch norm; 1 without one."""
-    norm, like = layer.batch_norm, layer.values
-    if norm is None:
-        return like.new_ones(len(like))
-    scale = (norm.running_var.to(like) + norm.eps).rsqrt()
-    return scale if norm.weight is None else scale * norm.weight.detach().to(like).abs()
+    if (norm := layer.batch_norm) is None:
+        return layer.values.new_ones(layer.outputs)
+    return norm_scale(norm.running_var, norm.weight, norm.eps).to(layer.values)
+
+
+def norm_scale(variance: Tensor, gamma: Tensor | None, eps: float) -> Tensor:
+    scale = (at_least_float(variance) + eps).rsqrt()
+    return scale if gamma is None else scale * gamma.detach().abs()
 
 
 def row_norms(weight: Tensor) -> Tensor:
@@ -191,7 +210,7 @@ def column_norms(weight: Tensor, groups: int) -> Tensor:
 
 def _spread(values: Tensor, columns: int) -> Tensor:
     """Repeat each channel's value for the columns that it feeds after a flatten."""
-    return values if len(values) == columns else values.repeat_interleave(columns // len(values))
+    return values.repeat_interleave(columns // len(values))
 
 
 @torch.no_grad()
@@ -215,6 +234,17 @@ def neighbours(layers: list[Layer], weights: list[Tensor], i: int) -> tuple[Tens
     return before, layer.per_output(row_norms(scale.view(len(weights[i]), -1)))
 
 
+def whole_network(weights: list[Tensor], i: int) -> tuple[Tensor, Tensor]:
+    """`neighbours` with all layers before and all layers after layer i as the two factors.
+
+    Without activations |w| · before · after is then the exact distortion ‖J(W̃) − J(W)‖_F.
+    """
+    one, last = weights[i].new_ones(()), i + 1 == len(weights)
+    before = product(weights[:i]).norm(dim=1)[None, :] if i > 0 else one
+    after = one if last else product(weights[i + 1 :]).norm(dim=0)[:, None]
+    return before, after
+
+
 def product(weights: list[Tensor]) -> Tensor:
     """J = W_L ⋯ W_1, shape (outputs, inputs): what linear layers compute together."""
     with torch.autocast(weights[0].device.type, enabled=False):
@@ -225,30 +255,6 @@ def product(weights: list[Tensor]) -> Tensor:
 def relative_distortion(dense: nn.Module, pruned: nn.Module) -> float:
     """‖J(W̃) − J(W)‖_F / ‖J(W)‖_F of two fully-connected networks (paper, Section 3)."""
     before, after = (
-        product([layer.values for layer in check_linear(prunable_layers(model))])
-        for model in (dense, pruned)
+        product([layer.values for layer in prunable_layers(model)]) for model in (dense, pruned)
     )
     return float(torch.linalg.norm(after - before) / torch.linalg.norm(before))
-
-
-def whole_network(layers: list[Layer], weights: list[Tensor], i: int) -> tuple[Tensor, Tensor]:
-    """`neighbours` with all layers before and all layers after layer i as the two factors.
-
-    On a network without activations |w| · before · after is then the exact distortion
-    ‖J(W̃) − J(W)‖_F of zeroing w. ValueError for anything but linear layers in a row.
-    """
-    check_linear(layers)
-    one, last = weights[i].new_ones(()), i + 1 == len(weights)
-    before = product(weights[:i]).norm(dim=1)[None, :] if i > 0 else one
-    after = one if last else product(weights[i + 1 :]).norm(dim=0)[:, None]
-    return before, after
-
-
-def check_linear(layers: list[Layer]) -> list[Layer]:
-    """The layers; ValueError, naming one, unless all are linear and without batch norm."""
-    for layer in layers:
-        kind = type(layer.module).__name__
-        if not isinstance(layer.module, nn.Linear) or layer.batch_norm is not None:
-            about = "the product of all layers needs linear layers without batch norm"
-            raise ValueError(f"{about}; {layer.name} is {kind}")
-    return layers

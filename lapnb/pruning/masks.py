@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +11,11 @@ from torch.nn.utils import prune
 
 from lapnb.pruning import saliency as looks
 from lapnb.pruning.flow import flow
-from lapnb.pruning.layers import Layer, check_chain, neighbours, prunable_layers, whole_network
+from lapnb.pruning.layers import Layer, chain_fault, neighbours, prunable_layers, whole_network
 from lapnb.pruning.scores import METHODS, Method
 
 
-def check(model: nn.Module, method: str, scope="layer", example=None, saliency=None) -> list:
+def check(model: nn.Module, method: str, scope="layer", example=None, saliency=None) -> list[Layer]:
     """The layers that `prune_masks` would prune; its ValueError where it needs no data to tell."""
     if not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
@@ -28,8 +29,9 @@ def check(model: nn.Module, method: str, scope="layer", example=None, saliency=N
         if criterion.within == "row" and layer.transposed:  # its rows are not its output units
             raise ValueError(f"method {method} cannot rank within units of {layer.name}")
     whole = criterion.neighbours == "all"
-    if whole or (criterion.neighbours == "chain" and example is None):
-        check_chain(model, layers, linear=whole)
+    in_order = whole or (criterion.neighbours == "chain" and example is None)
+    if in_order and (fault := chain_fault(model, layers, linear=whole)):
+        raise ValueError(fault)
     if criterion.looks_at == "curvature" and saliency is None:
         looks.hessian_chain(model, layers)
     return layers
@@ -51,17 +53,17 @@ def prune_masks(
     keep: the surviving fraction, in [0, 1]: one for all layers, or one per layer. Of n weights
         exactly round(keep · n) survive; ties: see `keep_largest`.
     scope: "layer" ranks each layer by itself (wanda each output unit: round(keep · n) is spread
-        evenly over a layer's units, and those whose next score is highest keep one more where it
-        does not divide). "global" makes one ranking over all layers, each layer's scores (|w| for
-        MP, squared distortion for LAP) divided by their Frobenius norm (not for LAMP and SynFlow).
+        evenly over a layer's units, those whose next score is highest keep one more). "global"
+        makes one ranking over all layers, each layer's scores (|w| for MP, squared distortion for
+        LAP) divided by their Frobenius norm (not for LAMP and SynFlow).
     example: a batch of the model's inputs. Neighbours are then found by following it through the
-        model; without, they are those in the order of definition, where that is known (see
-        `layers.check_chain`). What it never reaches stays dense, with a warning, and is not ranked.
+        model; else they are those in the order of definition, where `layers.chain_fault` knows
+        it. What it never reaches stays dense, with a warning, and is not ranked.
     batches: (images, labels) for the methods that look at data, as `saliency.saliency` takes them,
         unless that function's result is at hand as `saliency`.
-    seed: for the random scores of rp.
+    seed: a whole number, for the random scores of rp.
 
-    The model is not changed. Warns of a layer whose scores are all 0 or of which nothing is left;
+    The model is not changed. Warns of a layer without scores above 0 or without weights left;
     ValueError names the argument or module that cannot be handled.
 
     >>> import lapnb
@@ -71,36 +73,39 @@ def prune_masks(
     [39200, 25000, 25000, 25000, 500]
     """
     layers, criterion = check(model, method, scope, example, saliency), METHODS[method]
-    fractions = _fractions(keep, len(layers), scope)
+    fractions = _fractions(keep, len(layers) if scope == "layer" else 1, scope)
+    if not isinstance(seed, Integral) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be a whole number from 0 to 2^63 - 1; got {seed!r}")
     if criterion.neighbours == "flow" and example is None:
         raise ValueError(f"method {method} follows the data: pass example=, a batch of inputs")
-    if criterion.looks_at and saliency is None and batches is None:
-        raise ValueError(f"method {method} looks at data: pass batches= of (images, labels)")
     if criterion.looks_at and saliency is None:
+        if batches is None:
+            raise ValueError(f"method {method} looks at data: pass batches= of (images, labels)")
         saliency = looks.saliency(model, criterion.looks_at, batches)
     weights, known = _ranked(layers, criterion, saliency, seed)
-    weights, unit = _scaled(weights)
+    if example is None:  # else other layers, which are not scaled, may be neighbours
+        weights = _scaled(weights)
     followed: list = []
 
     def around(i: int) -> tuple[Tensor, Tensor] | None:
         if not criterion.neighbours:
             return known[i], known[i].new_ones(())
         if criterion.neighbours == "all":
-            return whole_network(layers, weights, i)
+            return whole_network(weights, i)
         if example is None:
             return neighbours(layers, weights, i)
         if criterion.order or not followed:
-            followed[:] = flow(model, example, layers, [w * unit for w in weights])
+            followed[:] = flow(model, example, layers, weights)
         return followed[i]
 
     masks = [torch.ones_like(layer.weight, dtype=torch.bool) for layer in layers]
     scores = {}  # that a global ranking compares
-    for i in sorted(range(len(layers)), reverse=criterion.order == "backward"):
+    for i in range(len(layers))[:: -1 if criterion.order == "backward" else 1]:
         if (factors := around(i)) is None:  # flow has warned
             continue
         score, layer = criterion.score(weights[i], *factors), layers[i]
-        smallest, largest = score.aminmax()  # NaN is passed on to both
-        if not (smallest.isfinite() and largest.isfinite()):
+        largest = score.max()  # NaN if any is
+        if not largest.isfinite():
             raise ValueError(f"scores must be finite, but weights or data of {layer.name} are not")
         if not largest:
             warnings.warn(f"{layer.name}: all scores are 0, the lowest indices stay", stacklevel=3)
@@ -122,26 +127,25 @@ def prune_masks(
     return masks
 
 
-def keep_largest(score: Tensor, count: int, weight: Tensor | None = None) -> Tensor:
+def keep_largest(score: Tensor, count: int, weight: Tensor) -> Tensor:
     """Mask of the `count` largest entries of `score`.
 
-    Ties go to entries of `weight` that are not zero yet (what was pruned earlier does not come back
-    for one that scores 0 because its neighbours are gone), then to the lower index.
+    Ties go to entries of `weight` that are not zero yet, so that what was pruned does not return,
+    then to the lower index.
     """
-    flat = score.flatten()
-    if count in (0, score.numel()):
+    flat, rank = score.flatten(), score.numel() - count
+    if count == 0 or rank == 0:
         return torch.full_like(score, count > 0, dtype=torch.bool)
     if flat.is_cuda:
-        threshold = flat.kthvalue(len(flat) - count + 1).values
+        threshold = flat.kthvalue(rank + 1).values
     else:
         values = flat.clone().numpy()  # NumPy's partition is several times faster than kthvalue
-        values.partition(len(values) - count)
-        threshold = torch.tensor(values[len(values) - count])
+        values.partition(rank)
+        threshold = torch.tensor(values[rank])
     mask = flat >= threshold
     if surplus := int(mask.count_nonzero()) - count:
         ties = (flat == threshold).nonzero().flatten()
-        if weight is not None:
-            ties = ties[(weight.flatten()[ties] == 0).int().argsort(stable=True)]
+        ties = ties[(weight.flatten()[ties] == 0).int().argsort(stable=True)]
         mask[ties[-surplus:]] = False
     return mask.view(score.shape)
 
@@ -151,7 +155,7 @@ def keep_in_rows(score: Tensor, count: int, weight: Tensor) -> Tensor:
     rows = score.masked_fill(weight == 0, -1).flatten(1)  # what was pruned earlier comes last
     rank = rows.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     each, left = divmod(count, len(rows))
-    one_more = keep_largest(rows.masked_fill(rank != each, -2), left)
+    one_more = keep_largest(rows.masked_fill(rank != each, -2), left, rows)
     return ((rank < each) | one_more).view_as(score)
 
 
@@ -163,8 +167,7 @@ def apply_masks(model: nn.Module, masks: list[Tensor]) -> None:
 def keep_masks(model: nn.Module, masks: list[Tensor], optimizer: torch.optim.Optimizer):
     """For your own training loop: weights outside the masks are zero now and after each step.
 
-    Returns the hook's handle, whose `remove()` ends this. Raises ValueError when masks do not fit
-    the model or the optimizer does not train its prunable weights.
+    Returns a handle whose `remove()` ends this. ValueError when masks or optimizer do not fit.
     """
     pairs = _fitting(model, masks)
     trained = {id(p) for group in getattr(optimizer, "param_groups", []) for p in group["params"]}
@@ -185,8 +188,9 @@ def to_torch_prune(model: nn.Module, masks: list[Tensor]) -> nn.Module:
 
     For PyTorch's own tools. Until `prune.remove` folds them in, functions here refuse the model.
     """
-    apply_masks(model, masks)
-    for layer, mask in _fitting(model, masks):
+    pairs = _fitting(model, masks)
+    _zero(pairs)
+    for layer, mask in pairs:
         prune.custom_from_mask(layer.module, "weight", mask.to(layer.weight.device))
     return model
 
@@ -197,12 +201,13 @@ def _fitting(model: nn.Module, masks: list[Tensor]) -> list[tuple[Layer, Tensor]
     found = len(masks) if isinstance(masks, list | tuple) else type(masks)
     if found != len(layers):
         raise ValueError(f"masks must be one per prunable layer ({len(layers)}); got {found}")
-    for layer, mask in zip(layers, masks, strict=True):
-        wanted = torch.bool, layer.weight.shape
+    pairs = list(zip(layers, masks, strict=True))
+    for layer, mask in pairs:
+        wanted = torch.bool, layer.values.shape
         got = getattr(mask, "dtype", None), getattr(mask, "shape", None)
         if got != wanted:
             raise ValueError(f"mask of {layer.name} must be {wanted}, got {got}")
-    return list(zip(layers, masks, strict=True))
+    return pairs
 
 
 @torch.no_grad()
@@ -216,11 +221,9 @@ def _ranked(layers, criterion: Method, saliency, seed: int) -> tuple[list[Tensor
     """What the criterion ranks, never the model's own tensors, and what it knows of the data."""
     weights = [layer.values for layer in layers]
     known = [w.new_ones(()) for w in weights]
-    if criterion.random:
-        generator = torch.Generator().manual_seed(seed)
-        # times w ≠ 0: what an earlier round has pruned does not return
-        noise = [torch.rand(w.shape, generator=generator).to(w) * (w != 0) for w in weights]
-        return noise, known
+    if criterion.random:  # where w ≠ 0: what an earlier round has pruned does not return
+        noise = torch.Generator().manual_seed(int(seed))
+        weights = [torch.rand(w.shape, generator=noise).to(w) * (w != 0) for w in weights]
     if criterion.looks_at:
         try:
             known = [s.to(w).expand_as(w) for s, w in zip(saliency, weights, strict=True)]
@@ -231,30 +234,27 @@ def _ranked(layers, criterion: Method, saliency, seed: int) -> tuple[list[Tensor
     return weights, known
 
 
-def _scaled(tensors: list[Tensor]) -> tuple[list[Tensor], float]:
-    """All divided by one power of two, which is exact, where powers might under- or overflow."""
+def _scaled(tensors: list[Tensor]) -> list[Tensor]:
+    """All divided by one power of two, which is exact, as their powers might under- or overflow."""
     largest = max(abs(float(value)) for x in tensors for value in x.aminmax())
-    exponent = max(math.frexp(largest)[1], -126)
-    unit = 2.0**exponent if abs(exponent) > 15 else 1.0
-    return [x / unit if unit != 1 else x for x in tensors], unit
+    unit = 2.0 ** max(math.frexp(largest)[1], -126)
+    return [x / unit for x in tensors]
 
 
 def _comparable(score: Tensor, criterion: Method) -> Tensor:
     """What the global ranking compares."""
     if not criterion.normalised:
         return score**criterion.power
-    (score,), _ = _scaled([score])
-    score = score**criterion.power
+    score = _scaled([score])[0] ** criterion.power
     return score / torch.linalg.vector_norm(score).clamp(min=1e-30)
 
 
 def _fractions(keep, count: int, scope: str) -> list[float]:
     try:
-        fractions = torch.as_tensor(keep, dtype=torch.double)
+        fractions = torch.as_tensor(keep, dtype=torch.double).expand(count)
     except (TypeError, ValueError, RuntimeError):
         fractions = torch.tensor(math.nan)
-    shapes = [(), (count,)] if scope == "layer" else [()]
-    if fractions.shape not in shapes or not ((fractions >= 0) & (fractions <= 1)).all():
+    if not ((fractions >= 0) & (fractions <= 1)).all():
         several = f" or {count} of them, one per layer" if scope == "layer" else " in global scope"
         raise ValueError(f"keep must be a number in [0, 1]{several}; got {keep!r}")
-    return fractions.expand(count).tolist()
+    return fractions.tolist()

@@ -11,8 +11,8 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from lapnb.pruning.flow_rules import RULES
-from lapnb.pruning.layers import Layer, prunable_layers
+from lapnb.pruning.flow_rules import rule_of
+from lapnb.pruning.layers import Layer, prunable_layers, twin_of
 
 NEEDS = "obd and obd_lap need a network of modules that BackPACK's DiagHessian supports"
 SUPPORTED = (
@@ -21,8 +21,8 @@ SUPPORTED = (
 )
 # Functions of torch, by name or by their rule in `flow`, that may stand between a layer and its
 # activation, and those that mix units as a layer does
-BETWEEN = {"identity", "add", "as_is", "cat", "stack", "reduce", "pad", "average_pool"}
-BETWEEN |= {"batch_norm", "layer_norm", "group_norm"}
+BETWEEN = {"identity", "add", "as_is", "cat", "stack", "reduce", "pad", "avg_pool"}
+BETWEEN |= {"norm", "batch_norm"}
 MIXING = {"weighted", "end", "multi_head_attention_forward"}
 
 
@@ -47,7 +47,7 @@ def saliency(model: nn.Module, kind: str, batches: Iterable) -> list[Tensor]:
     if kind not in SALIENCY:
         raise ValueError(f"kind must be one of {', '.join(SALIENCY)}; got {kind!r}")
     dtype = prunable_layers(model)[0].values.dtype
-    network = copy.deepcopy(model).eval().requires_grad_(False).to(dtype)
+    network = twin_of(model).to(dtype)
     layers = prunable_layers(network)
     weight = layers[0].weight
     with torch.autocast(weight.device.type, enabled=False):
@@ -67,7 +67,7 @@ def _moved(batches: Iterable, weight: Tensor):
 
 
 class _Activity(TorchFunctionMode):
-    """Counts, while a network runs, the inputs for which each unit of a layer is active.
+    """Tells, while a network runs, where the first activation after each layer is above 0.
 
     Each tensor carries as `sources` the names of the layers that it comes from with no other layer
     and no activation in between.
@@ -76,28 +76,26 @@ class _Activity(TorchFunctionMode):
     def __init__(self, layers: list[Layer]):
         super().__init__()
         self.names = {id(layer.weight): layer.name for layer in layers}
-        self.shapes: dict[str, torch.Size] = {}  # of the output for one input
-        self.counts: dict[str, Tensor] = {}  # in the shape of the activation's output
-        self.counted: set[str] = set()  # since the layer has run
+        self.active: dict[str, Tensor] = {}  # everywhere, until an activation comes
+        self.waiting: set[str] = set()  # layers that have run, without an activation since
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         output = func(*args, **(kwargs or {}))
         inputs, outputs = _tensors([args, kwargs]), _tensors(output)
         name = func.__name__.strip("_")
-        kind = {name, RULES.get(name)}
+        kind = {name, rule_of(func)}
         layers = {self.names[id(x)] for x in inputs if id(x) in self.names}
         signals = [x.sources for x in inputs if hasattr(x, "sources")]
         sources = set().union(*signals)
         if layers or kind & MIXING:
             if layers and not signals:
                 raise _cannot(*layers, "the functions that compute its input are not torch's")
-            self.shapes |= {layer: outputs[0].shape[1:] for layer in layers}
-            self.counted -= layers
+            self.active |= {layer: torch.ones_like(outputs[0]) > 0 for layer in layers}
+            self.waiting |= layers
             sources = layers
         elif "activation" in kind:
-            for layer in sources - self.counted:
-                self.counts[layer] = self.counts.get(layer, 0) + (output > 0).sum(0)
-            self.counted |= sources
+            self.active |= {layer: output > 0 for layer in sources & self.waiting}
+            self.waiting -= sources
             sources = set()
         elif sources and outputs and not kind & BETWEEN:
             raise _cannot(min(sources), f"{name} comes after it")
@@ -116,18 +114,18 @@ def _tensors(nested) -> list[Tensor]:
 
 @torch.no_grad()
 def _activity(network: nn.Module, layers: list[Layer], batches) -> list[Tensor]:
-    watch, inputs, factors = _Activity(layers), 0, []
+    counts, inputs, factors = {}, 0, []
     for images, _ in batches:
         images.sources = set()
-        with watch:
+        with _Activity(layers) as watch:
             network(images)
         inputs += len(images)
+        for name, active in watch.active.items():
+            counts[name] = counts.get(name, 0) + active.sum(0)
     for layer in layers:
-        if layer.name not in watch.shapes:
+        if layer.name not in counts:
             raise _cannot(layer.name, "it does not run in eval mode")
-        always = torch.full(watch.shapes[layer.name], inputs)
-        p = watch.counts.get(layer.name, always).double() / inputs
-        linear = isinstance(layer.module, nn.Linear)  # whose units are last
+        p, linear = counts[layer.name].double() / inputs, isinstance(layer.module, nn.Linear)
         p, flat = p.movedim(-1, 0) if linear else p, p.ndim == 1 and not linear
         if len(p) % layer.outputs or (len(p) != layer.outputs and not flat):
             raise _cannot(layer.name, f"its activation has {len(p)} units, not {layer.outputs}")
@@ -139,21 +137,20 @@ def _activity(network: nn.Module, layers: list[Layer], batches) -> list[Tensor]:
 
 @torch.no_grad()
 def _inputs(network: nn.Module, layers: list[Layer], batches) -> list[Tensor]:
-    modules, squares = [layer.module for layer in layers], [None] * len(layers)
+    squares: dict[nn.Module, Tensor] = {}
 
     def run(module, inputs):
-        i, units = modules.index(module), 1 - module.weight.ndim
-        here = inputs[0].double().square().movedim(units, 0).flatten(1).sum(1)
-        squares[i] = here if squares[i] is None else squares[i] + here
+        units = inputs[0].double().square().movedim(1 - module.weight.ndim, 0)
+        squares[module] = squares.get(module, 0) + units.flatten(1).sum(1)
 
-    for module in modules:
-        module.register_forward_pre_hook(run)
+    for layer in layers:
+        layer.module.register_forward_pre_hook(run)
     for images, _ in batches:
         network(images)
-    for layer, total in zip(layers, squares, strict=True):
-        if total is None:
+    for layer in layers:
+        if layer.module not in squares:
             raise ValueError(f"cannot tell the inputs of {layer.name}: it does not run as a module")
-    return [x.per_input(s.sqrt()).to(x.weight) for x, s in zip(layers, squares, strict=True)]
+    return [layer.per_input(squares[layer.module].sqrt()).to(layer.weight) for layer in layers]
 
 
 @torch.enable_grad()
@@ -186,9 +183,9 @@ def hessian_chain(network: nn.Module, layers: list[Layer]) -> list[tuple[str, nn
         if node.all_input_nodes != [before] or not (is_module or is_flatten or node.op == "output"):
             raise ValueError(f"{NEEDS} in a plain chain, which breaks at {name}")
         module = network.get_submodule(name) if is_module else nn.Flatten()
-        odd = {getattr(module, "padding_mode", "zeros"), getattr(module, "divisor_override", None)}
-        odd |= {type(getattr(module, "padding", 0)) is str or None}
-        if odd != {"zeros", None} or not re.fullmatch(SUPPORTED, type(module).__name__):
+        odd = getattr(module, "divisor_override", None) or getattr(module, "padding_mode", "zeros")
+        named = isinstance(getattr(module, "padding", 0), str)
+        if odd != "zeros" or named or not re.fullmatch(SUPPORTED, type(module).__name__):
             raise ValueError(f"{NEEDS}, unlike {name}: {module}")
         if node.op != "output" and not isinstance(module, nn.Identity):
             chain.append((name, copy.deepcopy(module) if name in dict(chain) else module))

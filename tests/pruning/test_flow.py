@@ -41,7 +41,8 @@ def conv(inputs, outputs, kernel=1, kind=nn.Conv2d, **settings):
 
 def factors(model, example):
     layers = prunable_layers(model)
-    return dict(zip([x.name for x in layers], flow(model, example, layers), strict=True))
+    found = flow(model, example, layers, [layer.values for layer in layers])
+    return {layer.name: pair for layer, pair in zip(layers, found, strict=True)}
 
 
 def rows(layer):

@@ -1,5 +1,7 @@
 """Which layers are prunable, and the factors of chains against brute force: zero one weight."""
 
+import re
+
 import pytest
 import torch
 import torchvision.models
@@ -7,7 +9,7 @@ from reference import contraction, distortions, randomised
 from torch import nn
 from torch.nn.utils import parametrizations, prune, weight_norm
 
-from lapnb.pruning.layers import check_chain, neighbours, prunable_layers
+from lapnb.pruning.layers import chain_fault, neighbours, prunable_layers
 from lapnb.training.networks import NETWORKS, build_model
 
 FORMS = {
@@ -40,7 +42,7 @@ FORMS = {
 def scores(model):
     """|w| · before · after of every layer, once its order is checked."""
     layers = prunable_layers(model)
-    check_chain(model, layers)
+    assert not chain_fault(model, layers)
     weights = [layer.values for layer in layers]
     factors = [neighbours(layers, weights, i) for i in range(len(layers))]
     return [w.abs() * before * after for w, (before, after) in zip(weights, factors, strict=True)]
@@ -53,24 +55,6 @@ def test_score_is_the_distortion_of_the_block(form):
     for i, score in enumerate(scores(model)):
         expected = distortions(layers[i].weight, lambda i=i: contraction(model, i))
         torch.testing.assert_close(score, expected, rtol=1e-9, atol=1e-12)
-
-
-@pytest.mark.parametrize(
-    "modules",
-    [  # with 1×1 kernels the block is what torch computes
-        [nn.Conv2d(2, 3, 1), nn.Flatten(), nn.BatchNorm1d(18), nn.Linear(18, 4), nn.Linear(4, 3)],
-        [
-            *(nn.Conv2d(2, 6, 1, groups=2), nn.BatchNorm2d(6), nn.Conv2d(6, 4, 1, groups=2)),
-            *(nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(24, 3)),
-        ],
-    ],
-)
-def test_score_is_the_distortion_of_what_torch_computes(modules):
-    model = randomised(nn.Sequential(*modules).double())
-    image, layer = torch.zeros(1, 2, 2, 3, dtype=torch.double), prunable_layers(model)[1]
-    jacobian = torch.autograd.functional.jacobian
-    expected = distortions(layer.weight, lambda: jacobian(model, image))
-    torch.testing.assert_close(scores(model)[1], expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -146,6 +130,8 @@ def changed(change, *arguments):
         (changed(weight_norm), r"1 \(Linear\): it computes its weight"),
         (changed(parametrizations.orthogonal), r"1 \(.*\): it computes its weight"),
         (nn.Sequential(nn.LazyLinear(3)), r"0 \(LazyLinear\): it has no weight before the model"),
+        (nn.Linear(3, 3, dtype=torch.cfloat), r"has a weight of shape \(3, 3\) in torch.complex64"),
+        (nn.Sequential(nn.Linear(3, 0)), r"0 \(Linear\): it has a weight of shape \(0, 3\)"),
         (Standardised(3, 3, 1), r"the model \(Standardised\): it has a forward of its own"),
         (Smoothed(3, 3, 1), r"\(Smoothed\): it has a forward of its own"),
     ],
@@ -186,5 +172,5 @@ def stays_dense():
     ],
 )
 def test_what_is_not_known_to_be_a_chain_needs_an_example(model, message):
-    with pytest.raises(ValueError, match=f"{message}.*: pass example="):
-        check_chain(model, prunable_layers(model))
+    fault = chain_fault(model, prunable_layers(model))
+    assert re.search(f"{message}.*: pass example=", fault)
