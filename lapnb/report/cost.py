@@ -16,7 +16,7 @@ from lapnb.pruning.layers import prunable_layers
 from lapnb.pruning.masks import prune_masks
 from lapnb.pruning.saliency import saliency
 from lapnb.pruning.scores import METHODS
-from lapnb.report.plots import COLOURS, STYLE, finish
+from lapnb.report.plots import COLOURS, canvas, finish
 from lapnb.store import root, write_whole
 from lapnb.training.data import load_data
 from lapnb.training.networks import NETWORKS, build_model
@@ -95,15 +95,11 @@ def plot(rows: pd.DataFrame, save: bool = False):
 
     With `save` also figures/<scale>/pruning_cost.png.
     """
-    import matplotlib.pyplot as plt
-
     first, groups = rows.iloc[0], rows.groupby("device", sort=False)
     words = f"{first.scale} scale · 10 % kept · width ×{first.width:g} · CPU threads: "
     words += f"{first.threads} · methods that look at data: {rows.batches.max()} batches"
     look = {"color": COLOURS | {LIBRARY: "0.6", GLOBAL: "#7a3300"}, "rot": 0, "width": 0.8}
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(len(groups), figsize=(6.4, 3.2 * len(groups)), squeeze=False)
-        plt.close(figure)
+    with canvas(len(groups), figsize=(6.4, 3.2 * len(groups))) as (figure, axes):
         for axis, (device, part) in zip(axes[:, 0], groups, strict=True):
             medians = part.pivot_table("seconds", "network", "method", sort=False)
             medians.plot.bar(ax=axis, logy=True, legend=False, **look)

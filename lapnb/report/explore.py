@@ -16,7 +16,7 @@ from lapnb.pruning.masks import apply_masks, prune_masks, surviving
 from lapnb.pruning.saliency import saliency
 from lapnb.pruning.scores import METHODS
 from lapnb.report.compare import published, short
-from lapnb.report.plots import COLOURS, STYLE
+from lapnb.report.plots import COLOURS, STYLE, canvas
 from lapnb.runs.cell import dense_network
 from lapnb.runs.task import Task
 from lapnb.training.checkpoint import load_checkpoint
@@ -58,8 +58,6 @@ def panel(
     and then cached, or your `checkpoint`; `dataset` is that scale's own unless named. Raises
     ValueError or FileNotFoundError, in one sentence.
     """
-    import matplotlib.pyplot as plt
-
     if network not in NETWORKS:
         raise ValueError(f"network must be one of {', '.join(NETWORKS)}; got {network!r}")
     path = Path(checkpoint.strip()).expanduser()
@@ -75,9 +73,8 @@ def panel(
         apply_masks(pruned := copy.deepcopy(dense), masks[name])
         bars[short(name)] = evaluate(pruned, data)[1]
         found[name] = effects(dense, masks[name])
-    with plt.rc_context(STYLE | {"axes.grid": False, "font.size": 9, "axes.titlesize": 9}):
-        figure, axes = plt.subplots(2, 3, figsize=(9.6, 5.2))
-        plt.close(figure)
+    style = STYLE | {"axes.grid": False, "font.size": 9, "axes.titlesize": 9}
+    with canvas(2, 3, style, figsize=(9.6, 5.2)) as (figure, axes):
         figure.suptitle(
             f"{path.name or network}, {SCOPES[scope]}: {100 * surviving(masks[method]):.3g} % of "
             f"{sum(mask.numel() for mask in masks[method]):,} weights survive ({data.source})"

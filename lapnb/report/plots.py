@@ -1,5 +1,6 @@
 """Rows as pictures. A file is written only when it is asked for."""
 
+import contextlib
 import io
 import math
 import pathlib
@@ -47,6 +48,17 @@ COLOURS = {method: look(method)["color"] for method in METHODS}
 MARKERS = {method: look(method)["marker"] for method in METHODS}
 
 
+@contextlib.contextmanager
+def canvas(down: int = 1, across: int = 1, style: dict = STYLE, **look):
+    """A figure in our style and its axes; pyplot forgets it, and shows it no second time."""
+    import matplotlib.pyplot as plt
+
+    with plt.rc_context(style):
+        figure, axes = plt.subplots(down, across, squeeze=False, **look)
+        plt.close(figure)
+        yield figure, axes
+
+
 def plot(results: pd.DataFrame, column: str = "error", save: bool = False):
     """`column` against surviving weights (%), and beside it the paired difference to MP; a Figure.
 
@@ -55,8 +67,6 @@ def plot(results: pd.DataFrame, column: str = "error", save: bool = False):
     below each other; for the column gap, training and test error first. With `save` also
     figures/<scale>/<table>.png, or <table>-<column>.png, with the caption in its metadata.
     """
-    import matplotlib.pyplot as plt
-
     rows, panels = of.one_source(results, column), []
     names = of.varied(rows)
     for _, part in rows.groupby([*VARIED], sort=False):
@@ -67,9 +77,7 @@ def plot(results: pd.DataFrame, column: str = "error", save: bool = False):
     across = min(2, len(panels))
     down = math.ceil(len(panels) / across)
     size, shared = (6.4, 1 + 2.6 * down), {"sharex": True, "sharey": "col" if names else False}
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(down, across, figsize=size, squeeze=False, **shared)
-        plt.close(figure)
+    with canvas(down, across, figsize=size, **shared) as (figure, axes):
         for axis, (draw, part, shown) in zip(axes.flat, panels, strict=False):
             draw(axis, part, shown)
             axis.set_title(", ".join(part.iloc[0][names]))
@@ -84,12 +92,8 @@ def scatter(results: pd.DataFrame, x: str, y: str = "error", save: bool = False)
 
     With `save` also figures/<scale>/<table>-<x>.png.
     """
-    import matplotlib.pyplot as plt
-
     rows = of.one_source(of.one_source(results, x), y)
-    with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(6.4, 3.6))
-        plt.close(figure)
+    with canvas(figsize=(6.4, 3.6)) as (figure, ((axis,),)):
         for method, own in rows.groupby("method", sort=False):
             points = look(method) | {"linestyle": "", "alpha": 0.7, "label": METHODS[method].title}
             axis.plot(own[x], own[y], **points)
