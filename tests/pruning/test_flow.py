@@ -58,8 +58,6 @@ def close(factor, expected):
     torch.testing.assert_close(factor.flatten(), expected)
 
 
-# Exact on blocks of linear layers ----------------------------------------------------------------
-
 T2, NORM = nn.ConvTranspose2d, nn.BatchNorm1d
 FORMS = {
     "residual": Net(
@@ -111,9 +109,6 @@ def test_on_chains_masks_are_those_of_the_order_of_definition(name):
     for method in ("lap", "lap_forward", "lap_backward"):
         masks = lapnb.prune_masks(model, method, 0.1, example=torch.rand(2, 3, 32, 32))
         assert same(masks, lapnb.prune_masks(model, method, 0.1))
-
-
-# What lies between layers ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -206,8 +201,6 @@ def test_several_inputs_and_whole_numbers():
         close(found["gate"][1], columns(model.embed) * columns(model.out))
 
 
-# A rescaling that leaves the function unchanged --------------------------------------------------
-
 RESCALED = [  # network, common prefix, what is multiplied, the layers that it feeds, those before
     ("resnet18", "layer1.0.", "bn1", "conv2", "conv1"),
     ("resnext50_32x4d", "layer1.0.", "bn1", "conv2", "conv1"),
@@ -255,9 +248,6 @@ def test_rescaled_units_keep_the_masks_of_the_layers_that_touch_them(
     assert not same(old["mp"], masks("mp"))
 
 
-# Refused, and left as it was ---------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("function", "sentence"),
     [
@@ -276,11 +266,8 @@ def test_what_cannot_be_followed_is_refused_by_name(function, sentence):
     model = Net(lambda n, x: n.b(n.odd(n.a(x))), a=(5, 4), odd=odd, b=(4, 3))
     with pytest.raises(ValueError, match=sentence):
         factors(model, torch.rand(1, 5))
-
-
-def test_an_example_is_a_tensor():
     with pytest.raises(ValueError, match="example must be a batch of inputs, got str"):
-        factors(nn.Sequential(nn.Linear(5, 4)), "mnist")
+        factors(model, "mnist")
 
 
 def test_the_model_is_not_changed():

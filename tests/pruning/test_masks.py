@@ -32,9 +32,6 @@ def whole_distortions(layers, i):
     return distortions(layers[i], lambda: product(layers))
 
 
-# The definitions ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("method", "brute"), [("lap", block_distortions), ("lap_all", whole_distortions)]
 )
@@ -110,18 +107,15 @@ def test_wanda_keeps_equally_many_of_each_row_and_exactly_so_many_in_all(net, ke
         assert torch.equal(counts, each + largest(following, left))
 
 
-# Counts, ties, rounds, numbers -------------------------------------------------------------------
-
-
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.half, torch.double])
 @pytest.mark.parametrize("method", WITHOUT_DATA)
-def test_counts_are_exact_and_the_model_is_untouched(net, method):
-    before = copy.deepcopy(net.state_dict())
+def test_counts_are_exact_in_any_precision_and_the_model_is_untouched(net, method, dtype):
+    before = copy.deepcopy(net.to(dtype)).state_dict()
     masks = lapnb.prune_masks(net, method, KEEP)
     assert [int(m.sum()) for m in masks] == [28, 13, 8]
     assert [m.shape for m in masks] == [w.shape for w in weights(net)]
-    for mask in masks:
-        mask.fill_(False)
-    assert all(torch.equal(net.state_dict()[k], v) for k, v in before.items())
+    assert same(net.state_dict().values(), before.values())
+    assert same(masks, lapnb.prune_masks(net.float(), method, KEEP))
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 5, 9, 10])
@@ -154,13 +148,6 @@ def test_a_number_is_a_number(net, keep):
     assert same(lapnb.prune_masks(net, "lap", keep), lapnb.prune_masks(net, "lap", 0.5))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.half, torch.double])
-@pytest.mark.parametrize("method", WITHOUT_DATA)
-def test_any_precision(net, method, dtype):
-    masks = lapnb.prune_masks(net.to(dtype), method, KEEP)
-    assert same(masks, lapnb.prune_masks(net.float(), method, KEEP))
-
-
 @pytest.mark.parametrize("factor", [1e-30, 1e15])
 @pytest.mark.parametrize("scope", ["layer", "global"])
 @pytest.mark.parametrize("method", ["mp", "lap", "lap_all", "lamp_lap"])
@@ -178,13 +165,9 @@ def test_layers_that_are_empty_or_without_scores_are_named(net):
     net.layers[4].weight.data.zero_()
     with pytest.warns(UserWarning) as warned:
         masks = lapnb.prune_masks(net, "lap", 0.5)
-    assert [str(w.message).partition(": all scores are 0")[0] for w in warned] == [
-        *("layers.2", "layers.4")
-    ]
+    named = [str(w.message).partition(": all scores are 0")[0] for w in warned]
+    assert named == ["layers.2", "layers.4"]
     assert [int(mask.sum()) for mask in masks] == [28, 21, 15]
-
-
-# Neighbours --------------------------------------------------------------------------------------
 
 
 class Branches(nn.Module):
@@ -214,17 +197,13 @@ def test_an_example_gives_the_neighbours_of_any_network(net, method):
         assert [int(mask.sum()) for mask in masks] == [10, 15, 15, 18, 9]
 
 
-# Masks in use ------------------------------------------------------------------------------------
-
-
 def outside(model, masks):
     return any(w[~m].any() for w, m in zip(weights(model), masks, strict=True))
 
 
-@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.SGD])
-def test_masks_are_kept_by_an_optimizer_that_has_trained_before(net, kind):
-    settings = dict(momentum=0.9) if kind is torch.optim.SGD else {}
-    optimizer, masks = kind(net.parameters(), 0.1, **settings), lapnb.prune_masks(net, "mp", 0.3)
+def test_masks_are_kept_by_an_optimizer_that_has_trained_before(net):
+    optimizer = torch.optim.Adam(net.parameters(), 0.1)
+    masks = lapnb.prune_masks(net, "mp", 0.3)
 
     def stray():
         net(torch.ones(2, 8)).square().sum().backward()
@@ -257,8 +236,6 @@ def test_torch_prune_form(net):
         with pytest.raises(ValueError, match=r"layers\.0 \(Linear\): it computes its weight"):
             work(converted, masks)
 
-
-# Refusals ----------------------------------------------------------------------------------------
 
 NUMBER = r"keep must be a number in \[0, 1\] or 3 of them, one per layer; got"
 SEED = "seed must be a whole number from 0"
@@ -296,9 +273,7 @@ UP = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ConvTranspose2d(2, 3, 3))
     ],
 )
 def test_what_cannot_be_pruned_is_known_before_anything_is_trained(model, method, words):
-    assert [x.name for x in check(model.to("meta"), "mp")] == [
-        x.name for x in prunable_layers(model)
-    ]
+    assert len(check(model.to("meta"), "mp")) == len(prunable_layers(model))
     with pytest.raises(ValueError, match=words):
         check(model, method)
 
