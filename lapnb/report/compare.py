@@ -18,7 +18,8 @@ MEASURED = {
     "gap": ("training − test accuracy (points)", " in the gap of training and test accuracy"),
     "distortion": ("relative distortion ‖J(W̃) − J(W)‖ / ‖J(W)‖", " in distortion"),
 }
-NAMES = {"mnist": "MNIST", "cifar10": "CIFAR-10", "tiny_imagenet": "Tiny-ImageNet"}
+NAMES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
+NAMES |= {"tiny_imagenet": "Tiny-ImageNet", "mnist5k": "MNIST"}
 WIDTHS = {1: "", 0.125: " ×⅛", 0.25: " ×¼", 0.4: " ×⅖", 0.5: " ×½"}
 VERDICT = ["table", "scale", "claim", "surviving", "better", "worse", "low", "high", "n"]
 VERDICT += ["found", "verdict", "rows"]

@@ -95,14 +95,16 @@ def plot(rows: pd.DataFrame, save: bool = False):
 
     With `save` also figures/<scale>/pruning_cost.png.
     """
+    import seaborn
+
     first, groups = rows.iloc[0], rows.groupby("device", sort=False)
     words = f"{first.scale} scale · 10 % kept · width ×{first.width:g} · CPU threads: "
     words += f"{first.threads} · methods that look at data: {rows.batches.max()} batches"
-    look = {"color": COLOURS | {LIBRARY: "0.6", GLOBAL: "#7a3300"}, "rot": 0, "width": 0.8}
+    look = {"x": "network", "y": "seconds", "hue": "method", "saturation": 1}
+    look["palette"] = COLOURS | {LIBRARY: "0.6", GLOBAL: "#7a3300"}
     with canvas(len(groups), figsize=(6.4, 3.2 * len(groups))) as (figure, axes):
         for axis, (device, part) in zip(axes[:, 0], groups, strict=True):
-            medians = part.pivot_table("seconds", "network", "method", sort=False)
-            medians.plot.bar(ax=axis, logy=True, legend=False, **look)
-            axis.set(xlabel=device, ylabel="seconds")
+            seaborn.barplot(part, ax=axis, **look).set(yscale="log", xlabel=device)
+            axis.get_legend().remove()
         path = root() / f"figures/{first.scale}/pruning_cost.png" if save else None
         return finish(figure, "Computing the masks", words, path)

@@ -58,6 +58,8 @@ def panel(
     and then cached, or your `checkpoint`; `dataset` is that scale's own unless named. Raises
     ValueError or FileNotFoundError, in one sentence.
     """
+    import seaborn
+
     if network not in NETWORKS:
         raise ValueError(f"network must be one of {', '.join(NETWORKS)}; got {network!r}")
     path = Path(checkpoint.strip()).expanduser()
@@ -74,6 +76,7 @@ def panel(
         bars[short(name)] = evaluate(pruned, data)[1]
         found[name] = effects(dense, masks[name])
     style = STYLE | {"axes.grid": False, "font.size": 9, "axes.titlesize": 9}
+    bare = {"xticklabels": False, "yticklabels": False}
     with canvas(2, 3, style, figsize=(9.6, 5.2)) as (figure, axes):
         figure.suptitle(
             f"{path.name or network}, {SCOPES[scope]}: {100 * surviving(masks[method]):.3g} % of "
@@ -84,13 +87,13 @@ def panel(
         shown.set(title="test accuracy before retraining (%)", xlim=(0, 118))
         for axis, name in zip(axes[0, 1:], (beside, method), strict=True):
             picture, place = _survivors(masks[name][0], data)
-            figure.colorbar(axis.imshow(picture.numpy(), vmin=0), ax=axis)
+            seaborn.heatmap(picture, ax=axis, square=True, vmin=0, cmap="viridis", **bare)
             axis.set_title(f"{short(name)}, first layer:\nsurvivors per {place}")
-            axis.set_axis_off()
-        look = {"color": COLOURS, "width": 0.8, "rot": 0, "legend": False}
+        look = {"hue": "method", "palette": COLOURS, "saturation": 1, "legend": False}
+        layers = pd.concat(found, names=["method"]).reset_index()
         for axis, column in zip(axes[1], EFFECTS, strict=True):
-            layers = pd.DataFrame({name: own[column] for name, own in found.items()})
-            layers.plot.bar(ax=axis, title=column, **look)
+            seaborn.barplot(layers, x="layer", y=column, ax=axis, **look)
+            axis.set(title=column, ylabel="")
         if scope == "global":
             axes[1, 0].set_yscale("log")
     return figure

@@ -36,7 +36,7 @@ def test_each_network_is_drawn_by_two_methods(network):
         assert 0 < mp <= lap + 1e-3 < 100  # each makes its own distortion smallest
     for mp, lap in zip(*heights(lookahead), strict=True):
         assert 0 < lap <= mp + 1e-3 < 100
-    assert [len(axis.images) for axis in masks] == [1, 1]
+    assert [len(axis.collections) for axis in masks] == [1, 1]
     names = [label.get_text() for label in accuracy.get_yticklabels()]
     assert names == ["dense", "MP", "LAP"]
     assert network in figure.get_suptitle() and "30" in figure.get_suptitle()
