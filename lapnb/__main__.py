@@ -5,6 +5,7 @@ build/report; the sources in notebooks/ stay as they are.
 """
 
 import argparse
+import contextlib
 import functools
 import os
 import signal
@@ -47,7 +48,7 @@ def parse(argv: list[str] | None, sources: dict[str, Path]) -> argparse.Namespac
     if unknown := [name for name in names if name not in sources]:
         parser.error(f"no notebook named {unknown[0]}; there are: {', '.join(sources) or 'none'}")
     wanted = {name: literal(value) for name, value in options.parameter}
-    listed = {name: papermill.inspect_notebook(sources[name]) if wanted else {} for name in names}
+    listed = {name: parameters(sources[name]) if wanted else {} for name in names}
     known = sorted(set().union(*listed.values()))
     if unknown := [name for name in wanted if name not in known]:
         parser.error(f"no notebook has a parameter {unknown[0]}; there are: {', '.join(known)}")
@@ -55,6 +56,13 @@ def parse(argv: list[str] | None, sources: dict[str, Path]) -> argparse.Namespac
         name: {p: value for p, value in wanted.items() if p in listed[name]} for name in names
     }
     return options
+
+
+def parameters(notebook: Path) -> dict:
+    """What papermill can set in a notebook; nothing in a broken one, which fails when it is run."""
+    with contextlib.suppress(Exception):
+        return papermill.inspect_notebook(notebook)
+    return {}
 
 
 def run_all(sources: dict[str, Path], options: argparse.Namespace, outcomes: dict) -> None:

@@ -82,9 +82,14 @@ def locked(lock: pathlib.Path, path: pathlib.Path) -> Iterator[None]:
             "writable, or set LAPNB_ROOT to a folder on a file system that has locks"
         ) from error
     with held:
-        for leftover in path.parent.glob(f".{path.name}.*"):
-            leftover.unlink(missing_ok=True)
+        remove_leftovers(path)
         yield
+
+
+def remove_leftovers(path: pathlib.Path) -> None:
+    """Remove what `write_whole` was writing when its process was killed."""
+    for leftover in path.parent.glob(f".{path.name}.*"):
+        leftover.unlink(missing_ok=True)
 
 
 def save_tensors(path: pathlib.Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:

@@ -67,6 +67,7 @@ def printed(root, name):
 def driven(make):
     """A root after one run with all kinds of notebooks, and the report; output, errors, status."""
     root = make("00_start_here", "bad", "dead", "good")
+    (root / "notebooks" / "broken.ipynb").write_text("{")
     process = start(root, "-p", "level", "7", "--jobs", "2", command=("-m", "lapnb"))
     return root, *process.communicate(timeout=300), process.returncode
 
@@ -79,8 +80,9 @@ def test_goes_on_after_failures_and_tells(driven):
     lines = {line.split()[0]: line for line in output.splitlines()}
     assert lines["bad"].endswith("FAILED: ValueError: no <such> thing")
     assert "FAILED: DeadKernelError" in lines["dead"]
+    assert "FAILED: NotJSONError" in lines["broken"]
     assert lines["good"].endswith("ok") and lines["00_start_here"].endswith("ok")
-    assert "2 of 4 notebooks ran through" in output
+    assert "2 of 5 notebooks ran through" in output
     assert "encrypt" not in errors and "Traceback" not in errors
 
 
@@ -90,7 +92,7 @@ def test_parameters_reach_the_copies_and_the_sources_stay(driven):
     text, noted = printed(root, "good")
     assert "level 7" in text and noted["failed"] == "" and noted["seconds"] > 0
     assert printed(root, "bad")[1]["failed"] == "ValueError: no <such> thing"
-    for source in (root / "notebooks").glob("*.ipynb"):
+    for source in {*(root / "notebooks").glob("*.ipynb")} - {root / "notebooks" / "broken.ipynb"}:
         cells = nbformat.read(source, as_version=4).cells
         assert len(cells) == 2 and not any(cell.outputs for cell in cells)
 

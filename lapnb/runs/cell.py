@@ -18,7 +18,7 @@ from lapnb.pruning.masks import apply_masks, prune_masks, surviving
 from lapnb.pruning.saliency import saliency
 from lapnb.pruning.scores import METHODS
 from lapnb.runs.task import Run, Task
-from lapnb.store import cached, content, load_tensors, save_tensors
+from lapnb.store import cached, content, load_tensors, remove_leftovers, save_tensors
 from lapnb.training.data import Data, load_data
 from lapnb.training.networks import build_model
 from lapnb.training.sparse_stack import SparseStack, fits
@@ -217,4 +217,5 @@ def _train(
     except FloatingPointError as error:
         reason = str(error)
     checkpoint.unlink(missing_ok=True)
+    remove_leftovers(checkpoint)
     return reason
