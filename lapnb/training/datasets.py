@@ -158,10 +158,14 @@ DATASETS = {
 
 def _download(target: Path, folder: Path, archives: list[tuple[str, str]]) -> None:
     """Unless `target` is there, unpack `archives` (URL, md5) in `folder`, all or none of them."""
-    from torchvision.datasets.utils import download_and_extract_archive
+    from torchvision.datasets.utils import check_integrity, download_and_extract_archive
 
     if _names(target):
         return
+    for url, md5 in archives:
+        file = folder / os.path.basename(url)
+        if file.exists() and not check_integrity(file, md5):
+            raise ValueError(f"{file} is damaged (its md5 is not {md5}): replace it")
     temporary = folder / f".download-{target.name}"  # left by a killed process, it is used
     try:
         (temporary / "new").mkdir(parents=True, exist_ok=True)
@@ -175,7 +179,7 @@ def _download(target: Path, folder: Path, archives: list[tuple[str, str]]) -> No
     except Exception as error:  # of the network, the disk, an archive
         urls = ", ".join(url for url, _ in archives)
         what = f"{target} is missing and cannot be downloaded ({error})"
-        raise FileNotFoundError(f"{what}: place {urls}, undamaged, in {folder}") from error
+        raise FileNotFoundError(f"{what}: place {urls} in {folder}") from error
 
 
 def _names(folder: Path) -> list[str]:

@@ -342,7 +342,9 @@ def test_archives(folder, tmp_path, monkeypatch, web, name):
     for place in (web, folder):
         archive = write(place / url.split("/")[-1], packed[:-20])
         make_cifar(folder) if place is folder else None  # the archive goes before it
-        refused(name, url, error=FileNotFoundError)
+        damaged = ValueError, ["damaged", md5]
+        error, texts = damaged if place is folder else (FileNotFoundError, [url])
+        refused(name, *texts, error=error)
         archive.write_bytes(packed)
         write(folder / f".download-{root.name}/new/{root.name}/test_batch", b"of a killed process")
         assert load_data(name).source == {"cifar10": "CIFAR-10"}.get(name, TINY_SOURCE)
