@@ -4,6 +4,7 @@
 (build/notebooks, written by `python -m lapnb`), or as it is committed where it did not run.
 """
 
+import base64
 import html
 import re
 import shutil
@@ -38,6 +39,8 @@ def load(source: Path, copy: Path) -> tuple[nbformat.NotebookNode, str, str]:
     ran = copy.exists() and copy.stat().st_mtime >= source.stat().st_mtime
     try:
         notebook = nbformat.read(copy if ran else source, as_version=4)
+        for output in (o for cell in notebook.cells for o in cell.get("outputs", [])):
+            base64.b64decode(output.get("data", {}).get("image/png", ""))
     except Exception as error:  # the other pages are built all the same
         return nbformat.v4.new_notebook(), "", f"{type(error).__name__}: {error}"
     if not ran:
@@ -65,7 +68,7 @@ def stage(name: str, notebook: nbformat.NotebookNode, run: str, failed: str, fol
         shown = {"parameters", "injected-parameters"} & set(cell.metadata.get("tags", []))
         cell.metadata = {"tags": [] if shown or cell.cell_type != "code" else ["hide-input"]}
     notebook.metadata = {"language_info": {"name": "python", "pygments_lexer": "ipython3"}}
-    page = "index" if name == START else name
+    page = "index" if name == START else name + "_" * (name in [*OWN, "index", "contents"])
     nbformat.write(notebook, folder / f"{page}.ipynb")
     title = re.sub(r"<[^>]*>|[`*<>]", "", heading.removeprefix("# ")).strip()
     return f"{'✗ failed: ' * bool(failed)}{title} <{page}>"

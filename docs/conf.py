@@ -81,9 +81,10 @@ html_context = {
 
 def picture(folder: Path, uri: str) -> Path | None:
     """The picture inside the checkout that `uri` names; None for every other file."""
-    path = (folder / unquote(uri).lstrip("/")).resolve()
+    path = Path(os.path.realpath(folder / unquote(uri).lstrip("/")))
     known = (mimetypes.guess_type(path.name)[0] or "").startswith("image/")
-    return path if known and path.is_relative_to(root()) and path.is_file() else None
+    inside = known and path.is_relative_to(root())
+    return path if inside and os.path.isfile(path) else None  # no error for an impossible name
 
 
 def description(path: Path) -> str:

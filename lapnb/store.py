@@ -27,7 +27,9 @@ def root() -> pathlib.Path:
     installed from, else the working directory.
     """
     if chosen := os.environ.get("LAPNB_ROOT"):
-        return pathlib.Path(chosen).expanduser().resolve()
+        folder = pathlib.Path(chosen).expanduser().resolve()
+        os.environ["LAPNB_ROOT"] = str(folder)  # the working directory may change
+        return folder
     checkout = pathlib.Path(__file__).resolve().parents[1]
     return checkout if (checkout / "notebooks").is_dir() else pathlib.Path.cwd()
 
@@ -86,6 +88,12 @@ def locked(lock: pathlib.Path, path: pathlib.Path) -> Iterator[None]:
         yield
 
 
+def check_regular(path: pathlib.Path) -> None:
+    """Raise OSError where a folder or a pipe, which would be waited for, is in a file's place."""
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is no regular file: move it away")
+
+
 def remove_leftovers(path: pathlib.Path) -> None:
     """Remove what `write_whole` was writing when its process was killed."""
     for leftover in path.parent.glob(f".{path.name}.*"):
@@ -105,6 +113,7 @@ def load_tensors(path: pathlib.Path) -> Saved:
 
     Raises FileNotFoundError, or CorruptFile naming `path` when it is damaged.
     """
+    check_regular(path)
     try:
         with safetensors.safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -112,7 +121,7 @@ def load_tensors(path: pathlib.Path) -> Saved:
     except safetensors.SafetensorError as error:
         raise CorruptFile(f"{path} is damaged ({error})") from error
     text = metadata.get("facts", "")
-    if not text or metadata.get("crc32") != content(tensors, text):
+    if not text.startswith("{") or metadata.get("crc32") != content(tensors, text):
         raise CorruptFile(f"{path} is damaged (its checksum does not match)")
     return tensors, json.loads(text)
 

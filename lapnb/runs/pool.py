@@ -54,7 +54,12 @@ class Processes(ProcessPool):
         super().__init__(count, context=_Context(), initializer=_start_worker)
 
     def submit(self, function, /, *args) -> Future:
-        return self.schedule(function, args=args)
+        future: Future = Future()
+        try:
+            return self.schedule(function, args=args)
+        except RuntimeError:  # pebble gives up when a worker is killed before it has begun
+            future.set_exception(RuntimeError("a worker process was killed while it started"))
+        return future
 
     def __exit__(self, *_) -> None:
         self.stop()

@@ -9,7 +9,7 @@ from collections import defaultdict
 import pandas as pd
 
 from lapnb.pruning.scores import METHODS
-from lapnb.store import locked, root, write_whole
+from lapnb.store import check_regular, locked, root, write_whole
 
 PERCENT, COUNT, AMOUNT = (float, 0, 100), (int, 0, 10**9), (float, 0, 1e12)
 # What a row holds: text, or a kind of number with the least and the largest that makes sense
@@ -37,6 +37,7 @@ def read(path: pathlib.Path) -> pd.DataFrame:
 
     Says so when the content is not what was recorded.
     """
+    check_regular(path)
     if not path.exists():
         return pd.DataFrame(columns=[*SCHEMA])
     text = path.read_bytes()
@@ -51,7 +52,8 @@ def read(path: pathlib.Path) -> pd.DataFrame:
             "correct it, or move it away to compute its rows again"
         ) from error
     sums = _sums_file(path)
-    if sums.exists() and _sum(text) not in sums.read_text():
+    check_regular(sums)
+    if sums.exists() and _sum(text) not in sums.read_text(errors="replace"):
         print(f"{path} was changed by hand: it is not what `lapnb.run` recorded")
     return rows.astype({column: SCHEMA[column][0] for column in NUMBERS})
 

@@ -49,13 +49,14 @@ def run(
     """
     if not isinstance(table, Table):
         raise ValueError(f"table must be one that lapnb.table declares; got {table!r}")
-    if not (executor is None or isinstance(executor, str) or hasattr(executor, "submit")):
+    submits = hasattr(executor, "submit") and not isinstance(executor, type)
+    if not (executor is None or isinstance(executor, str) or submits):
         raise ValueError(
             "executor must be an object with a method submit, as in concurrent.futures, or the "
             f"address of a Dask scheduler as text; got {executor!r}"
         )
     again = checked("recompute", recompute, bool)
-    default = 1 if table.device != "cpu" else os.environ.get("LAPNB_WORKERS", os.cpu_count())
+    default = 1 if table.device != "cpu" else os.environ.get("LAPNB_WORKERS") or os.cpu_count()
     count = checked("workers", default if workers is None else workers, Workers)
     for plain in table.plain():
         for method in plain.methods:
@@ -78,7 +79,6 @@ def run(
         known = read(path)
         done = keys(known[~known.status.str.startswith("failed")]) & wanted
     if done < wanted:
-        record(path, [])  # a file that cannot be written is refused before anything is trained
         graph = graph_of(table, data.source, done)
         compute_all(graph, f"{table.name} ({table.scale} scale)", path, executor, count)
     rows = matching(read(path), wanted)
@@ -99,19 +99,22 @@ def recorded(name: str, scale: str | None = None, source: str | None = None) -> 
     """The recorded rows of table `name` at a scale, by default the largest that has any.
 
     Rows of one `source` of the data set only, by default the one with most rows; others are named.
-    Raises ValueError for an unknown table, FileNotFoundError when nothing is recorded.
+    Raises ValueError for an unknown table or source, FileNotFoundError when nothing is recorded.
     """
+    known: set[str] = set()
     for wanted in reversed(SCALES) if scale is None else [scale]:
         declared = declare(name, wanted)
         path = results_file(name, wanted)
         places = [path, *(folder / wanted / path.name for folder in COMMITTED if wanted in BIG)]
         rows = _results(read(next((place for place in places if place.exists()), path)), declared)
         sources = rows.source.value_counts().index  # the most frequent one first
-        chosen = source or next(iter(sources), None)
+        chosen, known = source or next(iter(sources), None), known.union(sources)
         if chosen in sources:
             for other in sources.drop(chosen) if source is None else ():
                 print(f"also recorded: {name} on {other}; recorded(…, source={other!r}) reads it")
             return rows[rows.source == chosen].reset_index(drop=True)
+    if known:
+        raise ValueError(f"source must be one of {', '.join(sorted(known))}; got {source!r}")
     raise FileNotFoundError(f"no run of {name} is recorded yet: lapnb.run(lapnb.table({name!r}))")
 
 

@@ -81,6 +81,7 @@ def compute_all(graph: Graph, title: str, path: Path, executor: Where, workers: 
         Progress(sum(task.steps for task in tasks), title) as bar,
         opened(executor, min(workers, len(tasks)), lambda steps: bar.at(finished + steps)) as pool,
     ):
+        record(path, [])  # a file that cannot be written is refused before anything is trained
         bar.set_postfix_str("starting workers" if workers > 1 else "")
         try:
             while sorter.is_active():
@@ -88,12 +89,13 @@ def compute_all(graph: Graph, title: str, path: Path, executor: Where, workers: 
                 ended = [task for task, future in running.items() if future.done()]
                 for task in ended:
                     try:
-                        rows = running.pop(task).result()
+                        rows = _those_of(task, running.pop(task).result())
                     except Exception as error:
                         rows = [task.row(*run) | {"status": _status(error)} for run in task.runs]
                     if rows:
                         record(path, rows)
-                    task.progress_file.unlink(missing_ok=True)
+                    with contextlib.suppress(OSError):
+                        task.progress_file.unlink()
                     finished += task.steps
                     sorter.done(task)
                 bar.at(finished + sum(_steps_done(task) for task in running))
@@ -109,7 +111,20 @@ def _status(error: Exception) -> str:
     name, text = type(error).__name__, " ".join(str(error).split())
     if name == "ProcessExpired":  # pebble's
         name = "its worker process died"
+    if name == "CancelledError":
+        text = text or "the executor gave it up, or its scheduler is gone"
     return f"failed: {name}: {text or 'no reason was given'}"
+
+
+def _those_of(task: Task, rows: list[dict]) -> list[dict]:
+    """What somebody's executor returned; ValueError unless it is the rows of the task."""
+    wanted = [(*run, task.seed, task.table.settings(*run)) for run in task.runs]
+    names = "method", "round", "seed", "settings", "status"
+    dicts = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+    found = [(*map(row.get, names),) for row in rows] if dicts else [()]
+    if [key[:-1] for key in found] != wanted or not all(isinstance(key[-1], str) for key in found):
+        raise ValueError(f"the executor returned {str(rows)[:80]} in place of this run's rows")
+    return rows
 
 
 def _steps_done(task: Task) -> int:

@@ -55,6 +55,7 @@ def site(tmp_path_factory, checkout):
         f"[![]({secret})]({text}) ![](../figures/inside.png)",
         "[![](../figures/link.png)](good.ipynb)",
         f"```{{eval-rst}}\n.. include:: {text}\n```",
+        f'![](../figures/{"y" * 300}.png) <img src="../figures/{"y" * 300}.png">',
     ]
     outputs = [
         display(html=f'<img src="{secret}"> src="{text}"', text=f'src="{secret}"'),
@@ -89,6 +90,8 @@ def site(tmp_path_factory, checkout):
             *map(new_markdown_cell, attack),
             new_code_cell("4", outputs=outputs),
         ],
+        "no_picture": [new_code_cell("5", outputs=[display(png="x")])],
+        "contents": [new_markdown_cell("# Contents of mine")],
     }
     for name, cells in notebooks.items():
         nbformat.write(new_notebook(cells=cells), root / "notebooks" / f"{name}.ipynb")
@@ -144,8 +147,10 @@ def test_a_failed_notebook_is_marked_on_its_page_and_in_the_list(site):
     pages, _ = site
     assert "failed: ValueError: no <such> thing" in pages["bad"].article.text
     assert "This notebook failed" in pages["broken"].article.text
+    assert "This notebook failed" in pages["no_picture"].article.text
     side = pages["index"].select_one(".sidebar-tree").text
     assert "✗ failed: Bad" in side and "✗ failed: broken" in side and "✗ failed: Good" not in side
+    assert "Contents of mine" in side
 
 
 def test_the_api_page_documents_every_public_name(site):

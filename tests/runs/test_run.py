@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import CancelledError, ProcessPoolExecutor, ThreadPoolExecutor
 
 import pandas as pd
 import psutil
@@ -287,7 +287,36 @@ def test_rows_of_two_sources_are_never_pooled(lapnb_root, capsys):
     pd.testing.assert_frame_equal(found, rows)
     assert "also recorded: fcn_mnist on my digits" in capsys.readouterr().out
     assert set(lapnb.recorded("fcn_mnist", "smoke", source="my digits").source) == {"my digits"}
+    with pytest.raises(ValueError, match="source must be one of MNIST, 5,000 digits, my digits"):
+        lapnb.recorded("fcn_mnist", "smoke", source="yours")
     lapnb.verdicts(found)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+@pytest.mark.parametrize("ending", [".csv", ".csv.sha256", ".safetensors"])
+def test_what_is_no_file_is_named_and_left(lapnb_root, capsys, make, ending):
+    lapnb.run(tiny(rounds=[2]))
+    (path,) = (p for p in lapnb_root.rglob("*") if p.name.endswith(ending))
+    path.unlink()
+    make(path)
+    with contextlib.suppress(OSError):  # of the CSV
+        lapnb.run(tiny(), recompute=ending == ".safetensors")
+        assert ending == ".safetensors"
+    assert not path.is_file()
+
+
+def test_progress_is_never_worth_a_run(lapnb_root):
+    (lapnb_root / "runs").mkdir()
+    (lapnb_root / "runs" / "progress").write_text("a file where the folder should be")
+    assert len(lapnb.run(tiny(seeds=2), workers=2)) == 8
+
+
+def test_a_relative_root_stays_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LAPNB_ROOT", "here")
+    assert root() == tmp_path / "here"
+    monkeypatch.chdir("/")
+    assert root() == tmp_path / "here"
 
 
 @pytest.mark.parametrize("folder", ["figures", "runs"])
@@ -527,6 +556,66 @@ def test_a_script_without_a_main_guard(lapnb_root, tmp_path, way):
 
 def _write_below(folder):
     os.environ["LAPNB_ROOT"] = folder
+
+
+class Answers(ThreadPoolExecutor):
+    """Gives one answer to whatever is submitted; an exception is raised."""
+
+    def __init__(self, answer):
+        super().__init__(1)
+        self.answer = answer
+
+    def submit(self, *_):
+        return super().submit(self._give)
+
+    def _give(self):
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (None, "the executor returned None in place of this run's rows"),
+        ([{"a": 1}], "in place of this run's rows"),
+        (CancelledError(), "the executor gave it up, or its scheduler is gone"),
+    ],
+)
+def test_what_an_executor_returns_is_not_trusted(lapnb_root, answer, words):
+    before = lapnb.run(tiny(rounds=[2]))
+    with Answers(answer) as executor:
+        rows = lapnb.run(tiny(), executor=executor)
+    pd.testing.assert_frame_equal(rows, before)
+    assert read(csv()).status.str.contains(words, regex=False).sum() == 2
+    assert len(lapnb.run(tiny())) == 4
+
+
+@pytest.mark.parametrize("table", [tiny(), lapnb.table("fcn_mnist", "smoke", seeds=2)])
+def test_an_executor_that_cannot_be_used_is_refused_with_nothing_written(lapnb_root, table):
+    with pytest.raises(ConnectionError, match=r"'tcp://.*' is not the address"):
+        lapnb.run(table, executor="tcp://127.0.0.1:1")
+    with pytest.raises(ValueError, match="executor must be an object with a method submit"):
+        lapnb.run(table, executor=ThreadPoolExecutor)
+    assert not [*lapnb_root.rglob("*.csv")]
+
+
+def test_a_worker_that_is_killed_as_it_starts_loses_nothing(lapnb_root, elsewhere, monkeypatch):
+    started, process = [], multiprocessing.process.BaseProcess
+    real = process.start
+
+    def start_and_die(self):
+        real(self)
+        started.append(self)
+        if len(started) == 1:
+            os.kill(self.pid, signal.SIGKILL)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(process, "start", start_and_die)
+        with contextlib.suppress(RuntimeError):  # no run gave a result
+            lapnb.run(tiny(seeds=2), workers=2)
+    assert read(csv()).status.str.match("ok|failed: .*worker").all()
+    assert_same_rows(lapnb.run(tiny(seeds=2)), elsewhere(tiny(seeds=2)))
 
 
 @pytest.mark.parametrize("kind", ["threads", "processes"])
