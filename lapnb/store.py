@@ -90,8 +90,17 @@ def locked(lock: pathlib.Path, path: pathlib.Path) -> Iterator[None]:
 
 def check_regular(path: pathlib.Path) -> None:
     """Raise OSError where a folder or a pipe, which would be waited for, is in a file's place."""
-    if path.exists() and not path.is_file():
+    if os.path.exists(path) and not os.path.isfile(path):
         raise OSError(f"{path} is no regular file: move it away")
+
+
+def is_ours(path: pathlib.Path) -> bool:
+    """Whether a path is free, or a file, damaged or not, that `save_tensors` has begun."""
+    if not path.is_file():
+        return not path.exists()
+    with path.open("rb") as file:
+        head = file.read(4096)
+    return not head or any(name in head for name in (b'"facts"', b'"crc32"'))
 
 
 def remove_leftovers(path: pathlib.Path) -> None:

@@ -63,7 +63,8 @@ def flow(model: nn.Module, example, layers: list[Layer], weights: list[Tensor]) 
     The model is not changed. Raises ValueError where the data cannot be followed, naming the
     function and the module that calls it, and where the model does not take the example.
     """
-    if not any(isinstance(value, Tensor) for value in tree_leaves(example)):
+    given = [value for value in tree_leaves(example) if isinstance(value, Tensor)]
+    if not given or any(value.is_meta or not value.numel() for value in given):
         raise ValueError(f"example must be a batch of inputs, got {type(example).__name__}")
     inputs = example[:1] if isinstance(example, Tensor) else example
     inputs = tree_map_only(Tensor, _as_input, inputs)

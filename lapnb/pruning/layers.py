@@ -11,6 +11,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from lapnb.pruning import is_plain
+
 CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d
 TRANSPOSED = nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
 BATCH_NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
@@ -121,8 +123,9 @@ def _check_weight(name: str, module: nn.Module, uses: Counter) -> None:
         reason = "shares its weight"
     elif nn.parameter.is_lazy(weight):
         reason = "has no weight before the model has run once"
-    elif not (weight.numel() and weight.is_floating_point()):
-        reason = f"has a weight of shape {tuple(weight.shape)} in {weight.dtype}, no real numbers"
+    elif not (weight.numel() and is_plain(weight)):
+        about = f"{weight.dtype}, {tuple(weight.shape)}, {weight.layout}"
+        reason = f"has a weight of {about}, no plain real numbers"
     elif methods != [getattr(base, f, None) for f in USED]:
         reason = "has a forward of its own, which may change its weight"
     else:
@@ -168,10 +171,8 @@ def chain_fault(model: nn.Module, layers: list[Layer], linear: bool = False) -> 
         columns, rest = divmod(inputs, first.outputs)
         kinds = [isinstance(layer.module, nn.Linear) for layer in (first, second)]
         if rest or (columns != 1 and not (flat and kinds == [False, True])):
-            return (
-                f"{second.name} ({inputs} inputs) does not fit {first.name} ({first.outputs} "
-                f"outputs), the layer defined before it: {PASS_EXAMPLE}"
-            )
+            what = f"{second.name} ({inputs} inputs) does not fit {first.name}"
+            return f"{what} ({first.outputs} outputs), the layer defined before it: {PASS_EXAMPLE}"
     return ""
 
 
@@ -179,9 +180,8 @@ def _keeps_units(module: nn.Module) -> bool:
     """Whether a module has a place in a chain between layers and their batch norms."""
     room = type(module).__module__.removeprefix("torch.nn.modules.")
     kept = room in ("activation", "container", "dropout", "flatten", "padding", "pooling")
-    mixes = (
-        isinstance(module, nn.GLU | nn.MultiheadAttention) or getattr(module, "start_dim", 1) != 1
-    )
+    mixes = isinstance(module, nn.GLU | nn.MultiheadAttention)
+    mixes = mixes or getattr(module, "start_dim", 1) != 1  # of a Flatten
     return (kept and not mixes) or isinstance(module, nn.Identity)
 
 

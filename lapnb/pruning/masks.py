@@ -161,7 +161,7 @@ def keep_in_rows(score: Tensor, count: int, weight: Tensor) -> Tensor:
 
 def apply_masks(model: nn.Module, masks: list[Tensor]) -> None:
     """Zero the weights outside the masks, in place. ValueError when they do not fit the model."""
-    _zero(_fitting(model, masks))
+    zero(fitting(model, masks))
 
 
 def keep_masks(model: nn.Module, masks: list[Tensor], optimizer: torch.optim.Optimizer):
@@ -169,12 +169,12 @@ def keep_masks(model: nn.Module, masks: list[Tensor], optimizer: torch.optim.Opt
 
     Returns a handle whose `remove()` ends this. ValueError when masks or optimizer do not fit.
     """
-    pairs = _fitting(model, masks)
+    pairs = fitting(model, masks)
     trained = {id(p) for group in getattr(optimizer, "param_groups", []) for p in group["params"]}
     if trained.isdisjoint(id(layer.weight) for layer, _ in pairs):
         raise ValueError("optimizer must be a torch.optim.Optimizer of the model's parameters")
-    _zero(pairs)
-    return optimizer.register_step_post_hook(lambda *_: _zero(pairs))
+    zero(pairs)
+    return optimizer.register_step_post_hook(lambda *_: zero(pairs))
 
 
 def surviving(masks: list[Tensor]) -> float:
@@ -188,30 +188,30 @@ def to_torch_prune(model: nn.Module, masks: list[Tensor]) -> nn.Module:
 
     For PyTorch's own tools. Until `prune.remove` folds them in, functions here refuse the model.
     """
-    pairs = _fitting(model, masks)
-    _zero(pairs)
+    pairs = fitting(model, masks)
+    zero(pairs)
     for layer, mask in pairs:
         prune.custom_from_mask(layer.module, "weight", mask.to(layer.weight.device))
     return model
 
 
-def _fitting(model: nn.Module, masks: list[Tensor]) -> list[tuple[Layer, Tensor]]:
+def fitting(model: nn.Module, masks: list[Tensor]) -> list[tuple[Layer, Tensor]]:
     """Each prunable layer with its mask; ValueError when they do not fit."""
-    layers = prunable_layers(model)
-    found = len(masks) if isinstance(masks, list | tuple) else type(masks)
-    if found != len(layers):
+    layers, found = prunable_layers(model), type(masks)
+    if not isinstance(masks, list | tuple) or (found := len(masks)) != len(layers):
         raise ValueError(f"masks must be one per prunable layer ({len(layers)}); got {found}")
     pairs = list(zip(layers, masks, strict=True))
     for layer, mask in pairs:
         wanted = torch.bool, layer.values.shape
         got = getattr(mask, "dtype", None), getattr(mask, "shape", None)
+        got = "one on the meta device" if getattr(mask, "is_meta", False) else got
         if got != wanted:
             raise ValueError(f"mask of {layer.name} must be {wanted}, got {got}")
     return pairs
 
 
 @torch.no_grad()
-def _zero(pairs: list[tuple[Layer, Tensor]]) -> None:
+def zero(pairs: list[tuple[Layer, Tensor]]) -> None:
     for layer, mask in pairs:
         # not a product with the mask: that would leave -0.0, and NaN where a weight is infinite
         layer.weight.masked_fill_(~mask.to(layer.weight.device), 0)

@@ -51,15 +51,20 @@ def saliency(model: nn.Module, kind: str, batches: Iterable) -> list[Tensor]:
     layers = prunable_layers(network)
     weight = layers[0].weight
     with torch.autocast(weight.device.type, enabled=False):
-        return SALIENCY[kind](network, layers, _moved(batches, weight))
+        try:
+            return SALIENCY[kind](network, layers, _moved(batches, weight))
+        except (RuntimeError, IndexError) as error:
+            raise ValueError(f"batches do not fit the model, or it them: {error}") from error
 
 
 def _moved(batches: Iterable, weight: Tensor):
     """Images and labels on the device of `weight`, and images in its type."""
     pair = None
-    for pair in batches:
+    for pair in batches if isinstance(batches, Iterable) else [None]:
         images, labels = pair if isinstance(pair, list | tuple) and len(pair) == 2 else (None, None)
-        if not (isinstance(images, Tensor) and images.is_floating_point()):
+        right = isinstance(images, Tensor) and images.is_floating_point() and not images.is_meta
+        right = right and isinstance(labels, Tensor | None) and bool(images.isfinite().all())
+        if not right:
             raise ValueError("batches must hold pairs (images, labels), images normalised floats")
         yield images.detach().to(weight), labels if labels is None else labels.to(weight.device)
     if pair is None:
@@ -163,7 +168,7 @@ def _ones(network: nn.Module, layers: list[Layer], batches) -> list[Tensor]:
     outputs = _tensors(network(torch.ones_like(images[:1], dtype=torch.double)))
     slopes = torch.autograd.grad(sum(x.sum() for x in outputs), weights, materialize_grads=True)
     largest = max(slope.max() for slope in slopes)
-    return [slope / largest for slope in slopes]
+    return [slope / largest.clamp(min=1e-300) for slope in slopes]
 
 
 def hessian_chain(network: nn.Module, layers: list[Layer]) -> list[tuple[str, nn.Module]]:

@@ -8,7 +8,7 @@ import pandas as pd
 from lapnb.paper.protocol import VARIED, Claim
 from lapnb.paper.tables import TABLES, table
 from lapnb.pruning.scores import METHODS
-from lapnb.runs.results import SCHEMA
+from lapnb.runs.results import NUMBERS, SCHEMA, check
 
 # What can be compared: its axis, and how a claim about it ends
 MEASURED = {
@@ -48,6 +48,14 @@ def one_source(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
     if len(kinds) > 1 or again or results.table.iloc[0] not in TABLES:
         found = " and ".join(" ".join(map(str, kind)) for kind in kinds.to_numpy())
         raise ValueError(f"{wanted}, each run once; got {found}, {again} runs again")
+    texts = results[["table", "scale", "source", "device", "status"]].map(type).eq(str)
+    if not texts.all(axis=None) or (results.status != "ok").any():
+        raise ValueError(f"{wanted}, with a result each; not so row {texts.all(axis=1).idxmin()}")
+    try:
+        numbers = results.astype(dict.fromkeys(NUMBERS, float))
+        check(numbers, *results[["table", "scale"]].iloc[0])
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{wanted}; {error}") from error
     rows = results.assign(gap=results.error - results.train_error)
     known = [name for name in MEASURED if rows[name].notna().any()]
     if column not in known:

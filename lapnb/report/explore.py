@@ -4,6 +4,7 @@ import copy
 import os
 import warnings
 from functools import cache, lru_cache
+from numbers import Real
 from pathlib import Path
 
 import pandas as pd
@@ -19,6 +20,7 @@ from lapnb.report.compare import published, short
 from lapnb.report.plots import COLOURS, STYLE, canvas
 from lapnb.runs.cell import dense_network
 from lapnb.runs.task import Task
+from lapnb.training import require
 from lapnb.training.checkpoint import load_checkpoint
 from lapnb.training.data import Data, load_data
 from lapnb.training.train import evaluate
@@ -60,14 +62,13 @@ def panel(
     """
     import seaborn
 
-    if network not in NETWORKS:
-        raise ValueError(f"network must be one of {', '.join(NETWORKS)}; got {network!r}")
+    _check(network, method, beside, scope, keep, checkpoint)
     path = Path(checkpoint.strip()).expanduser()
-    chosen = network, dataset, path, path.stat().st_mtime_ns if path.is_file() else 0
+    chosen = network, dataset, path, tuple(path.stat()) if path.is_file() else ()
     data, dense, accuracy, known = _network(*chosen)
     bars, masks, found = {"dense": accuracy}, {}, {}
     for name in dict.fromkeys((beside, method)):
-        criterion = METHODS.get(name, METHODS["mp"])  # prune_masks names those that there are
+        criterion = METHODS[name]
         example = data.normalise(data.test_images[:1]) if criterion.neighbours == "flow" else None
         looked = known(criterion.looks_at)
         with warnings.catch_warnings(action="ignore"):  # of empty layers: one sees them
@@ -99,6 +100,16 @@ def panel(
     return figure
 
 
+def _check(network, method, beside, scope, keep, checkpoint) -> None:
+    choices = {"network": (network, NETWORKS), "scope": (scope, SCOPES)}
+    choices |= {"method": (method, METHODS), "beside": (beside, METHODS)}
+    for name, (given, allowed) in choices.items():
+        require(given in [*allowed], name, f"one of {', '.join(allowed)}", given)
+    right = isinstance(keep, Real) and 0 <= keep <= 1
+    require(right, "keep", "a number in [0, 1]", keep)
+    require(isinstance(checkpoint, str), "checkpoint", "a text", checkpoint)
+
+
 def controls(
     dataset=None, network="fcn", method="lap", scope="layer", keep=0.1, checkpoint="", beside="mp"
 ):
@@ -108,6 +119,7 @@ def controls(
     progress bars are off (TQDM_DISABLE: reports, tests, committed outputs) nobody can move a
     slider, and a line is printed in its place.
     """
+    _check(network, method, beside, scope, keep, checkpoint)
     if os.environ.get("TQDM_DISABLE"):
         return print("The controls need a browser: open this notebook in JupyterLab.")
     from IPython.display import Pretty, display

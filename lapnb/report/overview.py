@@ -1,6 +1,7 @@
 """All tables at a glance: what is claimed, found and recorded. Reads rows, never trains."""
 
 import base64
+import contextlib
 import json
 import re
 from html import escape
@@ -13,6 +14,7 @@ from lapnb.paper.tables import TABLES, table
 from lapnb.report import compare as of
 from lapnb.report.page import recordings, result
 from lapnb.report.plots import STYLE, draw_means, png
+from lapnb.runs.results import read
 from lapnb.store import root
 
 
@@ -51,9 +53,8 @@ def inventory() -> pd.DataFrame:
     """What is recorded, by table, scale and data set: how much, and the path of the CSV."""
     found = []
     for path in sorted(root().glob("figures/*/*.csv")):
-        rows = pd.read_csv(path)
-        ran = rows[rows.status == "ok"] if "status" in rows else rows[:0]
-        for source, part in ran.groupby("source") if len(ran) else []:
+        rows = read(path) if path.stem in TABLES else pd.DataFrame(columns=["status", "source"])
+        for source, part in rows[rows.status == "ok"].groupby("source"):
             row = {"table": path.stem, "scale": path.parent.name, "data": source}
             row |= {f"{name}s": part[name].nunique() for name in ("method", "round", "seed")}
             found.append(row | {"rows": len(part), "path": f"{path.relative_to(root())}"})
@@ -74,8 +75,12 @@ def index(thumbnail_width: int = 180):
     notebooks.pop("00_start_here", None)
     rows = []
     for name in sorted(notebooks, key=lambda name: [*TABLES, name].index(name)):
-        cells = json.loads(notebooks[name].read_text("utf-8"))["cells"]
-        heading = "".join(cells[0]["source"]).splitlines()[0].strip("# ")
+        heading = name
+        with contextlib.suppress(
+            ValueError, LookupError, OSError
+        ):  # a broken notebook has its name
+            cells = json.loads(notebooks[name].read_text("utf-8"))["cells"]
+            heading = "".join(cells[0]["source"]).splitlines()[0].strip("# ")
         line, instead, picture = _result(name)
         if picture and thumbnail_width:
             data = base64.b64encode(picture).decode()

@@ -5,9 +5,11 @@ import hashlib
 import io
 import pathlib
 from collections import defaultdict
+from typing import get_args
 
 import pandas as pd
 
+from lapnb.paper.protocol import Table
 from lapnb.pruning.scores import METHODS
 from lapnb.store import check_regular, locked, root, write_whole
 
@@ -24,6 +26,10 @@ SCHEMA = {
 NUMBERS = [column for column, kind in SCHEMA.items() if kind is not str]
 ALWAYS = ["surviving", "error_before", "error", "dense_error"]  # where the status is ok
 ORDER = ["activation", "schedule", "method", "seed", "round"]
+NAMED = {
+    name: {*get_args(Table.model_fields[name].annotation)}
+    for name in ("network", "dataset", "activation", "scope", "schedule")
+}
 KEY = ["source", "settings", "method", "round", "seed"]  # what tells a run from all others
 
 
@@ -45,7 +51,7 @@ def read(path: pathlib.Path) -> pd.DataFrame:
     missing = {column: [""] for column in NUMBERS}
     try:
         rows = pd.read_csv(io.BytesIO(text), dtype=kinds, keep_default_na=False, na_values=missing)
-        _check(rows, path)
+        check(rows, path.stem, path.parent.name.removesuffix("-changed"))
     except ValueError as error:
         raise ValueError(
             f"{path} is not a results file as lapnb writes it ({error}); "
@@ -58,8 +64,8 @@ def read(path: pathlib.Path) -> pd.DataFrame:
     return rows.astype({column: SCHEMA[column][0] for column in NUMBERS})
 
 
-def _check(rows: pd.DataFrame, path: pathlib.Path) -> None:
-    """Raise ValueError with what makes no sense."""
+def check(rows: pd.DataFrame, table: str, scale: str) -> None:
+    """Raise ValueError with what makes no sense in the rows of a table."""
     if absent := [column for column in SCHEMA if column not in rows]:
         raise ValueError(f"it has no column {absent[0]}")
     for column in NUMBERS:
@@ -71,12 +77,10 @@ def _check(rows: pd.DataFrame, path: pathlib.Path) -> None:
             raise ValueError(f"{column} {odd.iloc[0]:g} is not {what} from {low} to {high:g}")
     if rows.loc[rows.status == "ok", ALWAYS].isna().any(axis=None):
         raise ValueError("a row without a result has the status ok")
-    for column, allowed in [
-        ("table", {path.stem}),
-        ("scale", {path.parent.name.removesuffix("-changed")}),
-        ("method", set(METHODS)),
-    ]:
-        if unknown := set(rows[column]) - allowed:
+    for column, allowed in (
+        {"table": {table}, "scale": {scale}, "method": {*METHODS}} | NAMED
+    ).items():
+        if unknown := {*map(str, rows[column])} - allowed:
             raise ValueError(f"its {column} is {min(unknown)!r}")
     if not rows.status.str.match("ok$|failed: |diverged: ").all():
         raise ValueError("a status is not ok, failed or diverged")

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from lapnb.training import require
 from lapnb.training.data import Data
 from lapnb.training.networks import build_model
 
@@ -22,6 +23,8 @@ def load_checkpoint(path: Path, network: str, data: Data) -> nn.Module:
     state_dict may lie under the key "state_dict", and its names may begin with "module." or
     "_orig_mod.". Raises FileNotFoundError, or ValueError naming the file and what is wrong with it.
     """
+    require(isinstance(path, str | Path), "path", "that of a file", path)
+    require(isinstance(data, Data), "data", "the Data that the network is for", data)
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
@@ -30,13 +33,16 @@ def load_checkpoint(path: Path, network: str, data: Data) -> nn.Module:
             safe = path.suffix.lower() == ".safetensors"
             tensors = load_file(path) if safe else torch.load(path, "cpu", weights_only=True)
         tensors = tensors.get("state_dict", tensors)
-        tensors = {re.sub(PREFIXES, "", name): tensor for name, tensor in tensors.items()}
+        names = [re.sub(PREFIXES, "", name) for name in tensors]
+        tensors = dict(zip(names, tensors.values(), strict=True))
         found = {name: _form(t) + ("" if _plain(t) else UNUSUAL) for name, t in tensors.items()}
     except Exception as error:  # whatever an unpickler stumbles over
         raise ValueError(
             f"{path} is neither safetensors nor a state_dict as written by "
             "torch.save(model.state_dict(), path)"
         ) from error
+    if len(names) > len(tensors):
+        raise ValueError(f"{path} names a tensor twice, with and without a prefix")
     channels, _, side = data.test_images.shape[1:]
     shape = dict(num_classes=data.classes, image_size=side, channels=channels)
     with torch.device("meta"):  # no memory before all is known to fit

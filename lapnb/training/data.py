@@ -8,6 +8,7 @@ import math
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from numbers import Real
 
 import numpy as np
 import torch
@@ -58,19 +59,26 @@ class Data:
         `name`, `source` ("own data"). Raises ValueError naming what does not fit.
         """
         splits = {"train": (train_images, train_labels), "test": (test_images, test_labels)}
+        if "classes" in fields:
+            require_whole("classes", fields["classes"], 1)
         for split, (images, labels) in splits.items():
-            images, labels = torch.as_tensor(images), torch.as_tensor(labels)
-            if images.is_floating_point() and ((images >= 0) & (images <= 1)).all():
+            try:
+                images, labels = torch.as_tensor(images), torch.as_tensor(labels)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise ValueError(f"{split} images and labels must be tensors: {error}") from error
+            plain = images.layout == torch.strided and not images.is_meta and 0 not in images.shape
+            if plain and images.is_floating_point() and ((images >= 0) & (images <= 1)).all():
                 images = (images * 255).round().byte()
             images = images.unsqueeze(1) if images.ndim == 3 else images
-            right = images.dtype == torch.uint8 and images.ndim == 4 and 0 not in images.shape
+            right = plain and images.dtype == torch.uint8 and images.ndim == 4
             allowed = "(N, C, H, W) or (N, H, W), uint8 or floats in [0, 1]"
             require(right, f"{split}_images", allowed, (*images.shape, images.dtype))
             whole = torch.can_cast(labels.dtype, torch.int64) and labels.shape == images.shape[:1]
+            labels = labels.long() if whole else labels
             right = whole and labels.min() >= 0 and labels.max() < fields.get("classes", math.inf)
             allowed = f"whole numbers from 0, below classes, for each of {len(images)} images"
             require(right, f"{split}_labels", allowed, (*labels.shape, labels.dtype))
-            fields |= {f"{split}_images": images, f"{split}_labels": labels.long()}
+            fields |= {f"{split}_images": images, f"{split}_labels": labels}
         train, (_, *size) = fields["train_images"], fields["test_images"].shape
         allowed = f"of one size with test_images, {size}"
         require([*train.shape[1:]] == size, "train_images", allowed, (*train.shape,))
@@ -79,7 +87,14 @@ class Data:
         std = std.clamp(min=1 / 255)  # of a constant channel
         classes = 1 + int(max(fields[f"{split}_labels"].max() for split in splits))
         defaults = dict(name="own", source="own data", classes=classes)
-        return cls(**defaults | {"mean": (*mean.tolist(),), "std": (*std.tolist(),)} | fields)
+        data = cls(**defaults | {"mean": (*mean.tolist(),), "std": (*std.tolist(),)} | fields)
+        for name, least in {"mean": -math.inf, "std": 0}.items():
+            given = getattr(data, name)
+            right = isinstance(given, tuple) and len(given) == size[0]
+            right = right and all(isinstance(x, Real) and least < x < math.inf for x in given)
+            allowed = f"a tuple of {size[0]} numbers" + ", above 0" * (name == "std")
+            require(right, name, allowed, given)
+        return data
 
     @classmethod
     def from_datasets(cls, train, test, **fields) -> "Data":
@@ -145,7 +160,7 @@ def load_data(name: str, image_size: int | None = None, channels: int | None = N
     """
     require(name in [*DATASETS], "name", f"one of {', '.join(DATASETS)}", name)
     if image_size is not None:
-        require_whole("image_size", image_size, 1)
+        require_whole("image_size", image_size, 1, 1024)
     right = channels is None or (type(channels) is int and channels in (1, 3))
     require(right, "channels", "1 (grey) or 3 (colour)", channels)
     read, mean, std, augmentation = DATASETS[name]

@@ -226,7 +226,10 @@ def _cached(name: str, folder: Path, files: dict[str, int | None], read) -> dict
     """What `read()` makes of `files` (path: label), kept in `folder` or the user's cache folder."""
     key = []
     for file, label in files.items():
-        stat, short = os.stat(file), file.removeprefix(str(folder))
+        try:
+            stat, short = os.stat(file), file.removeprefix(str(folder))
+        except OSError as error:  # a link that leads nowhere
+            raise FileNotFoundError(f"{file} cannot be read ({error}): {AGAIN}") from error
         if S_ISFIFO(stat.st_mode):  # opening it would wait for ever
             raise ValueError(f"{file} is a pipe, not a file: {AGAIN}")
         key.append((short, label, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lapnb.pruning.layers import prunable_layers
-from lapnb.pruning.masks import apply_masks
-from lapnb.store import CorruptFile, content, fingerprint, load_tensors, save_tensors
+from lapnb.pruning import is_plain
+from lapnb.pruning.masks import fitting, zero
+from lapnb.store import CorruptFile, content, fingerprint, is_ours, load_tensors, save_tensors
 from lapnb.training import require, require_whole
 from lapnb.training.data import Data, augment, stream
 
@@ -54,17 +54,16 @@ def train(
     in evaluation mode (a frozen batch norm), they stay so; where all are, none is taken as frozen.
 
     `checkpoint` is a file: a run longer than a minute saves itself there and, when called again,
-    goes on at the step where it was. It starts afresh, and prints so, when the file is damaged or
-    began from other weights or masks; a file that is no checkpoint is refused. `progress` is
-    called with the number of finished steps.
+    goes on at the step where it was, or afresh, and prints so, when the file is damaged or began
+    from other weights or masks. `progress` is called with the number of finished steps.
 
     `precision` "bfloat16" computes the network and the loss under autocast; weights, Adam and
     `evaluate` stay float32. A model whose own weights have 16 bits is trained in float32 and
     rounded at the end.
 
-    Raises ValueError for an argument that makes no sense, or a checkpoint of another network,
-    other settings or other data; FloatingPointError when the loss (of several networks: of every
-    one) is no longer finite.
+    Raises ValueError for an argument that makes no sense, or a checkpoint that is none, or of
+    another network, other settings or other data; FloatingPointError when the loss (of several
+    networks: of every one) is no longer finite.
     """
     _check_types(model, data)
     require_whole("steps", steps, 0)
@@ -72,27 +71,27 @@ def train(
     require_whole("seed", seed, 0)
     require(isinstance(lr, Real) and 0 < lr < math.inf, "lr", "a number above 0", lr)
     require(precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}", precision)
+    require(isinstance(stage, str), "stage", "a text", stage)
+    require(progress is None or callable(progress), "progress", "a function", progress)
+    require([*model.parameters()] != [], "model", "one with parameters", model)
+    pruned = [] if masks is None else fitting(model, masks)
     if checkpoint is not None:
+        require(isinstance(checkpoint, str | pathlib.Path), "checkpoint", "a path", checkpoint)
         checkpoint = pathlib.Path(checkpoint)
-        right = not checkpoint.exists() or (checkpoint.is_file() and _is_ours(checkpoint))
         allowed = "the name of a new file, or of a checkpoint that train wrote"
-        require(right, "checkpoint", allowed, str(checkpoint))
+        require(is_ours(checkpoint), "checkpoint", allowed, str(checkpoint))
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
     device, start, facts, saved = data.train_images.device, 0, {}, time.monotonic()
-    # no cache of cast weights: they change in place
-    cast = dict(enabled=precision == "bfloat16", cache_enabled=False)
+    cast = dict(enabled=precision == "bfloat16", cache_enabled=False)  # weights change in place
     precise = torch.autocast(device.type, torch.bfloat16, **cast)
     with _prepared(model, device):
         parameters, dtype = list(model.parameters()), _dtype(model)
         optimizer = _adam(parameters, lr)
-        kept = []
-        if masks is not None:
-            apply_masks(model, masks)
-            weights = [layer.weight for layer in prunable_layers(model)]
-            kept = [(weight, mask.to(weight)) for weight, mask in zip(weights, masks, strict=True)]
+        zero(pruned)
+        kept = [(layer.weight, mask.to(layer.weight)) for layer, mask in pruned]
         if checkpoint:
             settings = f"seed {seed}, stage {stage}, lr {lr}, batch size {batch_size}, {precision}"
             facts = _facts(model, data, masks or [], settings)
-            checkpoint.parent.mkdir(parents=True, exist_ok=True)
             start = _resume(checkpoint, _state(model, optimizer), facts, steps)
         if not any(m.training for m in model.modules() if [*m.parameters(recurse=False)]):
             model.train()
@@ -100,7 +99,7 @@ def train(
         batches = _batches(data, batch_size, start, seed, stage, dtype)
         for done, (images, labels) in zip(range(start + 1, steps + 1), batches, strict=False):
             with precise:
-                losses = _losses(model(images), labels)
+                _, losses = _computed(model, images, labels)
             for parameter in parameters:
                 parameter.grad = None
             losses.backward(share.expand_as(losses))  # of the mean over each network's batch
@@ -137,8 +136,8 @@ def evaluate(model: nn.Module, data: Data, split: str = "test") -> tuple:
     model.eval()
     try:
         for some, right in zip(images.split(500), labels.split(500), strict=True):
-            logits = model(data.normalise(some).to(_dtype(model)))
-            loss = loss + _losses(logits, right).sum(-1)
+            logits, losses = _computed(model, data.normalise(some).to(_dtype(model)), right)
+            loss = loss + losses.sum(-1)
             correct = correct + (logits.argmax(-1) == right).sum(-1)
     finally:
         for module, mode in modes:
@@ -151,13 +150,10 @@ def _check_types(model: nn.Module, data: Data) -> None:
     require(isinstance(model, nn.Module), "model", "a torch.nn.Module", type(model).__name__)
     allowed = "what load_data(name), Data.from_tensors(…) or Data.from_datasets(train, test) give"
     require(isinstance(data, Data), "data", allowed, type(data).__name__)
-
-
-def _is_ours(path: pathlib.Path) -> bool:
-    """Whether a file, damaged or not, was written by `save_tensors`: it begins with our facts."""
-    with path.open("rb") as file:
-        head = file.read(4096)
-    return not head or any(name in head for name in (b'"facts"', b'"crc32"'))
+    for name, p in model.named_parameters():
+        right = not (nn.parameter.is_lazy(p) or p.is_meta) and is_plain(p)
+        allowed = "a plain, initialised tensor of real numbers with memory of its own"
+        require(right, name, allowed, f"{p.dtype}, {p.layout}, {p.device}")
 
 
 @contextlib.contextmanager
@@ -201,13 +197,17 @@ def _batches(data, batch_size, start, seed, stage, dtype) -> Iterator[tuple[Tens
             yield data.normalise(images).to(dtype), labels.index_select(0, chosen)
 
 
-def _losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of each image, never in 16 bits; shape (batch,) or (networks, batch)."""
-    if logits.dtype in SHORT:
-        logits = logits.float()
-    labels = labels.expand(logits.shape[:-1])
-    # the classes' axis second, as cross_entropy wants it
-    return F.cross_entropy(logits.movedim(-1, 1), labels, reduction="none")
+def _computed(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits, and each image's cross-entropy, never in 16 bits: (batch,) or (networks, batch)."""
+    try:
+        logits = model(images)
+        wide = logits.float() if logits.dtype in SHORT else logits
+        labels = labels.expand(wide.shape[:-1])
+        # the classes' axis second, as cross_entropy wants it
+        return logits, F.cross_entropy(wide.movedim(-1, 1), labels, reduction="none")
+    except (RuntimeError, IndexError) as error:
+        about = f"images of {(*images.shape[1:],)} and labels up to {labels.max()}"
+        raise ValueError(f"model cannot compute the loss of data, {about}: {error}") from error
 
 
 def _adam(parameters: list[nn.Parameter], lr: float) -> torch.optim.Adam:

@@ -154,6 +154,12 @@ def test_what_are_no_results_is_said_in_a_sentence(made, call):
         "quick": pd.concat([good, made({"mp": [1.0]}, scale="quick", source="MNIST")]),
         "MNIST and .* Fashion": pd.concat([good, good.assign(source="Fashion")]),
         "zoo": good.assign(table="zoo"),
+        "not so row 0": good.assign(status="failed: x"),
+        "not so row": good.assign(source=None),
+        "could not convert": good.assign(error="high"),
+        "its method is 'lapp'": good.replace("lap", "lapp"),
+        "its activation is 'nan'": good.assign(activation=float("nan")),
+        "surviving -1 is not a number": good.assign(surviving=-1.0),
     }
     for words, rows in bad.items():
         with pytest.raises(ValueError, match=f"^results must be rows of one table.*{words}"):

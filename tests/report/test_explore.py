@@ -74,12 +74,15 @@ def test_the_picture_is_that_of_the_package_on_your_own_weights(tmp_path):
     [
         (dict(network="lenet"), "network must be one of fcn, conv6"),
         (dict(method="best"), "method must be one of mp"),
-        (dict(beside="best"), "method must be one of mp"),
+        (dict(beside="best"), "beside must be one of mp"),
         (dict(scope="all"), "scope must be"),
         (dict(keep=1.5), "keep must be a number in"),
         (dict(method="lap_forward", scope="global"), "no global scope"),
         (dict(network="vgg11", method="lap_all"), "linear layers"),
         (dict(network="vgg11", method="obd"), "BackPACK"),
+        (dict(network=["fcn"]), "network must be one of fcn"),
+        (dict(keep="x"), "keep must be a number in"),
+        (dict(checkpoint=3), "checkpoint must be a text"),
         (dict(checkpoint="absent.pt"), "there is no file absent.pt"),
     ],
 )

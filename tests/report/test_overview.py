@@ -69,16 +69,27 @@ def test_index_shows_result_and_plot_and_changes_no_file(lapnb_root, record):
     record(THREE, "conv6_global", "quick", source="MNIST, 5,000 digits")
     path = results_file("pruning_cost", "quick")
     path.write_text("device,network,method,seconds\ncpu,fcn,mp,2\ncpu,fcn,lap,3\n")
+    (lapnb_root / "notebooks" / "torn.ipynb").write_text("{")
+    (path.parent / "mine.csv").write_text("status,a\n")
+    assert set(overview.inventory().table) == {"fcn_mnist", "fcn_activations", "conv6_global"}
     before = {path: path.stat().st_mtime_ns for path in lapnb_root.rglob("*")}
     page = overview.index(thumbnail_width=99).data
     assert {path: path.stat().st_mtime_ns for path in lapnb_root.rglob("*")} == before
     rows = re.findall("<tr>.*?</tr>", page, re.DOTALL)
     names = [re.search(r'href="(\w+)', row)[1] for row in rows]
-    assert names == ["fcn_mnist", "fcn_activations", "conv6_global", "pruning_cost", "zoo"]
+    assert names == [
+        "fcn_mnist",
+        "fcn_activations",
+        "conv6_global",
+        "pruning_cost",
+        "gone",
+        "torn",
+        "zoo",
+    ]
     assert "5,000 MNIST digits: LAP beats MP: reproduced at 1 of 1" in rows[0]
     assert "standing in for CIFAR-10" in rows[2] and ">not run on CIFAR-10<" in rows[2]
     assert "LAP masks: 1.5 to 1.5 times" in rows[3]
-    assert [row.count('width="99"') for row in rows] == [1, 1, 0, 0, 0]
+    assert [row.count('width="99"') for row in rows] == [1, 1, 0, 0, 0, 0]
     assert "<img" not in overview.index(thumbnail_width=0).data
 
 

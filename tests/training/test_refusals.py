@@ -30,10 +30,14 @@ TENSORS = {
     "train_labels": (LABELS[:9], LABELS.float(), LABELS - 1),
     "test_labels": (LABELS[:, None],),
     "augmentation": ("flip",),
+    "classes": (12.5, "4", 0),
+    "mean": ("x", 0.5, (0.5,), [0.5] * 3),
+    "std": ((0.0, 1.0, 1.0), (-1.0, 1.0, 1.0), (math.nan,) * 3),
 }
 TRAIN = {"steps": (-1, 1.5, None, True), "lr": (0, -1.0, math.nan, math.inf, "0.1"), "seed": SEEDS}
 TRAIN |= {"batch_size": ("2", 0, 13), "masks": ("lap", 5), "precision": ("int8", None)}
-TRAIN |= {"checkpoint": (".",)} | BOTH
+TRAIN |= {"checkpoint": (".", 5, __file__), "stage": (3, None), "progress": (5, "x")} | BOTH
+TRAIN["model"] += (torch.nn.ReLU(),)
 REFUSED = [
     (build_model, {"name": "fcn"}, FCN),
     (build_model, {"name": "vgg11"}, VGG),
@@ -70,6 +74,47 @@ def test_what_makes_no_sense_is_refused_in_one_form(tmp_path, use, good, name, v
 def test_own_datasets_that_do_not_fit(dataset):
     with pytest.raises(ValueError, match=r"^test must hold pairs"):
         Data.from_datasets([(IMAGES[0], 0)], dataset)
+
+
+def odd(weight):
+    model = build_model("fcn", width=0.05, image_size=16, channels=3)
+    model.layers[2].weight = torch.nn.Parameter(weight, requires_grad=weight.is_floating_point())
+    return model
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        torch.ones(1, 1).expand(25, 25),  # which Adam would write beyond
+        torch.ones(25, 25, device="meta"),
+        torch.ones(25, 25).to_sparse(),
+        torch.ones(25, 25, dtype=torch.cfloat),
+        torch.ones(25, 25, dtype=torch.float8_e5m2),
+    ],
+)
+def test_a_parameter_that_cannot_be_trained_is_named(weight):
+    for use in (lambda model: train(model, DATA, 5, batch_size=5), lambda m: evaluate(m, DATA)):
+        with pytest.raises(ValueError, match=r"^layers\.2\.weight must be a plain, initialised"):
+            use(odd(weight))
+
+
+@pytest.mark.parametrize(
+    "model", [build_model("fcn", width=0.05), build_model("fcn", 0.05, num_classes=3, channels=3)]
+)
+def test_a_model_that_does_not_fit_the_data(model):
+    data = DATA if model.layers[0].in_features == 784 else load_data("mnist5k", 28, 3)
+    for use in (lambda: train(model, data, 5, batch_size=5), lambda: evaluate(model, data)):
+        with pytest.raises(ValueError, match=r"^model cannot compute the loss of data, images of"):
+            use()
+
+
+@pytest.mark.parametrize(
+    "images, labels",
+    [("x", LABELS), (None, LABELS), (IMAGES.to("meta"), LABELS), (IMAGES, ["cat"] * 12)],
+)
+def test_what_is_no_tensor_is_named(images, labels):
+    with pytest.raises(ValueError, match=r"^train.images (and|must)"):
+        Data.from_tensors(images, labels, IMAGES, LABELS)
 
 
 def test_a_refusal_says_what_is_allowed():
