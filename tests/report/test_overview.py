@@ -82,7 +82,6 @@ def test_index_shows_result_and_plot_and_changes_no_file(lapnb_root, record):
         "fcn_activations",
         "conv6_global",
         "pruning_cost",
-        "gone",
         "torn",
         "zoo",
     ]
