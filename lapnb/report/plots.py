@@ -173,7 +173,7 @@ def finish(figure, heading: str, words: str, path: pathlib.Path | None = None):
     figure.legend(named.values(), named, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3)
     below = -(0.2 + 0.22 * math.ceil(len(named) / 3)) / figure.get_figheight()
     small = {"fontsize": 8, "color": "0.3", "ha": "center", "va": "top"}
-    figure.text(0.5, below, textwrap.fill(words, 105), **small)
+    figure.text(0.5, below, textwrap.fill(words.replace("± ", "±\u00a0"), 105), **small)
     figure.set_label(words)
     if path:
         write_whole(path, png(figure))
