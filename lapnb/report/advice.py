@@ -74,7 +74,7 @@ def in_short() -> str:
 def _network(rows: pd.DataFrame) -> pd.Series:
     """Network and data of each row, as in "FCN on MNIST, tanh"."""
     unusual = rows.activation.where(~rows.activation.isin(["relu", "none"]))
-    return of.title(rows).split(",")[0] + (", " + unusual).fillna("")
+    return of.title(rows, whole=False) + (", " + unusual).fillna("")
 
 
 def _those(rows: pd.DataFrame, settings: dict) -> pd.DataFrame:

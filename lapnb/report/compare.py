@@ -192,13 +192,14 @@ def stands_in(results: pd.DataFrame) -> str:
     return "" if first.source.startswith(own) else own
 
 
-def title(results: pd.DataFrame) -> str:
-    """What was run, as in "VGG-19 ×¼ on CIFAR-10 (JPEG)"."""
+def title(results: pd.DataFrame, whole: bool = True) -> str:
+    """What was run, as in "VGG-19 ×¼ on CIFAR-10 (JPEG)"; `whole`: with the table's own subject."""
     first, away = results.iloc[0], stands_in(results)
     paper = table(first.table, "paper")
     width = WIDTHS.get(first.width, f" ×{first.width:g}")
     data = "5,000 MNIST digits" if first.dataset == "mnist5k" else first.source
-    text = paper.title.replace(f" on {NAMES[paper.dataset]}", f"{width} on {data}")
+    text = paper.title if whole else paper.title.split(",")[0]
+    text = text.replace(f" on {NAMES[paper.dataset]}", f"{width} on {data}")
     return text + (f", standing in for {away}" if away else "")
 
 

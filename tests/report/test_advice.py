@@ -20,11 +20,14 @@ def test_verdicts_follow_the_intervals(record):
     record({"mp": LOW, "lap": HIGH}, "fcn_mnist", "paper", nth=0)  # the densest fraction
     record({"lap_act": HIGH, "obd": HIGH[:2]}, "fcn_data_dependent", "paper")
     record({"mp": [9.0], "lap": [8.0]}, "conv6_cifar10", "reduced", source="CIFAR-10")
+    tiny = "Tiny-ImageNet, 20 classes"
+    record({"mp": LOW, "lap": HIGH}, "vgg19_tiny_imagenet", "reduced", source=tiny)
     found = verdicts()
     assert found == {
         ("LAP rather than MP", "FCN on MNIST"): "it depends",
         ("LAP rather than look-forward alone", "FCN on MNIST"): "open",
         ("LAP rather than look-backward alone", "FCN on MNIST"): "open",
+        ("LAP rather than MP", "VGG-19 ×¼ on Tiny-ImageNet, 20 classes"): "no",
         ("with data: LAP-act", "FCN on MNIST"): "no",
     }
     row = advice().iloc[0]
