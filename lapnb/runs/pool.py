@@ -6,9 +6,10 @@ import os
 import signal
 import sys
 import threading
+import time
 import types
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, InvalidStateError
 from multiprocessing.context import SpawnContext, SpawnProcess
 
 from pebble import ProcessPool
@@ -52,14 +53,28 @@ class Processes(ProcessPool):
 
     def __init__(self, count: int):
         super().__init__(count, context=_Context(), initializer=_start_worker)
+        self.futures: list[Future] = []
 
     def submit(self, function, /, *args) -> Future:
-        future: Future = Future()
         try:
-            return self.schedule(function, args=args)
-        except RuntimeError:  # pebble gives up when a worker is killed before it has begun
-            future.set_exception(RuntimeError("a worker process was killed while it started"))
-        return future
+            self.futures.append(self.schedule(function, args=args))
+        except RuntimeError:  # it has given up
+            self.futures.append(Future())
+            self._fail()
+        if len(self.futures) == 1:
+            threading.Thread(target=self._watch, daemon=True).start()
+        return self.futures[-1]
+
+    def _watch(self) -> None:
+        """Pebble gives up when an idle worker is killed, and forgets about some of its futures."""
+        while self.active:
+            time.sleep(0.2)
+        self._fail()
+
+    def _fail(self) -> None:
+        for future in self.futures:
+            with contextlib.suppress(InvalidStateError):  # it is done
+                future.set_exception(RuntimeError("a worker process was killed before it began"))
 
     def __exit__(self, *_) -> None:
         self.stop()
