@@ -97,6 +97,8 @@ def plot(rows: pd.DataFrame, save: bool = False):
     """
     import seaborn
 
+    if not isinstance(rows, pd.DataFrame) or "device" not in rows or rows.empty:
+        raise ValueError(f"rows must be what cost returns; got {type(rows).__name__}")
     first, groups = rows.iloc[0], rows.groupby("device", sort=False)
     words = f"{first.scale} scale · 10 % kept · width ×{first.width:g} · CPU threads: "
     words += f"{first.threads} · methods that look at data: {rows.batches.max()} batches"

@@ -106,7 +106,10 @@ def _result(name: str) -> tuple[str, str, bytes]:
     for scale in SCALES[::-1] if name == "pruning_cost" else ():
         path = root() / f"figures/{scale}/{name}.csv"
         if path.exists():
-            seconds = pd.read_csv(path).pivot_table("seconds", ["device", "network"], "method")
+            rows = pd.read_csv(path)
+            if {"device", "network", "method", "seconds"} - {*rows}:
+                return f"{path.name} is not what this notebook writes", "", b""
+            seconds = rows.pivot_table("seconds", ["device", "network"], "method")
             ratios = seconds.lap / seconds.mp
             line = f"LAP masks: {ratios.min():.2g} to {ratios.max():.2g} times MP's seconds"
             drawn = path.with_suffix(".png")
