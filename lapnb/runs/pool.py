@@ -10,6 +10,7 @@ import time
 import types
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, InvalidStateError
+from multiprocessing import resource_tracker
 from multiprocessing.context import SpawnContext, SpawnProcess
 
 from pebble import ProcessPool
@@ -52,6 +53,7 @@ class Processes(ProcessPool):
     """
 
     def __init__(self, count: int):
+        _start_tracker()
         super().__init__(count, context=_Context(), initializer=_start_worker)
         self.futures: list[Future] = []
 
@@ -79,6 +81,19 @@ class Processes(ProcessPool):
     def __exit__(self, *_) -> None:
         self.stop()
         self.join()
+
+
+def _start_tracker() -> None:
+    """Start Python's tracker of semaphores so that it removes a killed caller's without a word."""
+    before = os.environ.get("PYTHONWARNINGS")
+    quiet = "ignore::UserWarning:multiprocessing.resource_tracker"
+    os.environ["PYTHONWARNINGS"] = f"{before},{quiet}" if before else quiet
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        del os.environ["PYTHONWARNINGS"]
+        if before is not None:
+            os.environ["PYTHONWARNINGS"] = before
 
 
 def _start_worker() -> None:

@@ -554,6 +554,17 @@ def test_a_script_without_a_main_guard(lapnb_root, tmp_path, way):
     assert (done.stdout, done.stderr) == ("4 rows\n", "")
 
 
+def test_a_stopped_script_leaves_no_words_of_semaphores(lapnb_root, tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT.replace("seeds=2", "seeds=99"))
+    command = [sys.executable, tmp_path / "script.py"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not (csv().exists() and len(read(csv()))):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.terminate()
+    assert "semaphore" not in process.communicate()[1]
+
+
 def _write_below(folder):
     os.environ["LAPNB_ROOT"] = folder
 
