@@ -223,7 +223,7 @@ def caption(results: pd.DataFrame, marks: str = BARS) -> str:
         f"changed: {first.changed}" if first.changed else "",
         " and ".join(sorted(results.device.unique())),
         f"n = {', '.join(seeds if len(seeds) > 1 else told[:1])}",
-        marks if both.n.max() > 1 else "",
+        str(marks) if both.n.max() > 1 else "",
         "published: on CIFAR-10 itself" if "JPEG" in first.source and both.paper.any() else "",
     ]
     return " · ".join(filter(None, parts))

@@ -85,7 +85,13 @@ def compute_all(graph: Graph, title: str, path: Path, executor: Where, workers: 
         bar.set_postfix_str("starting workers" if workers > 1 else "")
         try:
             while sorter.is_active():
-                running |= {task: pool.submit(compute, task) for task in sorter.get_ready()}
+                for task in sorter.get_ready():
+                    future = pool.submit(compute, task)
+                    if not (hasattr(future, "done") and hasattr(future, "result")):
+                        raise ValueError(
+                            f"executor must return futures; its submit gave {future!r}"
+                        )
+                    running[task] = future
                 ended = [task for task, future in running.items() if future.done()]
                 for task in ended:
                     try:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from concurrent.futures import CancelledError, ProcessPoolExecutor, ThreadPoolExecutor
 
 import pandas as pd
@@ -609,6 +610,8 @@ def test_an_executor_that_cannot_be_used_is_refused_with_nothing_written(lapnb_r
     with pytest.raises(ValueError, match="executor must be an object with a method submit"):
         lapnb.run(table, executor=ThreadPoolExecutor)
     assert not [*lapnb_root.rglob("*.csv")]
+    with pytest.raises(ValueError, match="executor must return futures; its submit gave 3"):
+        lapnb.run(table, executor=types.SimpleNamespace(submit=lambda *_: 3))
 
 
 def test_a_worker_that_is_killed_as_it_starts_loses_nothing(lapnb_root, elsewhere, monkeypatch):
