@@ -5,7 +5,6 @@ in both files, figures/{paper,reduced}/*.png and figures/idea.png. Rows of the q
 scale are not used.
 """
 
-import contextlib
 import os
 import re
 import sys
@@ -17,7 +16,6 @@ from lapnb.paper.tables import TABLES, table
 from lapnb.report import compare as of
 from lapnb.report import idea, overview, page, plots
 from lapnb.runs.results import results_file
-from lapnb.runs.run import recorded
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 SCALES = ("paper", "reduced")
@@ -45,11 +43,7 @@ SETTINGS = {
 
 def committed(name: str) -> list[pd.DataFrame]:
     """The recorded rows of a table, the largest scale first."""
-    found = []
-    for scale in SCALES:
-        with contextlib.suppress(FileNotFoundError):
-            found.append(recorded(name, scale))
-    return found
+    return page.recordings(name, *SCALES)
 
 
 def title(name: str, scale: str) -> str:

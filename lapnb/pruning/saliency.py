@@ -32,7 +32,8 @@ def saliency(model: nn.Module, kind: str, batches: Iterable) -> list[Tensor]:
 
     "activity" (lap_act): sqrt(p) per output unit, with p the fraction of inputs for which the first
         activation after the layer is above 0; 1 where none comes before the next layer. Channels
-        have the sum of sqrt(p) over positions, the last layer 1.
+        have the sum of sqrt(p) over positions, the last layer 1. Of a layer that runs twice in one
+        forward the last time counts.
     "curvature" (obd, obd_lap): sqrt(h), 0 where h < 0, per weight, with h the diagonal of the mean
         cross entropy's Hessian, by BackPACK's DiagHessian, summed over the batches.
     "inputs" (wanda, ria_act): ‖X_j‖₂ per input unit, over all inputs and positions.
@@ -54,7 +55,7 @@ def saliency(model: nn.Module, kind: str, batches: Iterable) -> list[Tensor]:
         try:
             return SALIENCY[kind](network, layers, _moved(batches, weight))
         except (RuntimeError, IndexError) as error:
-            raise ValueError(f"batches do not fit the model, or it them: {error}") from error
+            raise ValueError(f"batches do not fit the model: {error}") from error
 
 
 def _moved(batches: Iterable, weight: Tensor):

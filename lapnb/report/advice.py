@@ -54,8 +54,9 @@ def advice() -> pd.DataFrame:
         both = both.drop_duplicates(keys[:-1])  # of another table
         for (network, scale), pairs in both.groupby(["network", "scale"], sort=False):
             about = {"choice": choice, "network": network, "scale": scale}
-            values = pairs.set_index("round").rename(columns=dict(error="one", error_other="other"))
-            judged = of.intervals(values, "one", "other", ["round"])
+            names = {"error": "better", "error_other": "worse"}
+            values = pairs.set_index("round").rename(columns=names)
+            judged = of.intervals(values, "better", "worse", ["round"])
             judged["surviving"] = 100 * pairs.groupby("round").surviving.mean()
             if (judged.n >= 3).any():
                 found.append(about | _judged(judged[judged.n >= 3]))
@@ -88,8 +89,6 @@ def _judged(found: pd.DataFrame) -> dict:
     level = found.drop([*better.index, *worse.index])
     verdicts = {(True, False): "yes", (False, True): "no", (True, True): "it depends"}
     against = {"worse": worse, "not told apart": level}
-    at = f"{percent(last.surviving)} %: {last.one:.2f} against {last.other:.2f}, difference "
-    at += f"{last.difference:+.2f} [{last.low:+.2f}, {last.high:+.2f}]"
     return {
         "verdict": verdicts.get((len(better) > 0, len(worse) > 0), "open"),
         "n": int(last.n),
@@ -97,7 +96,7 @@ def _judged(found: pd.DataFrame) -> dict:
         "speaks against it": "; ".join(
             f"{word} at {_fractions(some)}" for word, some in against.items() if len(some)
         ),
-        "at the sparsest": at.replace("-", "−"),
+        "at the sparsest": f"{percent(last.surviving)} %: {of.numbers(last)}",
     }
 
 

@@ -49,11 +49,12 @@ def one_source(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
         found = " and ".join(" ".join(map(str, kind)) for kind in kinds.to_numpy())
         raise ValueError(f"{wanted}, each run once; got {found}, {again} runs again")
     texts = results[["table", "scale", "source", "device", "status"]].map(type).eq(str)
-    if not texts.all(axis=None) or (results.status != "ok").any():
-        raise ValueError(f"{wanted}, with a result each; not so row {texts.all(axis=1).idxmin()}")
+    right = texts.all(axis=1) & (results.status == "ok")
+    if not right.all():
+        raise ValueError(f"{wanted}, with a result each; not so row {right.idxmin()}")
     try:
-        numbers = results.astype(dict.fromkeys(NUMBERS, float))
-        check(numbers, *results[["table", "scale"]].iloc[0])
+        typed = results.astype(dict.fromkeys(NUMBERS, float))
+        check(typed, *results[["table", "scale"]].iloc[0])
     except (ValueError, TypeError) as error:
         raise ValueError(f"{wanted}; {error}") from error
     rows = results.assign(gap=results.error - results.train_error)
@@ -145,6 +146,15 @@ def digits(column: str) -> str:
     return ".3f" if column == "distortion" else ".2f"
 
 
+def numbers(pair, style: str = ".2f") -> str:
+    """Means and interval of a pair, as in "1.00 against 2.00, difference −1.00 [−2.00, +0.00]"."""
+    text = f"{pair['better']:{style}} against {pair['worse']:{style}}"
+    if pair["n"] > 1:
+        low, high = (f"{pair[name]:+{style}}" for name in ("low", "high"))
+        text += f", difference {pair['difference']:+{style}} [{low}, {high}]"
+    return text.replace("-", "−")
+
+
 def verdicts(results: pd.DataFrame) -> pd.DataFrame:
     """Whether the paper's claims hold in `results`, one row per claim and surviving fraction.
 
@@ -171,16 +181,13 @@ def verdicts(results: pd.DataFrame) -> pd.DataFrame:
             found.append(about | {"n": 0, "found": why, "verdict": "not run"})
         pairs = pairs.rename(columns={claim.better: "better", claim.worse: "worse"})
         for pair in pairs.to_dict("records"):
-            apart, low, high = (pair[name] for name in ("difference", "low", "high"))
-            text, verdict = f"{pair['better']:{style}} against {pair['worse']:{style}}", "open"
-            if pair["n"] > 1:
-                text += f", difference {apart:+{style}} [{low:+{style}}, {high:+{style}}]"
+            low, high, verdict = pair["low"], pair["high"], "open"
             if pair["n"] >= 3 and (claim.alike or not low <= 0 <= high):
                 holds = low <= 0 <= high if claim.alike else high < 0
                 verdict = "reproduced" if holds else "not reproduced"
             settings = sorted({*part[part["round"] == pair["round"]].settings})
             same = " ".join([first.source, *methods, claim.column, str(pair["round"]), *settings])
-            told = {"found": text.replace("-", "−"), "verdict": verdict, "rows": same}
+            told = {"found": numbers(pair, style), "verdict": verdict, "rows": same}
             found.append(about | pair | told)
     return pd.DataFrame(found, columns=VERDICT)
 

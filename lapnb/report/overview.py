@@ -13,7 +13,7 @@ from lapnb.paper.protocol import SCALES, VARIED
 from lapnb.paper.tables import TABLES, table
 from lapnb.report import compare as of
 from lapnb.report.page import recordings, result
-from lapnb.report.plots import STYLE, draw_means, png
+from lapnb.report.plots import STYLE, canvas, draw_means, png
 from lapnb.runs.results import read
 from lapnb.store import root
 
@@ -75,10 +75,8 @@ def index(thumbnail_width: int = 180):
     notebooks.pop("00_start_here", None)
     rows = []
     for name in sorted(notebooks, key=lambda name: [*TABLES, name].index(name)):
-        heading = name
-        with contextlib.suppress(
-            ValueError, LookupError, OSError
-        ):  # a broken notebook has its name
+        heading = name  # of a broken notebook
+        with contextlib.suppress(ValueError, LookupError, OSError):
             cells = json.loads(notebooks[name].read_text("utf-8"))["cells"]
             heading = "".join(cells[0]["source"]).splitlines()[0].strip("# ")
         line, instead, picture = _result(name)
@@ -119,14 +117,11 @@ def _result(name: str) -> tuple[str, str, bytes]:
 
 def _thumbnail(results: pd.DataFrame) -> bytes:
     """The error's panel of `plot`, without words."""
-    import matplotlib.pyplot as plt
-
     parts = [rows for _, rows in of.one_source(results).groupby(list(VARIED), sort=False)]
-    with plt.rc_context(STYLE | {"lines.markersize": 3, "lines.linewidth": 1}):
-        figure, axes = plt.subplots(1, len(parts), figsize=(2, 1.2), sharey=True, squeeze=False)
+    style = STYLE | {"lines.markersize": 3, "lines.linewidth": 1}
+    with canvas(1, len(parts), style, figsize=(2, 1.2), sharey=True) as (figure, axes):
         for axis, rows in zip(axes[0], parts, strict=True):
             draw_means(axis, rows)
             axis.tick_params(which="both", length=0, labelbottom=False, labelleft=False)
             axis.set_ylabel("")
-        plt.close(figure)
         return png(figure, 120)

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from lapnb.pruning import owns_memory
 from lapnb.training import require
 from lapnb.training.data import Data
 from lapnb.training.networks import build_model
@@ -35,7 +36,10 @@ def load_checkpoint(path: Path, network: str, data: Data) -> nn.Module:
         tensors = tensors.get("state_dict", tensors)
         names = [re.sub(PREFIXES, "", name) for name in tensors]
         tensors = dict(zip(names, tensors.values(), strict=True))
-        found = {name: _form(t) + ("" if _plain(t) else UNUSUAL) for name, t in tensors.items()}
+        found = {
+            name: _form(t) + ("" if t.is_cpu and owns_memory(t) else UNUSUAL)
+            for name, t in tensors.items()
+        }
     except Exception as error:  # whatever an unpickler stumbles over
         raise ValueError(
             f"{path} is neither safetensors nor a state_dict as written by "
@@ -64,8 +68,3 @@ def _form(tensor: Tensor) -> str:
     """Shape and, unless it is a floating-point one, type."""
     kind = "" if tensor.is_floating_point() else f" of {tensor.dtype}"
     return f"{tuple(tensor.shape)}{kind}"
-
-
-def _plain(tensor: Tensor) -> bool:
-    usual = tensor.layout == torch.strided and tensor.is_cpu and not tensor.is_quantized
-    return usual and tensor.nbytes <= tensor.untyped_storage().nbytes()

@@ -154,7 +154,7 @@ def test_what_are_no_results_is_said_in_a_sentence(made, call):
         "quick": pd.concat([good, made({"mp": [1.0]}, scale="quick", source="MNIST")]),
         "MNIST and .* Fashion": pd.concat([good, good.assign(source="Fashion")]),
         "zoo": good.assign(table="zoo"),
-        "not so row 0": good.assign(status="failed: x"),
+        "not so row 1": good.assign(status=["ok", "failed: x"]),
         "not so row": good.assign(source=None),
         "could not convert": good.assign(error="high"),
         "its method is 'lapp'": good.replace("lap", "lapp"),
