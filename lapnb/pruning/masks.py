@@ -118,8 +118,8 @@ def prune_masks(
             weights[i] = weights[i] * masks[i]
     if scores:
         flat, sizes = torch.cat([*scores.values()]), [len(score) for score in scores.values()]
-        dense = torch.cat([layers[i].weight.flatten() for i in scores])
-        kept = keep_largest(flat, round(fractions[0] * len(flat)), dense).split(sizes)
+        count, ranked = round(fractions[0] * len(flat)), [layers[i].weight for i in scores]
+        kept = keep_largest(flat, count, *ranked).split(sizes)
         for i, mask in zip(scores, kept, strict=True):
             masks[i] = mask.view_as(masks[i])
             if not mask.any():
@@ -127,11 +127,10 @@ def prune_masks(
     return masks
 
 
-def keep_largest(score: Tensor, count: int, weight: Tensor) -> Tensor:
-    """Mask of the `count` largest entries of `score`.
+def keep_largest(score: Tensor, count: int, *weights: Tensor) -> Tensor:
+    """Mask of the `count` largest entries of `score`, which belong to the entries of `weights`.
 
-    Ties go to entries of `weight` that are not zero yet, so that what was pruned does not return,
-    then to the lower index.
+    Ties go to weights not yet zero (what was pruned does not return), then to the lower index.
     """
     flat, rank = score.flatten(), score.numel() - count
     if count == 0 or rank == 0:
@@ -145,7 +144,8 @@ def keep_largest(score: Tensor, count: int, weight: Tensor) -> Tensor:
     mask = flat >= threshold
     if surplus := int(mask.count_nonzero()) - count:
         ties = (flat == threshold).nonzero().flatten()
-        ties = ties[(weight.flatten()[ties] == 0).int().argsort(stable=True)]
+        pruned = torch.cat([weight.flatten() for weight in weights])[ties] == 0
+        ties = ties[pruned.int().argsort(stable=True)]
         mask[ties[-surplus:]] = False
     return mask.view(score.shape)
 
@@ -218,7 +218,7 @@ def zero(pairs: list[tuple[Layer, Tensor]]) -> None:
 
 
 def _ranked(layers, criterion: Method, saliency, seed: int) -> tuple[list[Tensor], list[Tensor]]:
-    """What the criterion ranks, never the model's own tensors, and what it knows of the data."""
+    """What the criterion ranks, and what it knows of the data."""
     weights = [layer.values for layer in layers]
     known = [w.new_ones(()) for w in weights]
     if criterion.random:  # where w ≠ 0: what an earlier round has pruned does not return
@@ -235,10 +235,10 @@ def _ranked(layers, criterion: Method, saliency, seed: int) -> tuple[list[Tensor
 
 
 def _scaled(tensors: list[Tensor]) -> list[Tensor]:
-    """All divided by one power of two, which is exact, as their powers might under- or overflow."""
+    """All divided by one power of two, which is exact, where powers might under- or overflow."""
     largest = max(abs(float(value)) for x in tensors for value in x.aminmax())
     unit = 2.0 ** max(math.frexp(largest)[1], -126)
-    return [x / unit for x in tensors]
+    return tensors if 0.01 < largest < 100 else [x / unit for x in tensors]
 
 
 def _comparable(score: Tensor, criterion: Method) -> Tensor:
