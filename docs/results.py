@@ -31,6 +31,13 @@ NOTEBOOKS = {
     "fcn_later_criteria": "later_criteria",
     "conv6_later_criteria": "later_criteria",
 }
+# What LAP leaves dense in torchvision's networks, by family
+LEFT = {
+    "GoogLeNet, Inception v3": "auxiliary classifiers, which run in training only",
+    "ViT": "query, key and value: a parameter of `nn.MultiheadAttention`, not a layer",
+    "Swin v2": "the networks of position biases (`cpb_mlp`), which the input never reaches",
+}
+LEFT_IN_SHORT = "auxiliary classifiers", "query, key and value", "position biases"
 SETTINGS = {
     "width": "of the width",
     "image_size": "pixels a side",
@@ -65,7 +72,7 @@ def fractions(surviving) -> str:
 
 
 def entries() -> pd.DataFrame:
-    """The paper's claims: a row per table, claim and verdict, each run counted once.
+    """Claims: a row per table, claim and verdict, each run counted once.
 
     `at` are the surviving fractions with this verdict; the numbers are those of the sparsest.
     """
@@ -96,7 +103,7 @@ def verdict() -> str:
     missing = f" Not run on their own data: {listed(waiting)}." if waiting else ""
     return (
         f"- **It holds for** {those('reproduced', 'no network so far')}.\n"
-        f"- **It does not hold for** {those('not reproduced', 'any network so far')}.\n"
+        f"- **The reverse holds for** {those('not reproduced', 'no network so far')}.\n"
         f"- **It stays open for** {those('open', 'no other network that was run')}.{missing}"
     )
 
@@ -181,7 +188,7 @@ def section(name: str, rows: pd.DataFrame) -> str:
     parts.append(agreement(rows))
     if len(found):
         found["surviving (%)"] = found.surviving.map(page.percent, na_action="ignore")
-        parts += ["The paper's claims:"]
+        parts += ["Claims:"]
         parts += [markdown(found[["claim", "verdict", "surviving (%)", "found", "n"]])]
     return "\n\n".join(filter(None, parts))
 
@@ -254,6 +261,38 @@ def agreement(rows: pd.DataFrame) -> str:
     )
 
 
+# ---- networks that LAP accepts -------------------------------------------------------------------
+
+
+def accepted() -> tuple[str, str]:
+    """What benchmarks/networks.csv says, by family: for README.md, and at length for RESULTS.md."""
+    rows = pd.read_csv(CHECKOUT / "benchmarks" / "networks.csv")
+
+    def share(*names: str) -> str:
+        part = rows[rows.family.isin(names)]
+        return f"{part.refused.isna().sum()} of {len(part)}"
+
+    seconds = {name: f"{most:.1f}" for name, most in rows.groupby("family").seconds.max().items()}
+    own = [name for name in rows.family.unique() if name != "timm"]
+    whole = [name for name in own if name not in LEFT]
+    why = "refused: a layer with a `forward` of its own or a shared weight"
+    short = [
+        [f"torchvision's {', '.join(whole)}", share(*whole), "–"],
+        ["its " + "; ".join(LEFT), "; ".join(map(share, LEFT)), "; ".join(LEFT_IN_SHORT)],
+        [f"{len(rows[rows.family == 'timm'])} designs of timm", share("timm"), why],
+    ]
+    times = f"median {rows.seconds.median():.1f} s, at most {rows.seconds.max():.1f} s"
+    heads = f"networks (one CPU core: {times})", "accepted", "left dense or refused"
+    short = pd.DataFrame(short, columns=heads)
+    lines = [[name, share(name), LEFT.get(name, "–"), seconds[name]] for name in own]
+    lines.append(["**torchvision**", f"**{share(*own)}**", "", ""])
+    lines.append(["timm, a network of each design", share("timm"), "", seconds["timm"]])
+    long = pd.DataFrame(lines, columns=["networks", "accepted", "left dense", "seconds"])
+    refused = [f"- `{r.network}`: {r.refused}" for r in rows.dropna(subset="refused").itertuples()]
+    refused = "\n".join(["Refused, all from timm, with the message:", "", *refused])
+    return markdown(short), f"{markdown(long)}\n\n{refused}"
+
+
 # ---- pictures ------------------------------------------------------------------------------------
 
 
@@ -309,11 +348,12 @@ def written(text: str, **blocks: str) -> str:
 
 def pages() -> dict[Path, str]:
     """README.md and RESULTS.md as they should be."""
-    short, readme, results = verdict(), CHECKOUT / "README.md", CHECKOUT / "RESULTS.md"
-    return {
-        readme: written(readme.read_text("utf-8"), verdict=short, claims=claims()),
-        results: written(results.read_text("utf-8"), verdict=short, tables=tables()),
+    found, (short, long) = verdict(), accepted()
+    blocks = {
+        CHECKOUT / "README.md": dict(verdict=found, accepted=short, claims=claims()),
+        CHECKOUT / "RESULTS.md": dict(verdict=found, tables=tables(), accepted=long),
     }
+    return {path: written(path.read_text("utf-8"), **own) for path, own in blocks.items()}
 
 
 def main() -> int:

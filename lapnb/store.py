@@ -91,7 +91,7 @@ def locked(lock: pathlib.Path, path: pathlib.Path) -> Iterator[None]:
 def check_regular(path: pathlib.Path) -> None:
     """Raise OSError where a folder or a pipe, which would be waited for, is in a file's place."""
     if os.path.exists(path) and not os.path.isfile(path):
-        raise OSError(f"{path} is no regular file: move it away")
+        raise OSError(f"{path} is not a regular file: move it away")
 
 
 def is_ours(path: pathlib.Path) -> bool:

@@ -148,6 +148,7 @@ def results(checkout, lapnb_root, tmp_path, monkeypatch):
     spec.loader.exec_module(module)
     for scale in SCALES:
         shutil.copytree(checkout / "figures" / scale, lapnb_root / "figures" / scale)
+    shutil.copytree(checkout / "benchmarks", lapnb_root / "benchmarks")
     for page in ("README.md", "RESULTS.md"):
         shutil.copy(checkout / page, lapnb_root)
     monkeypatch.setattr(module, "CHECKOUT", lapnb_root)

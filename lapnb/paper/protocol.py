@@ -29,7 +29,7 @@ VARIED = ("activation", "schedule", "scope")  # settings that a table may put si
 
 @dataclass(frozen=True)
 class Claim:
-    """The paper says: `better` has the smaller `column` than `worse`, at the sparsest `rounds`.
+    """The paper or we say: `better` has a smaller `column` than `worse`, at the sparsest `rounds`.
 
     Or, when `alike`, that the two have the same. `where` names the variant that is meant.
     """

@@ -13,7 +13,7 @@ with s the scale of the norm layers and constants along each path. |w| · before
 the Frobenius distortion that zeroing w causes in [W_p1 | W_p2 | …] → W_i → [W_c1; W_c2; …], without
 activations, the producers' inputs independent and the consumers' outputs stacked: so across
 additions, branches and concatenations too. For the network end to end it is an approximation: it
-looks one layer far, as lookahead pruning does, and where parallel paths meet again it drops their
+looks one layer away, as lookahead pruning does, and where parallel paths meet again it drops their
 cross terms.
 
 - The model's input counts as 1 per unit, its outputs as consumers of norm 1: the first layer's
@@ -41,8 +41,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from lapnb.pruning import twin_of
 from lapnb.pruning.flow_rules import ELEMENTWISE, Rules, emit, is_signal, rule_of
-from lapnb.pruning.layers import Layer, called, chain_fault, neighbours, prunable_layers, twin_of
+from lapnb.pruning.layers import Layer, called, chain_fault, neighbours, prunable_layers
 
 Factors = tuple[Tensor, Tensor]
 
@@ -74,7 +75,7 @@ def flow(model: nn.Module, example, layers: list[Layer], weights: list[Tensor]) 
     eager = torch.compiler.set_stance("force_eager") if compiles else nullcontext()
     unhooked = torch.autograd.graph.disable_saved_tensors_hooks("switch checkpointing off")
     try:
-        twin = twin_of(model)
+        twin = twin_of(model, shared=True)
         follow = _Follow(twin, prunable_layers(twin), weights)
         with torch.random.fork_rng(devices), eager, unhooked, follow:
             outputs = twin(**inputs) if isinstance(inputs, dict) else twin(*args)

@@ -3,7 +3,6 @@
 Units are channels for a convolution, rows (outputs) and columns (inputs) for a linear layer.
 """
 
-import copy
 from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
@@ -66,16 +65,6 @@ def at_least_float(weight: Tensor) -> Tensor:
     return weight.to(torch.promote_types(weight.dtype, torch.float32))
 
 
-def twin_of(model: nn.Module) -> nn.Module:
-    """A copy in eval mode, without gradients, that can be run and changed."""
-    values = [value for module in model.modules() for value in vars(module).values()]
-    stored = {id(value): value.detach().clone() for value in values if isinstance(value, Tensor)}
-    twin = copy.deepcopy(model, stored).requires_grad_(False)  # deepcopy takes no results
-    for module in twin.modules():
-        module.training = False
-    return twin
-
-
 def prunable_layers(model: nn.Module) -> list[Layer]:
     """The linear and (transposed) convolution layers of `model` in the order of their definition.
 
@@ -131,7 +120,7 @@ def _check_weight(name: str, module: nn.Module, uses: Counter) -> None:
     else:
         return
     about = f"{called(name, module)}: it {reason}"
-    raise ValueError(f"cannot prune {about} (prunable = False leaves it dense)")
+    raise ValueError(f"cannot prune {about} (set its prunable = False to leave it dense)")
 
 
 def called(name: str, module: nn.Module) -> str:

@@ -48,7 +48,7 @@ def prune_masks(
     saliency: list[Tensor] | None = None,
     seed: int = 0,
 ) -> list[Tensor]:
-    """Boolean masks (True survives), in the order, shapes and places of `prunable_layers(model)`.
+    """Boolean masks (True survives), in the order, shapes and devices of `prunable_layers(model)`.
 
     keep: the surviving fraction, in [0, 1]: one for all layers, or one per layer. Of n weights
         exactly round(keep · n) survive; ties: see `keep_largest`.
@@ -57,8 +57,8 @@ def prune_masks(
         makes one ranking over all layers, each layer's scores (|w| for MP, squared distortion for
         LAP) divided by their Frobenius norm (not for LAMP and SynFlow).
     example: a batch of the model's inputs. Neighbours are then found by following it through the
-        model; else they are those in the order of definition, where `layers.chain_fault` knows
-        it. What it never reaches stays dense, with a warning, and is not ranked.
+        model. Without it they are the layers defined next to each, in models known to be chains.
+        A layer that the batch never reaches stays dense, with a warning, and is not ranked.
     batches: (images, labels) for the methods that look at data, as `saliency.saliency` takes them,
         unless that function's result is at hand as `saliency`.
     seed: a whole number, for the random scores of rp.
@@ -108,7 +108,7 @@ def prune_masks(
         if not largest.isfinite():
             raise ValueError(f"scores must be finite, but weights or data of {layer.name} are not")
         if not largest:
-            warnings.warn(f"{layer.name}: all scores are 0, the lowest indices stay", stacklevel=3)
+            warnings.warn(f"{layer.name}: all scores are 0, lowest indices are kept", stacklevel=3)
         if scope == "global":
             scores[i] = _comparable(score.flatten(), criterion)
             continue
@@ -184,7 +184,7 @@ def surviving(masks: list[Tensor]) -> float:
 
 @torch.no_grad()
 def to_torch_prune(model: nn.Module, masks: list[Tensor]) -> nn.Module:
-    """Attach the masks in the form of `torch.nn.utils.prune` (weight_orig, weight_mask); permanent.
+    """Attach masks as `torch.nn.utils.prune` does (weight_orig, weight_mask); zeroes weight_orig.
 
     For PyTorch's own tools. Until `prune.remove` folds them in, functions here refuse the model.
     """

@@ -11,8 +11,9 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from lapnb.pruning import twin_of
 from lapnb.pruning.flow_rules import rule_of
-from lapnb.pruning.layers import Layer, prunable_layers, twin_of
+from lapnb.pruning.layers import Layer, prunable_layers
 
 NEEDS = "obd and obd_lap need a network of modules that BackPACK's DiagHessian supports"
 SUPPORTED = (

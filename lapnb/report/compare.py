@@ -47,11 +47,11 @@ def one_source(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
     again = results.duplicated([*VARIED, "method", "round", "seed"]).sum()
     if len(kinds) > 1 or again or results.table.iloc[0] not in TABLES:
         found = " and ".join(" ".join(map(str, kind)) for kind in kinds.to_numpy())
-        raise ValueError(f"{wanted}, each run once; got {found}, {again} runs again")
+        raise ValueError(f"{wanted}, each run once; got {found}, {again} repeated runs")
     texts = results[["table", "scale", "source", "device", "status"]].map(type).eq(str)
     right = texts.all(axis=1) & (results.status == "ok")
     if not right.all():
-        raise ValueError(f"{wanted}, with a result each; not so row {right.idxmin()}")
+        raise ValueError(f"{wanted}, with a result each; row {right.idxmin()} is invalid")
     try:
         typed = results.astype(dict.fromkeys(NUMBERS, float))
         check(typed, *results[["table", "scale"]].iloc[0])
@@ -75,8 +75,8 @@ def compare(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
     Columns: method; `column` and std, its mean and standard deviation over seeds; n, the number of
     seeds; surviving (%); paper and paper_std, the published ones (empty where there are none, or of
     another network or data set); difference, ours − paper's; gain_over_mp, 100 · (error − MP's) /
-    MP's, below 0 where the method is better; paper_gain. Settings that the table varies stand in
-    front.
+    MP's, below 0 where the method is better; paper_gain. Settings that the table varies come
+    first.
     """
     rows = one_source(results, column).assign(surviving=lambda rows: 100 * rows.surviving)
     first, keys = rows.iloc[0], [*varied(rows), "method", "round"]
@@ -103,7 +103,7 @@ def paired(results: pd.DataFrame, better: str, worse: str, column: str = "error"
 
     Columns: surviving (%); the two methods' means; difference, `better` − `worse`; low and high,
     its 95 % interval (Student's t over the seeds' differences); n, the number of seeds. Settings
-    that the table varies, and the round, stand in front.
+    that the table varies, and the round, come first.
     """
     rows = one_source(results, column)
     for parameter, method in (("better", better), ("worse", worse)):

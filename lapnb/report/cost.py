@@ -35,7 +35,7 @@ def cost(
     device: str = "auto",
     repeats: int = 5,
 ) -> pd.DataFrame:
-    """Wall seconds to compute the masks of new networks that keep 10 % of each layer.
+    """Wall seconds to compute masks that keep 10 % of each layer, on untrained networks.
 
     One row per device, network and method: `seconds` is the median of `n` times. Beside mp stands
     torch.nn.utils.prune.l1_unstructured, layer by layer, and beside lap its global scope. Methods

@@ -107,7 +107,7 @@ def _check(network, method, beside, scope, keep, checkpoint) -> None:
         require(given in [*allowed], name, f"one of {', '.join(allowed)}", given)
     right = isinstance(keep, Real) and 0 <= keep <= 1
     require(right, "keep", "a number in [0, 1]", keep)
-    require(isinstance(checkpoint, str), "checkpoint", "a text", checkpoint)
+    require(isinstance(checkpoint, str), "checkpoint", "a string", checkpoint)
 
 
 def controls(

@@ -1,4 +1,4 @@
-"""Rows as pictures. A file is written only when it is asked for."""
+"""Rows as pictures. A file is written only with `save`."""
 
 import contextlib
 import io
@@ -64,7 +64,7 @@ def plot(results: pd.DataFrame, column: str = "error", save: bool = False):
 
     Means with bars of ± one standard deviation, published means as hollow markers, the dense
     network as a thin line; differences with their 95 % interval. Settings that the table varies
-    below each other; for the column gap, training and test error first. With `save` also
+    are stacked; the column gap shows training and test error first. With `save`, also writes
     figures/<scale>/<table>.png, or <table>-<column>.png, with the caption in its metadata.
     """
     rows, panels = of.one_source(results, column), []

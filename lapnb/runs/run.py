@@ -43,9 +43,9 @@ def run(
     A run that fails is recorded with the reason in `status`, not in the returned rows; the others
     go on, and the next call tries it again. A diverged run is recorded as such and kept.
 
-    Raises ValueError naming a parameter or method that makes no sense, or a results file that does
-    not; PermissionError where results cannot be written; ConnectionError where no scheduler
-    answers; and RuntimeError when no run at all gave a result.
+    Raises ValueError naming an invalid parameter, method or results file; PermissionError where
+    results cannot be written; ConnectionError where no scheduler answers; and RuntimeError when
+    no run at all gave a result.
     """
     if not isinstance(table, Table):
         raise ValueError(f"table must be one that lapnb.table declares; got {table!r}")
@@ -135,6 +135,6 @@ def _tell_mixed_seeds(rows: pd.DataFrame) -> None:
             if len(found) > 1:
                 values = " and ".join(map(str, sorted(found)))
                 print(
-                    f"recorded rows of seed {seed} come of several dense networks or machines "
-                    f"({column} {values}): recompute=True starts all of them from one"
+                    f"recorded rows of seed {seed} come from several dense networks or machines "
+                    f"({column} {values}): recompute=True recomputes all from one"
                 )

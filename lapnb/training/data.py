@@ -54,7 +54,7 @@ class Data:
         """Your own data, as tensors or arrays.
 
         Images are (N, C, H, W) or (N, H, W), uint8, or floats in [0, 1], which are rounded to
-        uint8; labels are whole numbers from 0. `fields` are others of Data: `mean` and `std` (by
+        uint8; labels are whole numbers from 0. `fields` set the rest of Data: `mean` and `std` (by
         default those of the training images), `classes` (the highest label + 1), `augmentation`,
         `name`, `source` ("own data"). Raises ValueError naming what does not fit.
         """
@@ -198,8 +198,8 @@ def augment(images: Tensor, kind: str, rng: np.random.Generator) -> Tensor:
     """Augment a whole uint8 batch (B, C, H, H), on its device, with random draws from `rng` only.
 
     `kind` is "" (nothing), "crop_flip" (a random crop after zero padding of 4 pixels) or
-    "resized_crop_flip" (torchvision's RandomResizedCrop(H), bilinear); both mirror every second
-    image at random. Raises ValueError for any other kind.
+    "resized_crop_flip" (torchvision's RandomResizedCrop(H), bilinear); both mirror each image
+    with probability 1/2. Raises ValueError for any other kind.
     """
     require(kind in AUGMENTATIONS, "augmentation", f"one of {[*AUGMENTATIONS]}", kind)
     return AUGMENTATIONS[kind](images, rng)

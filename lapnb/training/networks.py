@@ -61,8 +61,8 @@ class FCN(Network):
 class VGG(Network):
     """3×3 convolutions in stages, `convolutions` of each, and a max-pooling after every stage.
 
-    VGG-11, -16 and -19 have batch norm and one linear layer. Their convolutions have no bias, in
-    the authors' code they have: batch norm cancels it.
+    VGG-11, -16 and -19 have batch norm and one linear layer. Their convolutions have no bias,
+    unlike the authors': batch norm cancels it.
     Conv-6 has no batch norm, and `hidden` linear layers before the last. No difference.
     """
 

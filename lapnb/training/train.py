@@ -50,19 +50,19 @@ def train(
     that diverges leaves the others alone; its loss is not finite from then on, and `evaluate` says
     which it is.
 
-    Modules are trained in training mode. Where only some of the modules that have parameters are
-    in evaluation mode (a frozen batch norm), they stay so; where all are, none is taken as frozen.
+    Modules are trained in training mode. If only some of the modules with parameters are in
+    evaluation mode (a frozen batch norm), they stay in it; if all are, all are set to train.
 
-    `checkpoint` is a file: a run longer than a minute saves itself there and, when called again,
-    goes on at the step where it was, or afresh, and prints so, when the file is damaged or began
-    from other weights or masks. `progress` is called with the number of finished steps.
+    `checkpoint` is a file: a run longer than a minute saves its state there and, called again,
+    resumes from the last saved step. If the file is damaged or began from other weights or masks,
+    it prints so and starts afresh. `progress` is called with the number of finished steps.
 
     `precision` "bfloat16" computes the network and the loss under autocast; weights, Adam and
     `evaluate` stay float32. A model whose own weights have 16 bits is trained in float32 and
     rounded at the end.
 
-    Raises ValueError for an argument that makes no sense, or a checkpoint that is none, or of
-    another network, other settings or other data; FloatingPointError when the loss (of several
+    Raises ValueError for an argument that makes no sense, a file that is no checkpoint, or one
+    of another network, other settings or other data; FloatingPointError when the loss (of several
     networks: of every one) is no longer finite.
     """
     _check_types(model, data)
@@ -71,7 +71,7 @@ def train(
     require_whole("seed", seed, 0)
     require(isinstance(lr, Real) and 0 < lr < math.inf, "lr", "a number above 0", lr)
     require(precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}", precision)
-    require(isinstance(stage, str), "stage", "a text", stage)
+    require(isinstance(stage, str), "stage", "a string", stage)
     require(progress is None or callable(progress), "progress", "a function", progress)
     require([*model.parameters()] != [], "model", "one with parameters", model)
     pruned = [] if masks is None else fitting(model, masks)

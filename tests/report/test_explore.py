@@ -82,7 +82,7 @@ def test_the_picture_is_that_of_the_package_on_your_own_weights(tmp_path):
         (dict(network="vgg11", method="obd"), "BackPACK"),
         (dict(network=["fcn"]), "network must be one of fcn"),
         (dict(keep="x"), "keep must be a number in"),
-        (dict(checkpoint=3), "checkpoint must be a text"),
+        (dict(checkpoint=3), "checkpoint must be a string"),
         (dict(checkpoint="absent.pt"), "there is no file absent.pt"),
     ],
 )

@@ -178,7 +178,7 @@ def test_a_seed_of_two_dense_networks_or_precisions_is_told(lapnb_root, capsys):
     assert rows.settings.nunique() == 1
     record(csv(), [*rows.assign(dense_error=[1.5, 1.5, 2, 2]).to_dict("records")])
     lapnb.run(tiny())
-    assert "seed 0 come of several dense networks or machines (dense_error 1.5 and 2.0)" in (
+    assert "seed 0 come from several dense networks or machines (dense_error 1.5 and 2.0)" in (
         capsys.readouterr().out
     )
 
