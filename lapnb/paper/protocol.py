@@ -135,10 +135,6 @@ class Table(BaseModel, frozen=True, strict=True, extra="forbid"):
         """The surviving fraction of each layer in a round."""
         return tuple((1 - rate) ** round for rate in self.rates)
 
-    def dense_settings(self) -> dict[str, Any]:
-        """What a dense network depends on, by name."""
-        return self.model_dump(include=DENSE)
-
     def settings(self, method: str, round: int) -> str:
         """A short hash of all that a row depends on, beside method, round, seed and data source."""
         more = {"rates", "retrain_steps", "scope", "schedule"}

@@ -3,12 +3,12 @@
 import math
 import warnings
 from collections.abc import Iterable, Sequence
-from numbers import Integral
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from lapnb.pruning import require, require_whole
 from lapnb.pruning import saliency as looks
 from lapnb.pruning.flow import flow
 from lapnb.pruning.layers import Layer, chain_fault, neighbours, prunable_layers, whole_network
@@ -17,10 +17,8 @@ from lapnb.pruning.scores import METHODS, Method
 
 def check(model: nn.Module, method: str, scope="layer", example=None, saliency=None) -> list[Layer]:
     """The layers that `prune_masks` would prune; its ValueError where it needs no data to tell."""
-    if not isinstance(method, str) or method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
-    if scope not in ("layer", "global"):
-        raise ValueError(f'scope must be "layer" or "global", got {scope!r}')
+    require(method in [*METHODS], "method", f"one of {', '.join(METHODS)}", method)
+    require(scope in ("layer", "global"), "scope", '"layer" or "global"', scope)
     layers, criterion = prunable_layers(model), METHODS[method]
     if scope == "global" and (criterion.order or criterion.within == "row"):
         parts = "layer after layer" if criterion.order else "within each output unit"
@@ -74,8 +72,7 @@ def prune_masks(
     """
     layers, criterion = check(model, method, scope, example, saliency), METHODS[method]
     fractions = _fractions(keep, len(layers) if scope == "layer" else 1, scope)
-    if not isinstance(seed, Integral) or isinstance(seed, bool) or not 0 <= seed < 2**63:
-        raise ValueError(f"seed must be a whole number from 0 to 2^63 - 1; got {seed!r}")
+    require_whole("seed", seed, 0, 2**63 - 1)
     if criterion.neighbours == "flow" and example is None:
         raise ValueError(f"method {method} follows the data: pass example=, a batch of inputs")
     if criterion.looks_at and saliency is None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lapnb.paper.tables import table
 from lapnb.progress import Progress
+from lapnb.pruning import require
 from lapnb.pruning.layers import neighbours, prunable_layers
 from lapnb.pruning.masks import apply_masks, prune_masks, surviving
 from lapnb.pruning.saliency import saliency
@@ -20,7 +21,6 @@ from lapnb.report.compare import published, short
 from lapnb.report.plots import COLOURS, STYLE, canvas
 from lapnb.runs.cell import dense_network
 from lapnb.runs.task import Task
-from lapnb.training import require
 from lapnb.training.checkpoint import load_checkpoint
 from lapnb.training.data import Data, load_data
 from lapnb.training.train import evaluate

@@ -16,6 +16,8 @@ from multiprocessing.context import SpawnContext, SpawnProcess
 from pebble import ProcessPool
 
 Where = Executor | str | None  # to compute: None in processes of our own, text with Dask
+# Python's tracker of semaphores then removes a killed caller's without a word.
+QUIET = "ignore::UserWarning:multiprocessing.resource_tracker"
 CONNECT_SECONDS = 5  # for a Dask scheduler to answer
 
 
@@ -53,7 +55,8 @@ class Processes(ProcessPool):
     """
 
     def __init__(self, count: int):
-        _start_tracker()
+        os.environ.setdefault("PYTHONWARNINGS", QUIET)
+        resource_tracker.ensure_running()
         super().__init__(count, context=_Context(), initializer=_start_worker)
         self.futures: list[Future] = []
 
@@ -81,19 +84,6 @@ class Processes(ProcessPool):
     def __exit__(self, *_) -> None:
         self.stop()
         self.join()
-
-
-def _start_tracker() -> None:
-    """Start Python's tracker of semaphores so that it removes a killed caller's without a word."""
-    before = os.environ.get("PYTHONWARNINGS")
-    quiet = "ignore::UserWarning:multiprocessing.resource_tracker"
-    os.environ["PYTHONWARNINGS"] = f"{before},{quiet}" if before else quiet
-    try:
-        resource_tracker.ensure_running()
-    finally:
-        del os.environ["PYTHONWARNINGS"]
-        if before is not None:
-            os.environ["PYTHONWARNINGS"] = before
 
 
 def _start_worker() -> None:

@@ -26,7 +26,7 @@ SCHEMA = {
 NUMBERS = [column for column, kind in SCHEMA.items() if kind is not str]
 ALWAYS = ["surviving", "error_before", "error", "dense_error"]  # where the status is ok
 ORDER = ["activation", "schedule", "method", "seed", "round"]
-NAMED = {
+NAMED = {"method": METHODS.keys()} | {
     name: {*get_args(Table.model_fields[name].annotation)}
     for name in ("network", "dataset", "activation", "scope", "schedule")
 }
@@ -77,9 +77,7 @@ def check(rows: pd.DataFrame, table: str, scale: str) -> None:
             raise ValueError(f"{column} {odd.iloc[0]:g} is not {what} from {low} to {high:g}")
     if rows.loc[rows.status == "ok", ALWAYS].isna().any(axis=None):
         raise ValueError("a row without a result has the status ok")
-    for column, allowed in (
-        {"table": {table}, "scale": {scale}, "method": {*METHODS}} | NAMED
-    ).items():
+    for column, allowed in ({"table": {table}, "scale": {scale}} | NAMED).items():
         if unknown := {*map(str, rows[column])} - allowed:
             raise ValueError(f"its {column} is {min(unknown)!r}")
     if not rows.status.str.match("ok$|failed: |diverged: ").all():

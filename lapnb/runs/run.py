@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Annotated
 
 import pandas as pd
+import torch
 from pydantic import Field
 
 from lapnb.paper.protocol import SCALES, Table, Whole, checked
 from lapnb.paper.tables import table as declare
+from lapnb.pruning import require
 from lapnb.pruning.masks import check
+from lapnb.runs.cell import network_of
 from lapnb.runs.results import keys, matching, read, record, results_file, taken_over
-from lapnb.runs.schedule import compute_all, graph_of, outline
+from lapnb.runs.schedule import compute_all, graph_of
 from lapnb.training.data import load_data
 
 BIG = ("reduced", "paper")  # scales whose rows come with the package, or with the checkout
@@ -47,31 +50,25 @@ def run(
     results cannot be written; ConnectionError where no scheduler answers; and RuntimeError when
     no run at all gave a result.
     """
-    if not isinstance(table, Table):
-        raise ValueError(f"table must be one that lapnb.table declares; got {table!r}")
+    require(isinstance(table, Table), "table", "one that lapnb.table declares", table)
     submits = hasattr(executor, "submit") and not isinstance(executor, type)
-    if not (executor is None or isinstance(executor, str) or submits):
-        raise ValueError(
-            "executor must be an object with a method submit, as in concurrent.futures, or the "
-            f"address of a Dask scheduler as text; got {executor!r}"
-        )
+    right = executor is None or isinstance(executor, str) or submits
+    allowed = "an object with a method submit, as in concurrent.futures, or a scheduler's address"
+    require(right, "executor", allowed, executor)
     again = checked("recompute", recompute, bool)
     default = 1 if table.device != "cpu" else os.environ.get("LAPNB_WORKERS") or os.cpu_count()
     count = checked("workers", default if workers is None else workers, Workers)
     for plain in table.plain():
+        with torch.device("meta"):  # without numbers in its weights
+            model = network_of(plain)
         for method in plain.methods:
-            check(outline(plain), method, plain.scope)
+            check(model, method, plain.scope)
     data = load_data(table.dataset, table.image_size, table.channels)
-    if table.batch_size > len(data.train_labels):
-        raise ValueError(
-            f"batch_size must be at most {len(data.train_labels)}, the number of training images "
-            f"of {data.source}; got {table.batch_size}"
-        )
+    most = len(data.train_labels)
+    allowed = f"at most {most}, the number of training images of {data.source}"
+    require(table.batch_size <= most, "batch_size", allowed, table.batch_size)
     path = results_file(table.name, table.scale, table.changed)
-    wanted = {
-        (data.source, plain.settings(method, round), method, round, seed)
-        for plain, method, round, seed in table.runs()
-    }
+    wanted = {(data.source, plain.settings(m, t), m, t, s) for plain, m, t, s in table.runs()}
     done, others = set(), []
     if not again:
         if others := taken_over(path, wanted):
@@ -113,8 +110,7 @@ def recorded(name: str, scale: str | None = None, source: str | None = None) -> 
             for other in sources.drop(chosen) if source is None else ():
                 print(f"also recorded: {name} on {other}; recorded(…, source={other!r}) reads it")
             return rows[rows.source == chosen].reset_index(drop=True)
-    if known:
-        raise ValueError(f"source must be one of {', '.join(sorted(known))}; got {source!r}")
+    require(not known, "source", f"one of {', '.join(sorted(known))}", source)
     raise FileNotFoundError(f"no run of {name} is recorded yet: lapnb.run(lapnb.table({name!r}))")
 
 

@@ -5,12 +5,9 @@ import time
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-import torch
-from torch import nn
-
 from lapnb.paper.protocol import Table
 from lapnb.progress import Progress
-from lapnb.runs.cell import compute, network_of
+from lapnb.runs.cell import compute
 from lapnb.runs.pool import Where, opened
 from lapnb.runs.results import record
 from lapnb.runs.task import Run, Task
@@ -18,12 +15,6 @@ from lapnb.training import sparse_stack
 
 Graph = dict[Task, set[Task]]  # of each task, those that it starts from
 STACK = 20  # networks, from which on more of them gain nothing
-
-
-def outline(plain: Table) -> nn.Module:
-    """The network of a table without numbers in its weights."""
-    with torch.device("meta"):
-        return network_of(plain)
 
 
 def graph_of(table: Table, source: str, done: set[tuple]) -> Graph:
@@ -37,9 +28,7 @@ def graph_of(table: Table, source: str, done: set[tuple]) -> Graph:
             last: dict[str, Task] = {}  # the latest round of each method, of an iterative schedule
             for stack in stacks:
                 missing = tuple(
-                    (method, round)
-                    for method, round in stack
-                    if (source, plain.settings(method, round), method, round, seed) not in done
+                    run for run in stack if (source, plain.settings(*run), *run, seed) not in done
                 )
                 if missing:
                     task = Task(plain, source, seed, missing)
@@ -56,8 +45,7 @@ def _stacks(plain: Table) -> list[list[Run]]:
     round can. What is recorded already does not count, so that a stack which was interrupted is
     put together as before and finds its checkpoint.
     """
-    able = sparse_stack.stackable(outline(plain))
-    able = able and (plain.device, plain.precision) == ("cpu", "float32")
+    able = (plain.network, plain.device, plain.precision) == ("fcn", "cpu", "float32")
     most = STACK if plain.schedule == "oneshot" else len(plain.methods)
     sparse, groups = [], []
     for round in plain.rounds:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lapnb.paper.protocol import Table
+from lapnb.paper.protocol import DENSE, Table
 from lapnb.runs.results import SCHEMA
 from lapnb.store import fingerprint, root
 
@@ -36,7 +36,7 @@ class Task:
     def file(self, folder: str, *more) -> pathlib.Path:
         """A file below runs/ that belongs to this table, seed and source, and to `more`."""
         table = self.table
-        key = [table.dense_settings(), self.source, self.seed, table.precision, *more]
+        key = [table.model_dump(include=DENSE), self.source, self.seed, table.precision, *more]
         return root() / "runs" / folder / f"{fingerprint(key)}.safetensors"
 
     @property

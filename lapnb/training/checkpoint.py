@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lapnb.pruning import owns_memory
-from lapnb.training import require
 from lapnb.training.data import Data
 from lapnb.training.networks import build_model
 
@@ -24,9 +23,6 @@ def load_checkpoint(path: Path, network: str, data: Data) -> nn.Module:
     state_dict may lie under the key "state_dict", and its names may begin with "module." or
     "_orig_mod.". Raises FileNotFoundError, or ValueError naming the file and what is wrong with it.
     """
-    require(isinstance(path, str | Path), "path", "that of a file", path)
-    require(isinstance(data, Data), "data", "the Data that the network is for", data)
-    path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:

@@ -16,10 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lapnb.progress import progress
-from lapnb.training import require, require_whole
+from lapnb.pruning import require, require_whole
 from lapnb.training.datasets import DATASETS, SPLITS, data_folder
-
-__all__ = ["DATASETS", "Data", "augment", "data_folder", "load_data", "stream"]
 
 GREY = (0.299, 0.587, 0.114)  # ITU-R 601-2 luma, as in torchvision and Pillow
 

@@ -9,7 +9,6 @@ from functools import partial
 from glob import escape, glob
 from importlib import metadata
 from pathlib import Path
-from stat import S_ISFIFO
 
 import numpy as np
 import torch
@@ -226,12 +225,9 @@ def _cached(name: str, folder: Path, files: dict[str, int | None], read) -> dict
     """What `read()` makes of `files` (path: label), kept in `folder` or the user's cache folder."""
     key = []
     for file, label in files.items():
-        try:
-            stat, short = os.stat(file), file.removeprefix(str(folder))
-        except OSError as error:  # a link that leads nowhere
-            raise FileNotFoundError(f"{file} cannot be read ({error}): {AGAIN}") from error
-        if S_ISFIFO(stat.st_mode):  # opening it would wait for ever
-            raise ValueError(f"{file} is a pipe, not a file: {AGAIN}")
+        if not (os.path.isfile(file) or os.path.isdir(file)):  # a pipe, a link that leads nowhere
+            raise FileNotFoundError(f"{file} is not a file: {AGAIN}")
+        stat, short = os.stat(file), file.removeprefix(str(folder))
         key.append((short, label, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
     try:
         place = folder if os.access(folder, os.W_OK) else _user_cache()

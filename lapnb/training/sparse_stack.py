@@ -139,11 +139,6 @@ class SparseStack(nn.Module):
             linear.bias.copy_(whole[:, -1])
 
 
-def stackable(model: nn.Module) -> bool:
-    """Whether networks of this kind can be stacked."""
-    return isinstance(model, FCN)
-
-
 def fits(model: nn.Module, masks: list[Tensor]) -> bool:
     """Whether this pruned network trains faster in a stack than densely with masked gradients.
 
@@ -151,7 +146,7 @@ def fits(model: nn.Module, masks: list[Tensor]) -> bool:
     """
     held = {(p.dtype, p.device.type) for p in model.parameters()}
     sparse = sum(int(m.sum()) for m in masks) <= DENSEST * sum(m.numel() for m in masks)
-    return stackable(model) and held == {(torch.float32, "cpu")} and sparse
+    return isinstance(model, FCN) and held == {(torch.float32, "cpu")} and sparse
 
 
 def _with_bias(linear: nn.Linear) -> Tensor:

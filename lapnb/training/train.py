@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lapnb.pruning import is_plain
+from lapnb.pruning import is_plain, require, require_whole
 from lapnb.pruning.masks import fitting, zero
 from lapnb.store import CorruptFile, content, fingerprint, is_ours, load_tensors, save_tensors
-from lapnb.training import require, require_whole
 from lapnb.training.data import Data, augment, stream
 
 PRECISIONS = ("float32", "bfloat16")

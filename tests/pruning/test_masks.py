@@ -238,7 +238,7 @@ def test_torch_prune_form(net):
 
 
 NUMBER = r"keep must be a number in \[0, 1\] or 3 of them, one per layer; got"
-SEED = "seed must be a whole number from 0"
+SEED = "seed must be a whole number of at least 0"
 
 
 @pytest.mark.parametrize(

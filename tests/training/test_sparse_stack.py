@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lapnb.training.networks import FCN
-from lapnb.training.sparse_stack import SparseStack, fits, stackable
+from lapnb.training.sparse_stack import SparseStack, fits
 
 SIZES = (50, 40, 30, 20, 6)
 
@@ -135,5 +135,5 @@ def test_what_fits():
     assert fits(model, masks)
     assert not fits(model, [torch.ones(o, i, dtype=torch.bool) for i, o in pairwise(SIZES)])
     assert not fits(copy.deepcopy(model).double(), masks)
-    assert stackable(model.to("meta")) and not fits(model, masks)
-    assert not stackable(nn.Linear(50, 6))
+    assert not fits(model.to("meta"), masks)
+    assert not fits(nn.Linear(50, 6), masks[:1])
