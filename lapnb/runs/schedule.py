@@ -12,6 +12,7 @@ from lapnb.runs.pool import Where, opened
 from lapnb.runs.results import record
 from lapnb.runs.task import Run, Task
 from lapnb.training import sparse_stack
+from lapnb.training.networks import FCN, NETWORKS
 
 Graph = dict[Task, set[Task]]  # of each task, those that it starts from
 STACK = 20  # networks, from which on more of them gain nothing
@@ -45,7 +46,7 @@ def _stacks(plain: Table) -> list[list[Run]]:
     round can. What is recorded already does not count, so that a stack which was interrupted is
     put together as before and finds its checkpoint.
     """
-    able = (plain.network, plain.device, plain.precision) == ("fcn", "cpu", "float32")
+    able = NETWORKS[plain.network] is FCN and plain.device == "cpu" and plain.precision == "float32"
     most = STACK if plain.schedule == "oneshot" else len(plain.methods)
     sparse, groups = [], []
     for round in plain.rounds:
