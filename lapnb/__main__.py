@@ -116,6 +116,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parse(argv, sources)
     os.environ.setdefault("LAPNB_WORKERS", str(max(1, (os.cpu_count() or 1) // options.jobs)))
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")  # see benchmarks/README.md
     for stop in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(stop, signal.default_int_handler)
     outcomes: dict[str, tuple[str, float]] = {}
