@@ -38,6 +38,8 @@ _LATER = dict(
     ),
     claims=(),
 )
+# What the reduced scale of Conv-6 looks at, batches and images in each
+_FEWER = LOOKS | {"curvature": (100, 25), "activity": (100, 30), "inputs": (100, 30)}
 
 _FCN = _declare(
     _MP_AND_LAP,
@@ -172,11 +174,13 @@ TABLES: dict[str, dict] = {
         _CONV6 | _DATA_DEPENDENT,
         title="Conv-6 on CIFAR-10, data-dependent methods",
         looks=LOOKS | {"curvature": (2000, 25)},
-        reduced=dict(looks=LOOKS | {"curvature": (100, 25), "activity": (100, 30)}),
+        reduced=dict(looks=_FEWER),
     ),
     "conv6_global": _declare(_CONV6, title="Conv-6 on CIFAR-10, global pruning", scope="global"),
     "conv6_later_criteria": _declare(
-        _CONV6 | _LATER, title="Conv-6 on CIFAR-10, later criteria", reduced=dict(seeds=3)
+        _CONV6 | _LATER,
+        title="Conv-6 on CIFAR-10, later criteria",
+        reduced=dict(seeds=3, looks=_FEWER),
     ),
     "vgg11_cifar10": _vgg(11, 35_000, 25_000),
     "vgg16_cifar10": _vgg(16, 50_000, 35_000),

@@ -96,8 +96,9 @@ def synflow(weight: Tensor, before: Tensor, after: Tensor) -> Tensor:
 
     R is the sum of the outputs of the network with absolute weights for an input of ones. Here it
     is computed once, on the trained network; the published method prunes at initialisation and in
-    many small steps, each with scores of its own. On a fully-connected network (no activation or
-    ReLU) it is `lap_all` with sums of absolute values in place of Frobenius norms.
+    many small steps, each with scores of its own. Trained biases and running means count as 0. On a
+    fully-connected network (no activation or ReLU) it is `lap_all` with absolute weights in its
+    products and sums in place of Frobenius norms.
     """
     return weight.abs() * before
 

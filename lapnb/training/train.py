@@ -123,9 +123,9 @@ def evaluate(model: nn.Module, data: Data, split: str = "test") -> tuple:
     """Mean cross-entropy and accuracy (%) of `model` on the `split` "test" or "train".
 
     Two floats; for a model of several networks (see `train`) two tensors, one value per network.
-    The loss of a network that has diverged is not finite, whatever its accuracy. Modules keep
-    their own modes: a frozen batch norm stays frozen. Raises ValueError for another split, and for
-    data that is no `Data`.
+    The loss of a network that has diverged is not finite, whatever its accuracy. The model computes
+    in its own precision, without the caller's autocast. Modules keep their own modes: a frozen
+    batch norm stays frozen. Raises ValueError for another split, and for data that is no `Data`.
     """
     _check_types(model, data)
     require(split in ("test", "train"), "split", '"test" or "train"', split)
@@ -134,10 +134,11 @@ def evaluate(model: nn.Module, data: Data, split: str = "test") -> tuple:
     loss = correct = 0
     model.eval()
     try:
-        for some, right in zip(images.split(500), labels.split(500), strict=True):
-            logits, losses = _computed(model, data.normalise(some).to(_dtype(model)), right)
-            loss = loss + losses.sum(-1)
-            correct = correct + (logits.argmax(-1) == right).sum(-1)
+        with torch.autocast(images.device.type, enabled=False):  # the caller's
+            for some, right in zip(images.split(500), labels.split(500), strict=True):
+                logits, losses = _computed(model, data.normalise(some).to(_dtype(model)), right)
+                loss = loss + losses.sum(-1)
+                correct = correct + (logits.argmax(-1) == right).sum(-1)
     finally:
         for module, mode in modes:
             module.training = mode

@@ -27,6 +27,13 @@ def test_the_paper_scale_is_the_published_protocol():
     assert (vgg.lr, vgg.dense_steps, vgg.retrain_steps, vgg.seeds) == (3e-4, 60_000, 40_000, 5)
 
 
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("network", ["fcn", "conv6"])
+def test_later_criteria_see_the_images_that_lap_act_sees(network, scale):
+    later, earlier = (f"{network}_{what}" for what in ("later_criteria", "data_dependent"))
+    assert table(later, scale).looks["inputs"] == table(earlier, scale).looks["activity"]
+
+
 @pytest.mark.parametrize("name", sorted(set(published().table)))
 def test_published_rows_name_runs_of_the_table(name):
     declared, rows = table(name, "paper"), published()[published().table == name]

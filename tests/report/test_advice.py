@@ -2,7 +2,7 @@
 
 import pytest
 
-from lapnb.report.advice import advice, in_short
+from lapnb.report.advice import advice, in_words
 
 HIGH, LOW = [60.0, 61.0, 62.0], [30.0, 31.5, 33.0]
 
@@ -12,41 +12,60 @@ def verdicts():
 
 
 def test_nothing_recorded_is_no_advice():
-    assert advice().empty and "yes: none" in in_short()
+    assert advice().empty
 
 
 def test_verdicts_follow_the_intervals(record):
-    record({"mp": HIGH, "lap": LOW, "lfp": LOW, "lbp": [29.0, 32.5, 31.0]}, "fcn_mnist", "paper")
+    record(
+        {"mp": HIGH, "lap": LOW, "lfp": [31.0, 30.5, 33.5], "lbp": [29.0, 32.5, 31.0]},
+        "fcn_mnist",
+        "paper",
+    )
     record({"mp": LOW, "lap": HIGH}, "fcn_mnist", "paper", nth=0)  # the densest fraction
     record({"lap_act": HIGH, "obd": HIGH[:2]}, "fcn_data_dependent", "paper")
     record({"mp": [9.0], "lap": [8.0]}, "conv6_cifar10", "reduced", source="CIFAR-10")
     tiny = "Tiny-ImageNet, 20 classes"
     record({"mp": LOW, "lap": HIGH}, "vgg19_tiny_imagenet", "reduced", source=tiny)
-    found = verdicts()
-    assert found == {
+    assert verdicts() == {
         ("LAP rather than MP", "FCN on MNIST"): "it depends",
-        ("LAP rather than look-forward alone", "FCN on MNIST"): "open",
-        ("LAP rather than look-backward alone", "FCN on MNIST"): "open",
+        ("LFP rather than LAP", "FCN on MNIST"): "open",
+        ("LBP rather than LAP", "FCN on MNIST"): "open",
         ("LAP rather than MP", "VGG-19 ×¼ on Tiny-ImageNet, 20 classes"): "no",
-        ("with data: LAP-act", "FCN on MNIST"): "no",
+        ("LAP-act (sees data) rather than LAP", "FCN on MNIST"): "no",
     }
     row = advice().iloc[0]
-    assert (row["better at"], row["speaks against it"]) == ("0.098 %", "worse at 6.25 %")
-    assert (row.scale, row.n) == ("paper", 3)
+    assert (row.choice, row.scale, row.n) == ("LAP rather than MP", "paper", "3")
     # by hand: differences −30, −29.5, −29 have mean −29.5, deviation 0.5, t(2) = 4.3027
-    assert row["at the sparsest"] == (
-        "0.098 %: 31.50 against 61.00, difference −29.50 [−30.74, −28.26]"
+    assert row.evidence == (
+        "better at 0.098 %: 31.50 against 61.00, difference −29.50 [−30.74, −28.26]; "
+        "worse at 6.25 %: 61.00 against 31.50, difference +29.50 [+28.26, +30.74]"
     )
-    assert in_short().splitlines()[1:3] == [
-        "it depends: LAP rather than MP",
-        "no: with data: LAP-act",
-    ]
+    words = str(in_words())
+    assert f"FCN on MNIST (paper scale, n = 3): {row.evidence}" in words
+    assert "LAP rather than MP: it depends" in words and "LFP rather than LAP: open" in words
 
 
-def test_only_rows_of_one_dense_network_are_compared(record):
-    record({"lap": LOW}, "fcn_mnist", "paper")
-    record({"lap": [70.0, 71.0, 73.0]}, "fcn_global", "paper", dense_error=1.0)
+def test_each_verdict_stands_beside_the_interval_that_carries_it(record):
+    record({"mp": HIGH, "lap": LOW}, "fcn_mnist", "paper", nth=0)
+    record({"mp": HIGH, "lap": LOW}, "fcn_mnist", "paper", nth=1)
+    record({"mp": LOW, "lap": [29.0, 32.5, 31.0]}, "fcn_mnist", "paper")
+    (row,) = advice().to_dict("records")
+    assert row["verdict"] == "yes"
+    assert row["evidence"].startswith("better at 6.25, 3.12 %, at the last: 31.50 against 61.00")
+    assert "; not told apart at 0.098 %: 30.83 against 31.50" in row["evidence"]
+
+
+def test_the_same_run_is_not_compared_with_itself(record):
+    """The first round of iterative pruning is one-shot pruning."""
+    record({"lap": LOW}, "fcn_iterative", "paper")  # of both schedules
     assert not verdicts()
+
+
+@pytest.mark.parametrize("other", [{}, {"dense_error": 1.0}, {"device": "cpu, bfloat16"}])
+def test_only_rows_of_one_dense_network_are_compared(record, other):
+    record({"lap": LOW}, "fcn_mnist", "paper")
+    record({"lap": HIGH}, "fcn_global", "paper", scope="global", **other)
+    assert len(verdicts()) == (not other)
 
 
 @pytest.mark.parametrize("again", ["fcn_generalization", "fcn_iterative"])
