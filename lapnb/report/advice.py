@@ -40,7 +40,8 @@ def advice() -> pd.DataFrame:
             values = pairs.set_index("round").rename(columns=names)
             judged = of.intervals(values, "better", "worse", ["round"])
             judged["surviving"] = 100 * pairs.groupby("round").surviving.mean()
-            judged = judged[(judged.n >= 3) & (judged[["low", "high"]] != 0).any(axis=1)]
+            same = (judged[["low", "high"]] == 0).all(axis=1)  # as iterative pruning's first round
+            judged = judged[(judged.n >= 3) & ~same]
             if len(judged):
                 n = "–".join(map(str, sorted({judged.n.min(), judged.n.max()})))
                 found.append((choice, network, scale, n, *_judged(judged)))
@@ -63,15 +64,13 @@ def _choices() -> Iterator[tuple[str, dict, dict]]:
     yield "LAP rather than MP", LAP, MP
     for scope, schedule, method in product(["layer", "global"], ["oneshot", "iterative"], METHODS):
         one = {"method": method, "scope": scope, "schedule": schedule}
+        if one in (MP, LAP):
+            continue
         other = MP if method == "mp" else LAP
         data = " (sees data)" * (METHODS[method].looks_at not in ("", "ones"))
         special = ", global" * (scope == "global") + ", iterative" * (schedule == "iterative")
-        if one not in (MP, LAP):
-            yield (
-                f"{of.short(method)}{data}{special} rather than {of.short(other['method'])}",
-                one,
-                other,
-            )
+        name = f"{of.short(method)}{data}{special}"
+        yield f"{name} rather than {of.short(other['method'])}", one, other
 
 
 def _network(rows: pd.DataFrame) -> pd.Series:
