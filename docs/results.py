@@ -25,11 +25,12 @@ COLUMNS = {
     "fcn_before_retraining": ("error_before",),
     "fcn_generalization": ("error", "train_error", "gap"),
 }
+LATER = "later_criteria"
 # The notebooks that are not called like their table
 NOTEBOOKS = {
     "fcn_before_retraining": "fcn_activations",
-    "fcn_later_criteria": "later_criteria",
-    "conv6_later_criteria": "later_criteria",
+    "fcn_later_criteria": LATER,
+    "conv6_later_criteria": LATER,
 }
 # What LAP leaves dense in torchvision's networks, by family
 LEFT = {
@@ -124,6 +125,10 @@ def claims() -> str:
                 for row in judged.itertuples()
             ]
             lines.append([linked, "<br>".join(verdicts)])
+    later = [rows for name in TABLES if NOTEBOOKS.get(name) == LATER for rows in committed(name)]
+    if later:
+        found = "<br>".join(f"{of.title(rows)}: {page.result(rows)}" for rows in later)
+        lines.append([f"[Later criteria](notebooks/{LATER}.ipynb)", found])
     columns = ["network, data", "verdict (scale, n): claim and surviving weights, found [95 %]"]
     missing = f" Not run at these scales yet: {'; '.join(waiting)}." if waiting else ""
     return f"{markdown(pd.DataFrame(lines, columns=columns))}\n\n{leads()}{missing}"
@@ -220,7 +225,7 @@ def differs(rows: pd.DataFrame) -> str:
         parts.append(f"{count} of {len(paper.rounds)} surviving fractions")
     if few:
         parts.append(f"fewer than {paper.seeds} seeds of {listed(few)}")
-    if NOTEBOOKS.get(first.table) == "later_criteria":
+    if NOTEBOOKS.get(first.table) == LATER:
         parts.insert(0, "this table is ours")
     return f"Differs from the paper: {'; '.join(parts) or 'nothing in the protocol'}."
 

@@ -71,7 +71,7 @@ def result(results: pd.DataFrame) -> str:
     found, scale = of.verdicts(results), f"{of.one_source(results).scale.iloc[0]} scale"
     if found.empty and results.retrain_steps.any():
         best = of.compare(results).sort_values(["round", "error"], ascending=[False, True]).iloc[0]
-        lowest = f"{of.short(best.method)} {best.error:.2f}"
+        lowest = " ".join([of.short(best.method), *best[of.varied(results)], f"{best.error:.2f}"])
         return f"lowest mean error at {percent(best.surviving)} %: {lowest} ({scale}, n = {best.n})"
     if found.empty:
         low = [f"{of.short(name)} {low:.3g} %" for name, low in kept(results, 1).dropna().items()]

@@ -180,3 +180,21 @@ def test_result_without_claims_says_how_far_pruning_goes(made):
     rows = pd.concat(map(part, range(4)))
     assert page.kept(rows, 1).to_dict() == {"mp": 25, "lap": 12.5}
     assert "lost down to MP 25 %, LAP 12.5 %" in page.result(rows)
+
+
+@pytest.mark.parametrize("name", ["fcn_later_criteria", "conv6_later_criteria"])
+def test_every_mark_is_nearer_to_its_fraction_than_to_the_next(made, name):
+    table = lapnb.table(name, "reduced")
+    fractions = [table.keep(round)[1] for round in table.rounds]
+    errors = {method: [5, 5 + n] for n, method in enumerate(table.methods)}
+    parts = [made(errors, name, "reduced", n, surviving=x) for n, x in enumerate(fractions)]
+    for axis in lapnb.plot(pd.concat(parts)).axes:
+        for x, *_ in drawn(axis).values():
+            near = np.abs(np.log(np.divide.outer(x, fractions) / 100)).argmin(1)
+            assert list(near) == [*range(len(fractions))]
+
+
+def test_result_of_variants_names_the_one_that_is_ahead(made):
+    rows = made({"lap": [5]}, "fcn_later_criteria")
+    rows.loc[rows.scope == "global", "error"] = 4
+    assert "LAP global 4.00" in page.result(rows)
