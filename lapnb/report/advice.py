@@ -66,11 +66,12 @@ def _choices() -> Iterator[tuple[str, dict, dict]]:
         one = {"method": method, "scope": scope, "schedule": schedule}
         if one in (MP, LAP):
             continue
-        other = MP if method == "mp" else LAP
-        data = " (sees data)" * (METHODS[method].looks_at not in ("", "ones"))
         special = ", global" * (scope == "global") + ", iterative" * (schedule == "iterative")
-        name = f"{of.short(method)}{data}{special}"
-        yield f"{name} rather than {of.short(other['method'])}", one, other
+        own = {"mp": (MP, ""), "lap": (LAP, "")}  # else LAP with the same ranking and schedule
+        other, its = own.get(method, (one | {"method": "lap"}, special))
+        data = " (sees data)" * (METHODS[method].looks_at not in ("", "ones"))
+        rather = f"{of.short(other['method'])}{its}"
+        yield f"{of.short(method)}{data}{special} rather than {rather}", one, other
 
 
 def _network(rows: pd.DataFrame) -> pd.Series:

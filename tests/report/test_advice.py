@@ -75,3 +75,11 @@ def test_the_same_runs_in_two_tables_count_once(record, again):
     record({"mp": HIGH, "lap": LOW}, again, "paper", dense_error=3.0)  # of another machine
     after = advice()
     assert after[after.choice == "LAP rather than MP"].equals(before)
+
+
+def test_a_global_criterion_is_judged_beside_global_lap(record):
+    record({"mp": HIGH, "lap": LOW, "lamp": HIGH}, "conv6_later_criteria", "reduced")
+    found = verdicts().items()
+    assert [(choice, verdict) for (choice, _), verdict in found if "LAMP" in choice] == [
+        ("LAMP, global rather than LAP, global", "no")
+    ]
