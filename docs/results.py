@@ -127,8 +127,8 @@ def claims() -> str:
             lines.append([linked, "<br>".join(verdicts)])
     later = [rows for name in TABLES if NOTEBOOKS.get(name) == LATER for rows in committed(name)]
     if later:
-        found = "<br>".join(f"{of.title(rows)}: {page.result(rows)}" for rows in later)
-        lines.append([f"[Later criteria](notebooks/{LATER}.ipynb)", found])
+        ahead = "<br>".join(f"{of.title(rows)}: {page.result(rows)}" for rows in later)
+        lines.append([f"[Later criteria](notebooks/{LATER}.ipynb)", ahead])
     columns = ["network, data", "verdict (scale, n): claim and surviving weights, found [95 %]"]
     missing = f" Not run at these scales yet: {'; '.join(waiting)}." if waiting else ""
     return f"{markdown(pd.DataFrame(lines, columns=columns))}\n\n{leads()}{missing}"

@@ -67,10 +67,10 @@ def _choices() -> Iterator[tuple[str, dict, dict]]:
         if one in (MP, LAP):
             continue
         special = ", global" * (scope == "global") + ", iterative" * (schedule == "iterative")
-        own = {"mp": (MP, ""), "lap": (LAP, "")}  # else LAP with the same ranking and schedule
-        other, its = own.get(method, (one | {"method": "lap"}, special))
+        # MP and LAP beside their layer-wise, one-shot form, others beside LAP in the same form
+        other = {"mp": MP, "lap": LAP}.get(method, one | {"method": "lap"})
         data = " (sees data)" * (METHODS[method].looks_at not in ("", "ones"))
-        rather = f"{of.short(other['method'])}{its}"
+        rather = of.short(other["method"]) + special * (other not in (MP, LAP))
         yield f"{of.short(method)}{data}{special} rather than {rather}", one, other
 
 
