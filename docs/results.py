@@ -117,12 +117,11 @@ def claims() -> str:
         if len(rest):
             some = f" ({listed([*rest.claim])})" if len(judged) else ""
             waiting.append(TABLES[name]["title"] + some)
-        if len(judged):
-            linked = f"[{title(name, judged.scale.iloc[0])}](notebooks/{name}.ipynb)"
+        for scale, some in judged.groupby("scale", sort=False):
+            linked = f"[{title(name, scale)}](notebooks/{name}.ipynb)"
             verdicts = [
-                f"**{row.verdict}** ({row.scale}, n = {row.n}): "
-                f"{row.claim} at {row.at}: {row.found}"
-                for row in judged.itertuples()
+                f"**{row.verdict}** ({scale}, n = {row.n}): {row.claim} at {row.at}: {row.found}"
+                for row in some.itertuples()
             ]
             lines.append([linked, "<br>".join(verdicts)])
     later = [rows for name in TABLES if NOTEBOOKS.get(name) == LATER for rows in committed(name)]

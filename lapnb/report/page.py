@@ -17,7 +17,7 @@ from lapnb.runs.run import recorded
 def show(results: pd.DataFrame | str, column: str = "error") -> None:
     """What a notebook shows of a table: result, ours beside the paper's, plot and verdicts.
 
-    A table's name stands for what is recorded of it at the largest scale on its own data set.
+    A table's name stands for what is recorded of it on its own data set, the largest scale first.
     """
     from IPython.display import display
 
@@ -25,8 +25,10 @@ def show(results: pd.DataFrame | str, column: str = "error") -> None:
         found = recordings(results, "paper", "reduced")
         if not found:
             data = f"Not run on {of.NAMES[table_of(results, 'paper').dataset]} yet"
-            return print(f"{data}: nothing is recorded at the reduced or paper scale.")
-        results = found[0]
+            print(f"{data}: nothing is recorded at the reduced or paper scale.")
+        for rows in found:
+            show(rows, column)
+        return
     table, figure = side_by_side(results, column), plot(results, column)
     cells = table.to_string()
     head = f"{of.MEASURED[column][0]}: ours" + " | published" * ("|" in cells)

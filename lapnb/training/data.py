@@ -109,7 +109,8 @@ class Data:
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 (B, C, H, W) -> float32 (pixel / 255 - mean) / std, on the images' device."""
-        mean, std = torch.tensor([self.mean, self.std], device=images.device).view(2, -1, 1, 1)
+        mean_std = torch.tensor([self.mean, self.std]).to(images.device, non_blocking=True)
+        mean, std = mean_std.view(2, -1, 1, 1)
         return images.float().div_(255).sub_(mean).div_(std)
 
     def batches(self, count: int, size: int, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
@@ -206,7 +207,7 @@ def augment(images: Tensor, kind: str, rng: np.random.Generator) -> Tensor:
 def _crop_flip(images: Tensor, rng: np.random.Generator, padding: int = 4) -> Tensor:
     batch, _, height, width = images.shape
     draws = np.stack([*rng.integers(2 * padding + 1, size=(2, batch)), rng.integers(2, size=batch)])
-    top, left, mirrored = torch.from_numpy(draws).to(images.device)
+    top, left, mirrored = torch.from_numpy(draws).to(images.device, non_blocking=True)
     # a view of all crops of each image, (B, C, top, left, H, W), of which one gather takes B
     crops = F.pad(images, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)
     crops = crops[torch.arange(batch, device=images.device), :, top, left]

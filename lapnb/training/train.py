@@ -4,7 +4,6 @@ import contextlib
 import itertools
 import math
 import pathlib
-import re
 import time
 from collections.abc import Callable, Iterator
 from numbers import Real
@@ -15,8 +14,11 @@ from torch.nn import functional as F
 
 from lapnb.pruning import is_plain, require, require_whole
 from lapnb.pruning.masks import fitting, zero
-from lapnb.store import CorruptFile, content, fingerprint, is_ours, load_tensors, save_tensors
+from lapnb.store import is_ours, save_tensors
 from lapnb.training.data import Data, augment, stream
+from lapnb.training.graph import Graph
+from lapnb.training.networks import Network
+from lapnb.training.resume import adam, facts_of, resume, state_of
 
 PRECISIONS = ("float32", "bfloat16")
 CHUNK = 25  # steps between two fresh random streams; checkpoints fall on its multiples
@@ -56,6 +58,9 @@ def train(
     resumes from the last saved step. If the file is damaged or began from other weights or masks,
     it prints so and starts afresh. `progress` is called with the number of finished steps.
 
+    On a GPU the steps of this project's networks are launched as one CUDA graph, whose bits are
+    those of single steps; hooks in Python run in the first four steps only.
+
     `precision` "bfloat16" computes the network and the loss under autocast; weights, Adam and
     `evaluate` stay float32. A model whose own weights have 16 bits is trained in float32 and
     rounded at the end.
@@ -85,18 +90,19 @@ def train(
     precise = torch.autocast(device.type, torch.bfloat16, **cast)
     with _prepared(model, device):
         parameters, dtype = list(model.parameters()), _dtype(model)
-        optimizer = _adam(parameters, lr)
+        optimizer = adam(parameters, lr)
         zero(pruned)
         kept = [(layer.weight, mask.to(layer.weight)) for layer, mask in pruned]
         if checkpoint:
             settings = f"seed {seed}, stage {stage}, lr {lr}, batch size {batch_size}, {precision}"
-            facts = _facts(model, data, masks or [], settings)
-            start = _resume(checkpoint, _state(model, optimizer), facts, steps)
+            facts = facts_of(model, data, masks or [], settings)
+            start = resume(checkpoint, state_of(model, optimizer), facts, steps)
         if not any(m.training for m in model.modules() if [*m.parameters(recurse=False)]):
             model.train()
         share = torch.full((batch_size,), 1 / batch_size, dtype=dtype, device=device)
         batches = _batches(data, batch_size, start, seed, stage, dtype)
-        for done, (images, labels) in zip(range(start + 1, steps + 1), batches, strict=False):
+
+        def step(images: Tensor, labels: Tensor) -> Tensor:
             with precise:
                 _, losses = _computed(model, images, labels)
             for parameter in parameters:
@@ -106,13 +112,19 @@ def train(
                 if weight.grad is not None:  # a layer may be frozen
                     weight.grad.mul_(mask)
             optimizer.step()
+            return losses.detach()
+
+        if device.type == "cuda" and isinstance(model, Network):
+            step = Graph(step)
+        for done, (images, labels) in zip(range(start + 1, steps + 1), batches, strict=False):
+            losses = step(images, labels)
             if done % CHUNK == 0 or done == steps:
                 if not losses.mean(-1).isfinite().any():
                     raise FloatingPointError(f"the loss was {losses.mean().item()} at step {done}")
                 if progress:
                     progress(done)
                 if checkpoint and done < steps and time.monotonic() - saved > CHECKPOINT_SECONDS:
-                    save_tensors(checkpoint, _state(model, optimizer), facts | {"step": done})
+                    save_tensors(checkpoint, state_of(model, optimizer), facts | {"step": done})
                     saved = time.monotonic()
         optimizer.zero_grad()
     return model.eval()
@@ -192,7 +204,7 @@ def _batches(data, batch_size, start, seed, stage, dtype) -> Iterator[tuple[Tens
         drawn = (rng.choice(len(labels), batch_size, False, shuffle=False) for _ in range(CHUNK))
         # augmentation draws between them; without it, all at once is faster
         for batch in drawn if data.augmentation else list(drawn):
-            chosen = torch.from_numpy(batch).to(labels.device)
+            chosen = torch.from_numpy(batch).to(labels.device, non_blocking=True)
             images = augment(data.train_images.index_select(0, chosen), data.augmentation, rng)
             yield data.normalise(images).to(dtype), labels.index_select(0, chosen)
 
@@ -208,53 +220,3 @@ def _computed(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor,
     except (RuntimeError, IndexError) as error:
         about = f"images of {(*images.shape[1:],)} and labels up to {labels.max()}"
         raise ValueError(f"model cannot compute the loss of data, {about}: {error}") from error
-
-
-def _adam(parameters: list[nn.Parameter], lr: float) -> torch.optim.Adam:
-    """Adam with its moments there from the start, so that a checkpoint can fill them in place."""
-    optimizer = torch.optim.Adam(parameters, lr=lr, fused=True)
-    for p in parameters:
-        moments = {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
-        optimizer.state[p] = {"step": torch.zeros((), device=p.device), **moments}
-    return optimizer
-
-
-def _state(model: nn.Module, optimizer: torch.optim.Adam) -> dict[str, Tensor]:
-    """All that changes in training, by name, without a copy."""
-    state = {f"model.{name}": value for name, value in model.state_dict().items()}
-    for number, values in enumerate(optimizer.state.values()):
-        state |= {f"adam.{number}.{name}": value for name, value in values.items()}
-    return state
-
-
-def _facts(model: nn.Module, data: Data, masks: list[Tensor], settings: str) -> dict[str, str]:
-    """What a checkpoint must agree with: the caller's choices, and the weights it began from."""
-    network = re.sub(r" at 0x\w+", "", repr(model))  # addresses differ between processes
-    images = content({"images": data.train_images, "labels": data.train_labels})
-    read = fingerprint(f"{images} {data.mean} {data.std} {data.augmentation}")
-    start = model.state_dict() | {f"mask {n}": mask for n, mask in enumerate(masks)}
-    training = f"{settings}, network {fingerprint(network)}, data {read}"
-    return {"training": training, "start": content(start)}
-
-
-def _resume(path: pathlib.Path, state: dict[str, Tensor], facts: dict, steps: int) -> int:
-    """Fill `state` from a checkpoint and return its step; 0, the beginning, without one of use."""
-    try:
-        tensors, found = load_tensors(path)
-    except FileNotFoundError:
-        return 0
-    except CorruptFile as error:
-        print(f"{error}; this run starts again from its first step")
-        return 0
-    if found.get("training") != facts["training"] or found["step"] > steps:
-        raise ValueError(
-            f"checkpoint {path} is of another network, training or data ({found.get('training')}, "
-            f"step {found.get('step')}; this one: {facts['training']}, {steps} steps); name "
-            "another file, or delete it"
-        )
-    if found["start"] != facts["start"]:
-        print(f"{path} began from other weights or masks; this run starts from its first step")
-        return 0
-    for name, value in state.items():
-        value.copy_(tensors[name])
-    return found["step"]

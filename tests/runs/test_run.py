@@ -34,11 +34,13 @@ FORKED.set_forkserver_preload(["lapnb"])
 
 
 def tiny(**changes):
-    return lapnb.table("fcn_mnist", "smoke", **{"methods": ["mp", "lap"], **changes})
+    changes = {"methods": ["mp", "lap"], "device": "cpu", **changes}  # where networks are stacked
+    return lapnb.table("fcn_mnist", "smoke", **changes)
 
 
 def iterative(**changes):
-    changes = {"rounds": [1, 3, 7], "schedule": "iterative", "retrain_steps": 75, **changes}
+    changes = {"retrain_steps": 75, "device": "cpu", **changes}
+    changes = {"rounds": [1, 3, 7], "schedule": "iterative", **changes}
     return lapnb.table("fcn_iterative", "smoke", methods=["mp", "rp", "lap"], **changes)
 
 
@@ -500,9 +502,9 @@ def killed_in_mid_run(folder, table, kind):
 @pytest.mark.parametrize(
     ("table", "kind"),
     [
-        (tiny(retrain_steps=75), "network"),  # in dense training
+        (tiny(retrain_steps=75, device="auto"), "network"),  # in dense training
         (tiny(retrain_steps=75), "stack"),
-        (tiny(retrain_steps=75, dense_steps=25, rounds=[1]), "network"),  # with masks
+        (tiny(retrain_steps=75, dense_steps=25, rounds=[1], device="auto"), "network"),  # masks
         (iterative(), "stack"),
     ],
 )

@@ -71,6 +71,23 @@ def test_it_learns_and_depends_on_seed_and_stage_alone(digits):
         assert not same(first, lapnb.train(small(), digits, 150, **other))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("network", ["conv6", "wrn16_8"])  # the latter has dropout
+def test_the_graph_of_a_step_on_a_gpu_changes_no_bit(monkeypatch, network, precision):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    data = lapnb.load_data("mnist5k", 32, 3).to("cuda")
+    trained = []
+    for _ in range(2):
+        model = lapnb.build_model(network, width=0.25, seed=0).to("cuda")
+        masks = lapnb.prune_masks(model, "mp", 0.2)
+        trained.append(lapnb.train(model, data, 40, masks=masks, precision=precision))
+        monkeypatch.setattr(sys.modules["lapnb.training.train"], "Graph", lambda step: step)
+    assert same(*trained)
+    for layer, mask in zip(prunable_layers(model), masks, strict=True):
+        assert not layer.weight[~mask].any()
+
+
 def test_it_is_adam_on_the_mean_loss_to_the_last_bit(digits):
     model = FCN((784, 20, 10))
     model.layers[0].weight.requires_grad_(False)
