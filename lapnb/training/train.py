@@ -204,6 +204,7 @@ def _batches(data, batch_size, start, seed, stage, dtype) -> Iterator[tuple[Tens
         drawn = (rng.choice(len(labels), batch_size, False, shuffle=False) for _ in range(CHUNK))
         # augmentation draws between them; without it, all at once is faster
         for batch in drawn if data.augmentation else list(drawn):
+            # non_blocking here and in Data: else a GPU's step would have to end before the copy
             chosen = torch.from_numpy(batch).to(labels.device, non_blocking=True)
             images = augment(data.train_images.index_select(0, chosen), data.augmentation, rng)
             yield data.normalise(images).to(dtype), labels.index_select(0, chosen)

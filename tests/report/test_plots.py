@@ -1,6 +1,7 @@
 """What is drawn are the numbers, in the looks of their methods; a file only when asked for."""
 
 import itertools
+import re
 
 import matplotlib.colors
 import numpy as np
@@ -170,6 +171,15 @@ def test_show_gives_everything_as_text_and_for_a_notebook(results, capsys, monke
     again, shown[:] = bundles, []
     lapnb.show(results.assign(source="<b>"))
     assert again == [output._repr_mimebundle_() for output in shown]
+
+
+def test_a_name_shows_each_recorded_scale_the_largest_first(record, capsys):
+    record({"mp": [60.0], "lap": [30.0]}, "fcn_mnist", "reduced")
+    record({"mp": [50.0], "lap": [20.0]}, "fcn_mnist", "paper")
+    record({"mp": [70.0], "lap": [40.0]}, "fcn_mnist", "quick")
+    lapnb.show("fcn_mnist")
+    found = re.findall(r"verdict \((\w+) scale\)", capsys.readouterr().out)
+    assert found == ["paper", "reduced"]
 
 
 def test_result_without_claims_says_how_far_pruning_goes(made):

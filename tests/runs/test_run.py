@@ -34,14 +34,13 @@ FORKED.set_forkserver_preload(["lapnb"])
 
 
 def tiny(**changes):
-    changes = {"methods": ["mp", "lap"], "device": "cpu", **changes}  # where networks are stacked
-    return lapnb.table("fcn_mnist", "smoke", **changes)
+    usual = dict(methods=["mp", "lap"], device="cpu")  # where networks are stacked
+    return lapnb.table("fcn_mnist", "smoke", **usual | changes)
 
 
 def iterative(**changes):
-    changes = {"retrain_steps": 75, "device": "cpu", **changes}
-    changes = {"rounds": [1, 3, 7], "schedule": "iterative", **changes}
-    return lapnb.table("fcn_iterative", "smoke", methods=["mp", "rp", "lap"], **changes)
+    usual = dict(rounds=[1, 3, 7], schedule="iterative", retrain_steps=75, device="cpu")
+    return lapnb.table("fcn_iterative", "smoke", methods=["mp", "rp", "lap"], **usual | changes)
 
 
 def csv(changed=""):
