@@ -19,13 +19,15 @@ help: ## show this list
 report: $(ENVIRONMENT) ## run all notebooks (options in ARGS="..."), write figures/quick and build/report
 	$(PYTHON) -m lapnb $(ARGS)
 
+# A worker that crashes ends the run; another in its place would wait for ever.
+SPREAD := -n logical --maxprocesses 4 --max-worker-restart=0
 # One notebook is one worker's business; the notebooks, not their matrix products, fill the cores.
 test: export OMP_NUM_THREADS = 1
 test: export LAPNB_WORKERS = 1
 test: export TQDM_DISABLE = 1
 test: $(ENVIRONMENT) ## unit tests, all notebooks at the smoke scale, committed outputs (nbval)
-	$(PYTHON) -m pytest -n logical --maxprocesses 4 --dist loadgroup
-	$(PYTHON) -m pytest -n logical --maxprocesses 4 --dist loadscope \
+	$(PYTHON) -m pytest $(SPREAD) --dist loadgroup
+	$(PYTHON) -m pytest $(SPREAD) --dist loadscope \
 	    --nbval-lax --nbval-current-env --nbval-cell-timeout 600 notebooks/
 
 results: $(ENVIRONMENT) ## write RESULTS.md, README's numbers and the committed pictures anew

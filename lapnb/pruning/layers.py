@@ -3,7 +3,9 @@
 Units are channels for a convolution, rows (outputs) and columns (inputs) for a linear layer.
 """
 
+import contextlib
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -121,6 +123,31 @@ def _check_weight(name: str, module: nn.Module, uses: Counter) -> None:
         return
     about = f"{called(name, module)}: it {reason}"
     raise ValueError(f"cannot prune {about} (set its prunable = False to leave it dense)")
+
+
+@contextlib.contextmanager
+def sound_backward(model: nn.Module) -> Iterator[None]:
+    """Keep backward passes of `model` away from a fault of oneDNN, which writes past its memory.
+
+    On processors with AVX2 only, the gradient of a 1×1 convolution with a stride and fewer than 8
+    input channels overruns its workspace when the input is channels-last (oneDNN issue 6035).
+    PyTorch's own kernels take over for a network that has such a layer.
+    """
+    if not any(map(_overruns, model.modules())):
+        yield
+        return
+    flags = torch.backends.mkldnn.set_flags(_enabled=False)
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.set_flags(*flags)
+
+
+def _overruns(module: nn.Module) -> bool:
+    if not isinstance(module, CONVOLUTIONS):
+        return False
+    pointwise = set(module.kernel_size) == {1} and set(module.stride) != {1}
+    return pointwise and module.in_channels // module.groups < 8
 
 
 def called(name: str, module: nn.Module) -> str:

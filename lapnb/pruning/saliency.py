@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from lapnb.pruning import twin_of
 from lapnb.pruning.flow_rules import rule_of
-from lapnb.pruning.layers import Layer, prunable_layers
+from lapnb.pruning.layers import Layer, prunable_layers, sound_backward
 
 NEEDS = "obd and obd_lap need a network of modules that BackPACK's DiagHessian supports"
 SUPPORTED = (
@@ -52,7 +52,7 @@ def saliency(model: nn.Module, kind: str, batches: Iterable) -> list[Tensor]:
     network = twin_of(model).to(dtype)
     layers = prunable_layers(network)
     weight = layers[0].weight
-    with torch.autocast(weight.device.type, enabled=False):
+    with torch.autocast(weight.device.type, enabled=False), sound_backward(network):
         try:
             return SALIENCY[kind](network, layers, _moved(batches, weight))
         except (RuntimeError, IndexError) as error:

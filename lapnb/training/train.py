@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lapnb.pruning import is_plain, require, require_whole
+from lapnb.pruning.layers import sound_backward
 from lapnb.pruning.masks import fitting, zero
 from lapnb.store import is_ours, save_tensors
 from lapnb.training.data import Data, augment, stream
@@ -176,6 +177,7 @@ def _prepared(model: nn.Module, device: torch.device) -> Iterator[None]:
     with (
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         torch.autocast(device.type, enabled=False),  # the caller's, which would reach backward too
+        sound_backward(model),
     ):
         # Adam's moments of weights that get no gradient decay into denormal numbers, which are slow
         torch.set_flush_denormal(True)

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -279,3 +280,23 @@ def test_a_file_that_is_no_checkpoint_is_refused_and_stays(digits, hasty, tmp_pa
             lapnb.train(model, digits, 60, checkpoint=file)
         assert "\n" not in str(caught.value) and same(model, small())
         assert not content or file.read_bytes() == content
+
+
+SHORTCUT = """
+import torch, lapnb
+from lapnb.pruning.saliency import saliency as statistics
+from torch import nn
+torch.set_num_threads(1)
+pointwise = nn.Conv2d(3, 6, 1, 2, bias=False), nn.AdaptiveAvgPool2d(2), nn.Flatten()
+model = nn.Sequential(*pointwise, nn.Linear(24, 10)).to(memory_format=torch.channels_last)
+data = lapnb.load_data("mnist5k", 32, 3)
+lapnb.prune_masks(model, "synflow", 0.5, saliency=statistics(model, "ones", data.batches(1, 60)))
+print(lapnb.evaluate(lapnb.train(model, data, 50), data)[0] < 2.3, torch.backends.mkldnn.enabled)
+"""
+
+
+def test_narrow_shortcuts_train_on_a_processor_with_avx2_only():
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2", "MALLOC_CHECK_": "3"}
+    command = [sys.executable, "-c", SHORTCUT]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (0, "True True\n"), ended.stderr
