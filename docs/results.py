@@ -215,7 +215,7 @@ def differs(rows: pd.DataFrame) -> str:
     ]
     own, count = of.NAMES[paper.dataset], rows["round"].nunique()
     seeds = rows.groupby(["method", "round"]).seed.nunique().groupby("method").min()
-    few = [of.short(method) for method in rows.method.unique() if seeds[method] < paper.seeds]
+    few = [of.short(method) for method in rows.method.unique() if seeds[method] < len(paper.seeds)]
     if first.source != own:
         parts.append(f"data: {first.source} (paper: {own})")
     if ran.looks != paper.looks:
@@ -223,7 +223,7 @@ def differs(rows: pd.DataFrame) -> str:
     if count < len(paper.rounds):
         parts.append(f"{count} of {len(paper.rounds)} surviving fractions")
     if few:
-        parts.append(f"fewer than {paper.seeds} seeds of {listed(few)}")
+        parts.append(f"fewer than {len(paper.seeds)} seeds of {listed(few)}")
     if NOTEBOOKS.get(first.table) == LATER:
         parts.insert(0, "this table is ours")
     return f"Differs from the paper: {'; '.join(parts) or 'nothing in the protocol'}."

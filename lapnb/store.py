@@ -30,8 +30,13 @@ def root() -> pathlib.Path:
         folder = pathlib.Path(chosen).expanduser().resolve()
         os.environ["LAPNB_ROOT"] = str(folder)  # the working directory may change
         return folder
-    checkout = pathlib.Path(__file__).resolve().parents[1]
-    return checkout if (checkout / "notebooks").is_dir() else pathlib.Path.cwd()
+    return checkout() or pathlib.Path.cwd()
+
+
+def checkout() -> pathlib.Path | None:
+    """The folder of the checkout that this package was installed from, if it was."""
+    folder = pathlib.Path(__file__).resolve().parents[1]
+    return folder if (folder / "notebooks").is_dir() else None
 
 
 def fingerprint(settings: Any) -> str:

@@ -18,6 +18,7 @@ from lapnb.training.data import DATASETS
 from lapnb.training.networks import ACTIVATIONS, NETWORKS
 from lapnb.training.train import PRECISIONS
 
+MOST_SEEDS = 10_000
 SCALES = ("smoke", "quick", "reduced", "paper")
 # What a dense network depends on, beside its seed and the source of its data
 DENSE = {
@@ -60,6 +61,16 @@ def _listed(value: Any) -> Any:
     return value
 
 
+def _seeds(value: Any) -> Any:
+    """A number of seeds as the tuple of them from 0; several seeds as they are."""
+    value = literal(value)
+    if type(value) is int and 1 <= value <= MOST_SEEDS:
+        return tuple(range(value))
+    if isinstance(value, str | list | tuple | range):
+        return _listed(value)
+    raise ValueError(f"be a number of seeds from 1 to {MOST_SEEDS}, or a list of seeds")
+
+
 def _device(name: str) -> str:
     """The device to compute on: "auto" is the GPU where there is one."""
     there = torch.cuda.is_available()
@@ -73,6 +84,8 @@ LOOKS = {"activity": (2000, 30), "curvature": (1000, 60), "inputs": (2000, 30), 
 Item = TypeVar("Item")
 Several = Annotated[tuple[Item, ...], Field(min_length=1), BeforeValidator(_listed)]
 Round = Annotated[int, Field(ge=1, le=10_000)]
+Seed = Annotated[int, Field(ge=0, lt=10**9)]
+Seeds = Annotated[tuple[Seed, ...], Field(min_length=1), BeforeValidator(_seeds)]
 Whole = Annotated[int, BeforeValidator(literal)]
 Steps = Annotated[Whole, Field(le=10**9)]
 Device = Annotated[
@@ -100,7 +113,7 @@ class Table(BaseModel, frozen=True, strict=True, extra="forbid"):
     rates: tuple[float, ...]
     dense_steps: Annotated[Steps, Field(ge=1)]
     retrain_steps: Annotated[Steps, Field(ge=0)]
-    seeds: Annotated[Whole, Field(ge=1, le=10_000)] = 5
+    seeds: Seeds = tuple(range(5))
     lr: Number = 3e-4
     batch_size: Annotated[Whole, Field(ge=1)] = 60
     width: Annotated[Number, Field(le=100)] = 1.0
@@ -128,7 +141,7 @@ class Table(BaseModel, frozen=True, strict=True, extra="forbid"):
     def runs(self) -> Iterator[tuple["Table", str, int, int]]:
         """Every run, one row each: its plain table, method, round and seed."""
         for plain in self.plain():
-            for run in itertools.product(plain.methods, plain.rounds, range(plain.seeds)):
+            for run in itertools.product(plain.methods, plain.rounds, plain.seeds):
                 yield plain, *run
 
     def keep(self, round: int) -> tuple[float, ...]:

@@ -221,7 +221,7 @@ CHANGEABLE = (
 def table(name: str, scale: str = "quick", **changes: Any) -> Table:
     """The table `name` of the paper at a scale: "smoke", "quick", "reduced" or "paper".
 
-    `changes` select or change: methods, rounds, seeds (how many: 0 … seeds−1), dataset, device
+    `changes` select or change: methods, rounds, seeds (how many, or a list), dataset, device
     ("auto", "cpu", "cuda"), precision ("float32", "bfloat16": see `train`), dense_steps,
     retrain_steps, width, lr, batch_size, activation, scope, schedule. None leaves a setting as
     declared. Text as papermill hands it over ("[4, 5]", "3") is coerced. Raises ValueError naming

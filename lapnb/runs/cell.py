@@ -192,7 +192,7 @@ def _retrain(task: Task, data: Data, pruned: dict[Run, list], tell: Tell) -> Ite
                 yield run, {"status": f"diverged: {what} of round {run[1]}"}
             else:
                 found = {"error": error, "train_error": train_error, "retrain_seconds": seconds}
-                yield run, found | {"status": "ok"}
+                yield run, found | {"side_by_side": str(len(runs)), "status": "ok"}
 
 
 def _errors(network: nn.Module, data: Data, split: str = "test") -> list[float]:

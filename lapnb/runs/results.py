@@ -21,8 +21,11 @@ SCHEMA = {
     "surviving": (float, 0, 1), "error_before": PERCENT, "error": PERCENT, "train_error": PERCENT,
     "dense_error": PERCENT, "distortion": AMOUNT, "empty_layers": str, "dense_steps": COUNT,
     "retrain_steps": COUNT, "mask_seconds": AMOUNT, "retrain_seconds": AMOUNT, "device": str,
-    "status": str, "changed": str, "settings": str,
+    "status": str, "changed": str, "settings": str, "commit": str, "torch": str, "processor": str,
+    "side_by_side": str,
 }  # fmt: skip
+# How a row was made; empty in rows that are older than these columns
+PROVENANCE = ["commit", "torch", "processor", "side_by_side"]
 NUMBERS = [column for column, kind in SCHEMA.items() if kind is not str]
 ALWAYS = ["surviving", "error_before", "error", "dense_error"]  # where the status is ok
 ORDER = ["activation", "schedule", "method", "seed", "round"]
@@ -51,6 +54,7 @@ def read(path: pathlib.Path) -> pd.DataFrame:
     missing = {column: [""] for column in NUMBERS}
     try:
         rows = pd.read_csv(io.BytesIO(text), dtype=kinds, keep_default_na=False, na_values=missing)
+        rows = rows.assign(**{column: "" for column in PROVENANCE if column not in rows})
         check(rows, path.stem, path.parent.name.removesuffix("-changed"))
     except ValueError as error:
         raise ValueError(

@@ -23,7 +23,7 @@ def graph_of(table: Table, source: str, done: set[tuple]) -> Graph:
     graph: Graph = {}
     for plain in table.plain():
         stacks = _stacks(plain)
-        for seed in range(plain.seeds):
+        for seed in plain.seeds:
             dense = Task(plain, source, seed)
             start = set() if dense.dense_file.exists() else {dense}
             last: dict[str, Task] = {}  # the latest round of each method, of an iterative schedule

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from lapnb.paper.protocol import DENSE, Table
+from lapnb.runs.provenance import provenance
 from lapnb.runs.results import SCHEMA
 from lapnb.store import fingerprint, root
 
@@ -59,15 +60,19 @@ class Task:
     def row(self, method: str, round: int) -> dict:
         """What is known of a row before anything is computed."""
         table = self.table
-        return table.model_dump(include={*SCHEMA}) | {
-            "table": table.name,
-            "source": self.source,
-            "method": method,
-            "round": round,
-            "seed": self.seed,
-            "device": _device_name(table),
-            "settings": table.settings(method, round),
-        }
+        return (
+            table.model_dump(include={*SCHEMA})
+            | provenance(table.device)
+            | {
+                "table": table.name,
+                "source": self.source,
+                "method": method,
+                "round": round,
+                "seed": self.seed,
+                "device": _device_name(table),
+                "settings": table.settings(method, round),
+            }
+        )
 
 
 def _device_name(table: Table) -> str:
