@@ -20,7 +20,7 @@ from torchvision.datasets import CIFAR10, MNIST
 import lapnb
 from lapnb.pruning.masks import surviving
 from lapnb.training.data import augment
-from lapnb.training.sparse_stack import SparseStack
+from lapnb.training.stacks import SparseStack
 
 BATCH, STEPS = 60, 200
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

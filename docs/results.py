@@ -14,8 +14,9 @@ import pandas as pd
 
 from lapnb.paper.tables import TABLES, table
 from lapnb.report import compare as of
-from lapnb.report import idea, overview, page, plots
-from lapnb.runs.results import results_file
+from lapnb.report import idea, plots, summary
+from lapnb.report import show as page
+from lapnb.runs.rows import results_file
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 SCALES = ("paper", "reduced")
@@ -77,7 +78,7 @@ def entries() -> pd.DataFrame:
 
     `at` are the surviving fractions with this verdict; the numbers are those of the sparsest.
     """
-    claims = overview.summary()
+    claims = summary.summary()
     claims.loc[~claims.scale.isin(SCALES), "verdict"] = "not run"
     groups = claims[claims.repeats.isna()].groupby(["table", "claim", "verdict"], sort=False)
     found = groups[["scale", "n", "better", "worse", "found"]].last()

@@ -6,8 +6,8 @@ from lapnb.paper.tables import table
 from lapnb.pruning.layers import prunable_layers
 from lapnb.pruning.masks import apply_masks, keep_masks, prune_masks, to_torch_prune
 from lapnb.report.compare import caption, compare, paired, verdicts
-from lapnb.report.page import show
 from lapnb.report.plots import plot, scatter
+from lapnb.report.show import show
 from lapnb.runs.run import recorded, run
 from lapnb.training.data import Data, load_data
 from lapnb.training.networks import build_model

@@ -18,9 +18,9 @@ import nbformat
 import papermill
 from traitlets.config import Config
 
-from lapnb.paper.protocol import literal
+from lapnb.checks import literal
 from lapnb.progress import Progress
-from lapnb.runs.pool import Processes
+from lapnb.runs.workers import Processes
 from lapnb.store import root
 from lapnb.training.datasets import data_folder
 

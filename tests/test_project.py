@@ -21,7 +21,7 @@ from PIL import Image, ImageColor
 import lapnb
 from lapnb.paper.tables import TABLES
 from lapnb.report.plots import COLOURS
-from lapnb.runs.results import read
+from lapnb.runs.rows import read
 
 SCALES = ("paper", "reduced")
 # Tables that share a notebook

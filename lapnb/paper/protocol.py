@@ -1,7 +1,6 @@
 """What a table is: its settings, their bounds, and what a row of it depends on."""
 
 import ast
-import contextlib
 import itertools
 import re
 import sys
@@ -10,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
 import torch
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
+from lapnb.checks import literal
 from lapnb.pruning.scores import METHODS
 from lapnb.store import fingerprint
 from lapnb.training.data import DATASETS
@@ -41,13 +41,6 @@ class Claim:
     column: str = "error"
     where: dict[str, str] = field(default_factory=dict)
     alike: bool = False
-
-
-def literal(value: Any) -> Any:
-    """Text that holds a Python literal, as papermill hands it over, as that literal."""
-    with contextlib.suppress(ValueError, SyntaxError):
-        return ast.literal_eval(value.strip()) if isinstance(value, str) else value
-    return value.strip()
 
 
 def _listed(value: Any) -> Any:
@@ -161,12 +154,6 @@ class Table(BaseModel, frozen=True, strict=True, extra="forbid"):
         return fingerprint(settings)
 
 
-def checked(parameter: str, value: Any, kind: Any) -> Any:
-    """`value`, as papermill hands it over, as the type `kind`; ValueError naming the parameter."""
-    with one_sentence(parameter):
-        return TypeAdapter(kind).validate_python(literal(value))
-
-
 def refuse_unknown_parameters() -> None:
     """In a notebook: raise ValueError if papermill set a name that its parameters cell has not.
 
@@ -181,16 +168,3 @@ def refuse_unknown_parameters() -> None:
         raise ValueError(
             f"this notebook has no parameter {min(unknown)}; there are: {', '.join(typed)}"
         )
-
-
-@contextlib.contextmanager
-def one_sentence(parameter: str = "") -> Iterator[None]:
-    """Turns what pydantic refuses into one sentence with the parameter's name."""
-    try:
-        yield
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = parameter or next(iter(first["loc"]), "")
-        reason = re.sub(r"^(Input|Tuple|Value) (should|error,)", "must", first["msg"])
-        given = f"; got {first['input']!r}" if name else ""
-        raise ValueError(f"{name} {reason}{given}".strip()) from None

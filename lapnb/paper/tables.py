@@ -2,8 +2,9 @@
 
 from typing import Any, Literal
 
+from lapnb.checks import checked, one_sentence
 from lapnb.paper import protocol
-from lapnb.paper.protocol import LOOKS, SCALES, Claim, Table, checked
+from lapnb.paper.protocol import LOOKS, SCALES, Claim, Table
 
 
 def _declare(base: dict, **more) -> dict:
@@ -217,7 +218,7 @@ CHANGEABLE = (
 )  # fmt: skip
 
 
-@protocol.one_sentence()
+@one_sentence()
 def table(name: str, scale: str = "quick", **changes: Any) -> Table:
     """The table `name` of the paper at a scale: "smoke", "quick", "reduced" or "paper".
 

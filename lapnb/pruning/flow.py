@@ -41,9 +41,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from lapnb.pruning import twin_of
+from lapnb.pruning.chains import chain_fault, neighbours
 from lapnb.pruning.flow_rules import ELEMENTWISE, Rules, emit, is_signal, rule_of
-from lapnb.pruning.layers import Layer, called, chain_fault, neighbours, prunable_layers
+from lapnb.pruning.layers import Layer, called, prunable_layers
+from lapnb.pruning.twin import twin_of
 
 Factors = tuple[Tensor, Tensor]
 

@@ -8,14 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from lapnb.pruning import require, require_whole
-from lapnb.pruning import saliency as looks
+from lapnb.checks import require, require_whole
+from lapnb.pruning import data_statistics as of_data
+from lapnb.pruning.chains import chain_fault, neighbours, whole_network
 from lapnb.pruning.flow import flow
-from lapnb.pruning.layers import Layer, chain_fault, neighbours, prunable_layers, whole_network
+from lapnb.pruning.layers import Layer, prunable_layers
 from lapnb.pruning.scores import METHODS, Method
 
 
-def check(model: nn.Module, method: str, scope="layer", example=None, saliency=None) -> list[Layer]:
+def check(
+    model: nn.Module, method: str, scope="layer", example=None, statistics=None
+) -> list[Layer]:
     """The layers that `prune_masks` would prune; its ValueError where it needs no data to tell."""
     require(method in [*METHODS], "method", f"one of {', '.join(METHODS)}", method)
     require(scope in ("layer", "global"), "scope", '"layer" or "global"', scope)
@@ -30,8 +33,8 @@ def check(model: nn.Module, method: str, scope="layer", example=None, saliency=N
     in_order = whole or (criterion.neighbours == "chain" and example is None)
     if in_order and (fault := chain_fault(model, layers, linear=whole)):
         raise ValueError(fault)
-    if criterion.looks_at == "curvature" and saliency is None:
-        looks.hessian_chain(model, layers)
+    if criterion.looks_at == "curvature" and statistics is None:
+        of_data.hessian_chain(model, layers)
     return layers
 
 
@@ -43,7 +46,7 @@ def prune_masks(
     scope: str = "layer",
     example=None,
     batches: Iterable | None = None,
-    saliency: list[Tensor] | None = None,
+    statistics: list[Tensor] | None = None,
     seed: int = 0,
 ) -> list[Tensor]:
     """Boolean masks (True survives), in the order, shapes and devices of `prunable_layers(model)`.
@@ -57,8 +60,8 @@ def prune_masks(
     example: a batch of the model's inputs. Neighbours are then found by following it through the
         model. Without it they are the layers defined next to each, in models known to be chains.
         A layer that the batch never reaches stays dense, with a warning, and is not ranked.
-    batches: (images, labels) for the methods that look at data, as `saliency.saliency` takes them,
-        unless that function's result is at hand as `saliency`.
+    batches: (images, labels) for the methods that look at data, as `data_statistics` takes
+        them, unless that function's result is at hand as `statistics`.
     seed: a whole number, for the random scores of rp.
 
     The model is not changed. Warns of a layer without scores above 0 or without weights left;
@@ -70,16 +73,16 @@ def prune_masks(
     >>> [int(mask.sum()) for mask in masks]
     [39200, 25000, 25000, 25000, 500]
     """
-    layers, criterion = check(model, method, scope, example, saliency), METHODS[method]
+    layers, criterion = check(model, method, scope, example, statistics), METHODS[method]
     fractions = _fractions(keep, len(layers) if scope == "layer" else 1, scope)
     require_whole("seed", seed, 0, 2**63 - 1)
     if criterion.neighbours == "flow" and example is None:
         raise ValueError(f"method {method} follows the data: pass example=, a batch of inputs")
-    if criterion.looks_at and saliency is None:
+    if criterion.looks_at and statistics is None:
         if batches is None:
             raise ValueError(f"method {method} looks at data: pass batches= of (images, labels)")
-        saliency = looks.saliency(model, criterion.looks_at, batches)
-    weights, known = _ranked(layers, criterion, saliency, seed)
+        statistics = of_data.data_statistics(model, criterion.looks_at, batches)
+    weights, known = _ranked(layers, criterion, statistics, seed)
     if example is None:  # else other layers, which are not scaled, may be neighbours
         weights = _scaled(weights)
     followed: list = []
@@ -214,7 +217,7 @@ def zero(pairs: list[tuple[Layer, Tensor]]) -> None:
         layer.weight.masked_fill_(~mask.to(layer.weight.device), 0)
 
 
-def _ranked(layers, criterion: Method, saliency, seed: int) -> tuple[list[Tensor], list[Tensor]]:
+def _ranked(layers, criterion: Method, statistics, seed: int) -> tuple[list[Tensor], list[Tensor]]:
     """What the criterion ranks, and what it knows of the data."""
     weights = [layer.values for layer in layers]
     known = [w.new_ones(()) for w in weights]
@@ -223,9 +226,9 @@ def _ranked(layers, criterion: Method, saliency, seed: int) -> tuple[list[Tensor
         weights = [torch.rand(w.shape, generator=noise).to(w) * (w != 0) for w in weights]
     if criterion.looks_at:
         try:
-            known = [s.to(w).expand_as(w) for s, w in zip(saliency, weights, strict=True)]
+            known = [s.to(w).expand_as(w) for s, w in zip(statistics, weights, strict=True)]
         except (TypeError, AttributeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"saliency must be a tensor per layer, in shape: {error}") from error
+            raise ValueError(f"statistics must be a tensor per layer, in shape: {error}") from error
         if criterion.neighbours:
             weights = [s * w for s, w in zip(known, weights, strict=True)]
     return weights, known

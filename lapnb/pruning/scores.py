@@ -109,8 +109,8 @@ class Method:
 
     title: for plots and captions.
     score: one of the functions above.
-    looks_at: what it must know of the data, a key of `saliency.SALIENCY`; "" for nothing. With
-        neighbours these numbers multiply all weights first; without, they are `before`.
+    looks_at: what it must know of the data, a key of `data_statistics.STATISTICS`; "" for nothing.
+        With neighbours these numbers multiply all weights first; without, they are `before`.
     neighbours: where `before` and `after` come from: "chain" the layers next to it (in the order of
         definition or, where there is an example, along its flow), "flow" the flow of an example
         always, "all" the products of all layers before and all layers after, "" none needed.

@@ -8,7 +8,7 @@ import pandas as pd
 from lapnb.paper.tables import TABLES
 from lapnb.pruning.scores import METHODS
 from lapnb.report import compare as of
-from lapnb.report.page import Shown, percent, recordings
+from lapnb.report.show import Shown, percent, recordings
 
 MP, LAP = ({"method": m, "scope": "layer", "schedule": "oneshot"} for m in ("mp", "lap"))
 COLUMNS = ["choice", "network", "scale", "n", "verdict", "evidence"]

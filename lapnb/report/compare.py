@@ -8,7 +8,7 @@ import pandas as pd
 from lapnb.paper.protocol import VARIED, Claim
 from lapnb.paper.tables import TABLES, table
 from lapnb.pruning.scores import METHODS
-from lapnb.runs.results import NUMBERS, SCHEMA, check
+from lapnb.runs.rows import NUMBERS, SCHEMA, check
 
 # What can be compared: its axis, and how a claim about it ends
 MEASURED = {

@@ -10,11 +10,12 @@ import torch
 from pydantic import Field
 from torch.nn.utils import prune
 
-from lapnb.paper.protocol import Several, Whole, checked
+from lapnb.checks import checked
+from lapnb.paper.protocol import Several, Whole
 from lapnb.paper.tables import table
+from lapnb.pruning.data_statistics import data_statistics
 from lapnb.pruning.layers import prunable_layers
 from lapnb.pruning.masks import prune_masks
-from lapnb.pruning.saliency import saliency
 from lapnb.pruning.scores import METHODS
 from lapnb.report.plots import COLOURS, canvas, finish
 from lapnb.store import root, write_whole
@@ -77,7 +78,7 @@ def _seconds(model, name: str, data, count: int, size: int) -> float:
     wait = torch.cuda.synchronize if data.train_images.is_cuda else lambda: None
     method, _, scope = name.partition(", ")
     if count:  # imports, and whatever else only the first call does
-        saliency(model, METHODS[method].looks_at, data.batches(1, 1))
+        data_statistics(model, METHODS[method].looks_at, data.batches(1, 1))
     wait()
     start = time.perf_counter()
     if name == LIBRARY:

@@ -10,16 +10,17 @@ from pathlib import Path
 import pandas as pd
 from torch import Tensor, nn
 
+from lapnb.checks import require
 from lapnb.paper.tables import table
 from lapnb.progress import Progress
-from lapnb.pruning import require
-from lapnb.pruning.layers import neighbours, prunable_layers
+from lapnb.pruning.chains import neighbours
+from lapnb.pruning.data_statistics import data_statistics
+from lapnb.pruning.layers import prunable_layers
 from lapnb.pruning.masks import apply_masks, prune_masks, surviving
-from lapnb.pruning.saliency import saliency
 from lapnb.pruning.scores import METHODS
 from lapnb.report.compare import published, short
 from lapnb.report.plots import COLOURS, STYLE, canvas
-from lapnb.runs.cell import dense_network
+from lapnb.runs.compute import dense_network
 from lapnb.runs.task import Task
 from lapnb.training.checkpoint import load_checkpoint
 from lapnb.training.data import Data, load_data
@@ -72,7 +73,7 @@ def panel(
         example = data.normalise(data.test_images[:1]) if criterion.neighbours == "flow" else None
         looked = known(criterion.looks_at)
         with warnings.catch_warnings(action="ignore"):  # of empty layers: one sees them
-            masks[name] = prune_masks(dense, name, keep, scope, example, saliency=looked)
+            masks[name] = prune_masks(dense, name, keep, scope, example, statistics=looked)
         apply_masks(pruned := copy.deepcopy(dense), masks[name])
         bars[short(name)] = evaluate(pruned, data)[1]
         found[name] = effects(dense, masks[name])
@@ -185,5 +186,5 @@ def _network(network, dataset, path, written) -> tuple:
         task = Task(declared, data.source, seed=0)
         with Progress(task.steps, f"dense {network}", delay=1) as bar:
             model, _ = dense_network(task, data, bar.at)
-    known = cache(lambda kind: saliency(model, kind, data.batches(10, 60)) if kind else None)
+    known = cache(lambda kind: data_statistics(model, kind, data.batches(10, 60)) if kind else None)
     return data, model, evaluate(model, data)[1], known

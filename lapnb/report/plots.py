@@ -11,7 +11,7 @@ import pandas as pd
 from lapnb.paper.protocol import VARIED
 from lapnb.pruning.scores import METHODS
 from lapnb.report import compare as of
-from lapnb.runs.results import results_file
+from lapnb.runs.rows import results_file
 from lapnb.store import write_whole
 
 STYLE = {

@@ -9,12 +9,12 @@ import pandas as pd
 import torch
 from pydantic import Field
 
-from lapnb.paper.protocol import SCALES, Table, Whole, checked
+from lapnb.checks import checked, require
+from lapnb.paper.protocol import SCALES, Table, Whole
 from lapnb.paper.tables import table as declare
-from lapnb.pruning import require
 from lapnb.pruning.masks import check
-from lapnb.runs.cell import network_of
-from lapnb.runs.results import keys, matching, read, record, results_file, taken_over
+from lapnb.runs.compute import network_of
+from lapnb.runs.rows import keys, matching, read, record, results_file, taken_over
 from lapnb.runs.schedule import compute_all, graph_of
 from lapnb.training.data import load_data
 

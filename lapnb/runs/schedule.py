@@ -7,11 +7,11 @@ from pathlib import Path
 
 from lapnb.paper.protocol import Table
 from lapnb.progress import Progress
-from lapnb.runs.cell import compute
-from lapnb.runs.pool import Where, opened
-from lapnb.runs.results import record
+from lapnb.runs.compute import compute
+from lapnb.runs.rows import record
 from lapnb.runs.task import Run, Task
-from lapnb.training import sparse_stack
+from lapnb.runs.workers import Where, opened
+from lapnb.training import stacks
 from lapnb.training.networks import FCN, NETWORKS
 
 Graph = dict[Task, set[Task]]  # of each task, those that it starts from
@@ -22,12 +22,12 @@ def graph_of(table: Table, source: str, done: set[tuple]) -> Graph:
     """What is not `done`, as tasks, and for each of them the tasks that it starts from."""
     graph: Graph = {}
     for plain in table.plain():
-        stacks = _stacks(plain)
+        groups = _grouped(plain)
         for seed in plain.seeds:
             dense = Task(plain, source, seed)
             start = set() if dense.dense_file.exists() else {dense}
             last: dict[str, Task] = {}  # the latest round of each method, of an iterative schedule
-            for stack in stacks:
+            for stack in groups:
                 missing = tuple(
                     run for run in stack if (source, plain.settings(*run), *run, seed) not in done
                 )
@@ -39,7 +39,7 @@ def graph_of(table: Table, source: str, done: set[tuple]) -> Graph:
     return graph
 
 
-def _stacks(plain: Table) -> list[list[Run]]:
+def _grouped(plain: Table) -> list[list[Run]]:
     """All runs of a seed by round, in groups that are trained, and recorded, together.
 
     Sparse fully-connected networks train in stacks; in an iterative schedule only those of one
@@ -51,7 +51,7 @@ def _stacks(plain: Table) -> list[list[Run]]:
     sparse, groups = [], []
     for round in plain.rounds:
         runs = [(method, round) for method in plain.methods]
-        if able and (min(plain.keep(round)) <= sparse_stack.DENSEST or not plain.retrain_steps):
+        if able and (min(plain.keep(round)) <= stacks.DENSEST or not plain.retrain_steps):
             sparse += runs
         else:
             groups += [[run] for run in runs]

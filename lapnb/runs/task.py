@@ -8,7 +8,7 @@ import torch
 
 from lapnb.paper.protocol import DENSE, Table
 from lapnb.runs.provenance import provenance
-from lapnb.runs.results import SCHEMA
+from lapnb.runs.rows import SCHEMA
 from lapnb.store import fingerprint, root
 
 Run = tuple[str, int]  # method and round

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lapnb.pruning import owns_memory
+from lapnb.checks import owns_memory
 from lapnb.training.data import Data
 from lapnb.training.networks import build_model
 

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lapnb.checks import require, require_whole
 from lapnb.progress import progress
-from lapnb.pruning import require, require_whole
 from lapnb.training.datasets import DATASETS, SPLITS, data_folder
 
 GREY = (0.299, 0.587, 0.114)  # ITU-R 601-2 luma, as in torchvision and Pillow

@@ -13,7 +13,7 @@ from numbers import Real
 import torch
 from torch import nn
 
-from lapnb.pruning import require, require_whole
+from lapnb.checks import require, require_whole
 
 ACTIVATIONS = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "none": nn.Identity}
 

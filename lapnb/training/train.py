@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lapnb.pruning import is_plain, require, require_whole
+from lapnb.checks import is_plain, require, require_whole
 from lapnb.pruning.layers import sound_backward
 from lapnb.pruning.masks import fitting, zero
 from lapnb.store import is_ours, save_tensors
+from lapnb.training.checkpoints import adam, facts_of, resume, state_of
 from lapnb.training.data import Data, augment, stream
 from lapnb.training.graph import Graph
 from lapnb.training.networks import Network
-from lapnb.training.resume import adam, facts_of, resume, state_of
 
 PRECISIONS = ("float32", "bfloat16")
 CHUNK = 25  # steps between two fresh random streams; checkpoints fall on its multiples

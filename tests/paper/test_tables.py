@@ -22,9 +22,10 @@ def test_every_table_has_every_scale(name, scale):
 def test_the_paper_scale_is_the_published_protocol():
     fcn = table("fcn_mnist", "paper")
     assert (fcn.dataset, fcn.dense_steps, fcn.retrain_steps) == ("mnist", 50_000, 50_000)
-    assert (fcn.lr, fcn.batch_size, fcn.seeds, fcn.width) == (1.2e-3, 60, 5, 1)
+    assert (fcn.lr, fcn.batch_size, len(fcn.seeds), fcn.width) == (1.2e-3, 60, 5, 1)
     vgg = table("vgg19_cifar10", "paper")
-    assert (vgg.lr, vgg.dense_steps, vgg.retrain_steps, vgg.seeds) == (3e-4, 60_000, 40_000, 5)
+    assert (vgg.lr, vgg.dense_steps, vgg.retrain_steps) == (3e-4, 60_000, 40_000)
+    assert vgg.seeds == (0, 1, 2, 3, 4)
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -77,7 +78,8 @@ def test_surviving_percentages_are_the_published_ones(name):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (dict(seeds="3"), ("seeds", 3)),
+        (dict(seeds="3"), ("seeds", (0, 1, 2))),
+        (dict(seeds="[100, 101]"), ("seeds", (100, 101))),
         (dict(rounds="[4, 6]"), ("rounds", (4, 6))),
         (dict(rounds=7), ("rounds", (7,))),
         (dict(rounds="8 4"), ("rounds", (4, 8))),
@@ -89,7 +91,7 @@ def test_surviving_percentages_are_the_published_ones(name):
         (dict(dense_steps="30"), ("dense_steps", 30)),
         (dict(precision="bfloat16"), ("precision", "bfloat16")),
         (dict(device="auto"), ("device", "cuda" if torch.cuda.is_available() else "cpu")),
-        (dict(methods=None, seeds=None), ("seeds", 3)),
+        (dict(methods=None, seeds=None), ("seeds", (0, 1, 2))),
     ],
 )
 def test_parameters_as_papermill_hands_them_over(change, expected):
@@ -100,8 +102,14 @@ def test_parameters_as_papermill_hands_them_over(change, expected):
     ("change", "words"),
     [
         (dict(seeds="two"), "seeds must be a valid integer; got 'two'"),
-        (dict(seeds=True), "seeds must be a valid integer; got True"),
-        (dict(seeds=0), "seeds must be greater than or equal to 1; got 0"),
+        (
+            dict(seeds=True),
+            "seeds must be a number of seeds from 1 to 10000, or a list",
+        ),
+        (
+            dict(seeds=0),
+            "seeds must be a number of seeds from 1 to 10000, or a list",
+        ),
         (dict(rounds=[0]), "rounds must be greater than or equal to 1; got 0"),
         (dict(rounds=[2**53]), "rounds must be less than or equal to 10000; got"),
         (dict(rounds=[]), r"rounds must have at least 1 item .*; got \(\)"),

@@ -9,7 +9,8 @@ from reference import contraction, distortions, randomised
 from torch import nn
 from torch.nn.utils import parametrizations, prune, weight_norm
 
-from lapnb.pruning.layers import chain_fault, neighbours, prunable_layers
+from lapnb.pruning.chains import chain_fault, neighbours
+from lapnb.pruning.layers import prunable_layers
 from lapnb.training.networks import NETWORKS, build_model
 
 FORMS = {

@@ -96,7 +96,7 @@ def test_ria_adds_the_shares_of_both_units(shape):
 @pytest.mark.parametrize("keep", [0, 0.13, 0.5, 0.77, 1])
 def test_wanda_keeps_equally_many_of_each_row_and_exactly_so_many_in_all(net, keep):
     norms = [torch.rand(1, w.shape[1]) for w in weights(net)]
-    masks = lapnb.prune_masks(net, "wanda", keep, saliency=norms)
+    masks = lapnb.prune_masks(net, "wanda", keep, statistics=norms)
     for mask, weight, norm in zip(masks, weights(net), norms, strict=True):
         score, counts = weight.abs() * norm, mask.sum(1)
         assert int(mask.sum()) == round(keep * mask.numel())
@@ -133,7 +133,7 @@ def test_random_masks_depend_on_the_seed_only(net):
 @pytest.mark.parametrize("method", ["mp", "rp", "lap", "lamp", "ria", "wanda"])
 def test_what_is_pruned_does_not_return(net, method, scope):
     scope = "layer" if method == "wanda" else scope
-    known = dict(saliency=[torch.zeros(1, 1)] * 3)  # ties everywhere
+    known = dict(statistics=[torch.zeros(1, 1)] * 3)  # ties everywhere
     first = lapnb.prune_masks(net, method, 0.4, scope, **known)
     lapnb.apply_masks(net, first)
     for keep in (0.4, 0.1):
@@ -253,7 +253,7 @@ SEED = "seed must be a whole number of at least 0"
         (dict(method="lap_forward", scope="global"), "layer after layer, so it has no global"),
         (dict(method="wanda", scope="global"), "each output unit, so it has no global scope"),
         (dict(method="lap_act"), "pass batches="),
-        (dict(method="obd", saliency=[torch.ones(1)]), "saliency must be a tensor per layer"),
+        (dict(method="obd", statistics=[torch.ones(1)]), "statistics must be a tensor per layer"),
     ],
 )
 def test_bad_arguments(net, arguments, words):

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 import lapnb
-from lapnb.runs.results import SCHEMA, results_file
+from lapnb.runs.rows import SCHEMA, results_file
 
 matplotlib.use("Agg")
 

@@ -11,7 +11,8 @@ from PIL import Image
 
 import lapnb
 from lapnb.pruning.scores import METHODS, Method, mp
-from lapnb.report import page, plots
+from lapnb.report import plots
+from lapnb.report import show as page
 
 TOGETHER = ["mp rp lfp lbp lap", "mp lap obd obd_lap lap_act"]  # in the paper's tables
 DEUTERANOPIA = [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]]  # Machado

@@ -7,8 +7,8 @@ import pytest
 from test_run import assert_same_rows, csv, elsewhere, forbidden, iterative, tiny  # noqa: F401
 
 import lapnb
-from lapnb.runs import cell, pool, schedule
-from lapnb.runs.results import read
+from lapnb.runs import compute, schedule, workers
+from lapnb.runs.rows import read
 
 distributed = pytest.importorskip("distributed")
 
@@ -52,7 +52,7 @@ def test_an_executor_of_a_client_and_a_worker_that_dies(
     def deadly(task, *tell):  # sent to the workers as it is
         if task.seed == 1 and task.runs:
             os._exit(9)
-        return cell.compute(task)
+        return compute.compute(task)
 
     expected = elsewhere(tiny(seeds=2))
     with distributed.Client(cluster) as client:
@@ -67,7 +67,7 @@ def test_an_executor_of_a_client_and_a_worker_that_dies(
 
 @pytest.mark.parametrize("address", ["tcp://nowhere.invalid:1", "tcp://127.0.0.1:1", "nonsense"])
 def test_no_scheduler_at_the_address(lapnb_root, monkeypatch, address):
-    monkeypatch.setattr(pool, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(workers, "CONNECT_SECONDS", 0.5)
     monkeypatch.setattr(schedule, "compute", forbidden)
     with pytest.raises(ConnectionError, match=f"executor '{address}' is not the address"):
         lapnb.run(tiny(), executor=address)

@@ -22,12 +22,12 @@ import safetensors.torch
 import torch
 
 import lapnb
-from lapnb.runs import cell, run, schedule
-from lapnb.runs.results import SCHEMA, read, record, results_file
+from lapnb.runs import compute, run, schedule
+from lapnb.runs.rows import SCHEMA, read, record, results_file
 from lapnb.runs.task import Task
 from lapnb.store import CorruptFile, content, load_tensors, root, save_tensors, write_whole
 
-TIMES = ["mask_seconds", "retrain_seconds"]
+TIMES = ["mask_seconds", "retrain_seconds", "side_by_side"]
 # Processes to be killed: forked off a process that has imported torch once for all of them
 FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload(["lapnb"])
@@ -277,7 +277,10 @@ def test_whole_numbers_own_columns_mode_and_link_stay(lapnb_root, tmp_path):
     lapnb.run(tiny(rounds=[2, 5]))
     lines = csv().read_text().splitlines()
     assert csv().is_symlink() and target.stat().st_mode & 0o777 == 0o640
-    assert lines[0].endswith("settings,note") and sum(line.endswith(",mine") for line in lines) == 2
+    assert (
+        lines[0].endswith("side_by_side,note")
+        and sum(line.endswith(",mine") for line in lines) == 2
+    )
     assert all(",60,20," in line for line in lines[1:])
 
 
@@ -359,7 +362,7 @@ def test_a_failed_run_is_recorded_with_its_reason_and_tried_again(lapnb_root, mo
         before.append(len(read(csv())))
         if task.seed == 1:
             raise RuntimeError("the cat pulled the plug")
-        return cell.compute(task, *tell)
+        return compute.compute(task, *tell)
 
     with monkeypatch.context() as patch:
         patch.setattr(schedule, "compute", breaks)
@@ -379,7 +382,7 @@ def test_a_dense_network_that_diverged_is_recorded_and_not_repeated(lapnb_root, 
     rows = read(csv("changed"))
     assert rows.status.str.match("diverged: the loss was .* of the dense network").all()
     assert rows.error.isna().all()
-    monkeypatch.setattr(cell, "train", forbidden)
+    monkeypatch.setattr(compute, "train", forbidden)
     for again in (table, tiny(rounds=[5], lr=1e30)):
         with pytest.raises(RuntimeError, match="no run of fcn_mnist gave a result"):
             lapnb.run(again)
@@ -400,7 +403,7 @@ def spoil_lap(monkeypatch):
                     layer.weight.data.mul_(1e30)
             return masks
 
-        monkeypatch.setattr(cell, "prune_masks", prune_masks)
+        monkeypatch.setattr(compute, "prune_masks", prune_masks)
 
     return spoil
 
@@ -432,7 +435,7 @@ def _deadly(task):
     """Seed 1 kills its worker while seed 0 is computed by the other one."""
     if task.runs and task.seed == 1:
         os._exit(9)
-    return cell.compute(task)
+    return compute.compute(task)
 
 
 def test_a_worker_that_dies_is_a_failed_run_and_the_others_go_on(
@@ -511,7 +514,7 @@ def test_kill_in_mid_run_then_resume(lapnb_root, elsewhere, monkeypatch, table, 
     expected = elsewhere(table)
     checkpoint = killed_in_mid_run(lapnb_root, table, kind)
     checkpoint.with_name(f".{checkpoint.name}.abc").write_text("a part")  # killed while it wrote
-    steps, real = [], cell.train
+    steps, real = [], compute.train
 
     def train(*arguments, progress, **more):
         def told(done):
@@ -520,7 +523,7 @@ def test_kill_in_mid_run_then_resume(lapnb_root, elsewhere, monkeypatch, table, 
 
         return real(*arguments, progress=told, **more)
 
-    monkeypatch.setattr(cell, "train", train)
+    monkeypatch.setattr(compute, "train", train)
     rows = lapnb.run(table)
     assert steps[0] > 50  # it went on where it was
     assert not [*checkpoint.parent.iterdir()]
@@ -659,7 +662,7 @@ def test_damaged_caches_are_named_and_made_again(lapnb_root, capsys):
     table = tiny(rounds=[2], methods=["lap_act"])
     first = lapnb.run(table)
     files = [*lapnb_root.glob("runs/*/*.safetensors")]
-    assert {file.parent.name for file in files} == {"dense", "saliency"}
+    assert {file.parent.name for file in files} == {"dense", "statistics"}
     for file in files:
         damage(file)
     assert_same_rows(first, lapnb.run(table, recompute=True))

@@ -17,7 +17,7 @@ from lapnb.pruning.layers import prunable_layers
 from lapnb.store import load_tensors, save_tensors
 from lapnb.training.data import stream
 from lapnb.training.networks import FCN
-from lapnb.training.sparse_stack import SparseStack
+from lapnb.training.stacks import SparseStack
 from lapnb.training.train import CHUNK
 
 
@@ -284,13 +284,13 @@ def test_a_file_that_is_no_checkpoint_is_refused_and_stays(digits, hasty, tmp_pa
 
 SHORTCUT = """
 import torch, lapnb
-from lapnb.pruning.saliency import saliency as statistics
+from lapnb.pruning.data_statistics import data_statistics as statistics
 from torch import nn
 torch.set_num_threads(1)
 pointwise = nn.Conv2d(3, 6, 1, 2, bias=False), nn.AdaptiveAvgPool2d(2), nn.Flatten()
 model = nn.Sequential(*pointwise, nn.Linear(24, 10)).to(memory_format=torch.channels_last)
 data = lapnb.load_data("mnist5k", 32, 3)
-lapnb.prune_masks(model, "synflow", 0.5, saliency=statistics(model, "ones", data.batches(1, 60)))
+lapnb.prune_masks(model, "synflow", 0.5, statistics=statistics(model, "ones", data.batches(1, 60)))
 print(lapnb.evaluate(lapnb.train(model, data, 50), data)[0] < 2.3, torch.backends.mkldnn.enabled)
 """
 

@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import lapnb
+from lapnb.pruning.data_statistics import STATISTICS, data_statistics
 from lapnb.pruning.layers import prunable_layers
-from lapnb.pruning.saliency import SALIENCY, saliency
 from lapnb.training.networks import FCN
 
 
@@ -69,7 +69,7 @@ def curvature(model, data):
 def test_curvature_is_the_diagonal_of_the_hessian(model, data, negative):
     expected = curvature(randomised(model.double()), data)
     assert any((h < -1e-6).any() for h in expected) == negative
-    for h, root in zip(expected, saliency(model, "curvature", data), strict=True):
+    for h, root in zip(expected, data_statistics(model, "curvature", data), strict=True):
         torch.testing.assert_close(root**2, h.clamp(min=0), rtol=1e-9, atol=1e-12)
 
 
@@ -97,7 +97,7 @@ def test_what_backpack_cannot_do_is_refused(model, name):
     if "output shape" in name:
         model[3] = nn.Linear(18, 3)
     with pytest.raises(ValueError, match=f"BackPACK's DiagHessian supports.*{name}"):
-        saliency(model, "curvature", IMAGES)
+        data_statistics(model, "curvature", IMAGES)
 
 
 class Activated(nn.Module):
@@ -122,7 +122,7 @@ def test_activity_is_counted(activation):
     with torch.no_grad():
         first = (model.left(x) + model.right(x)).relu()
         second = model.tokens(first.transpose(1, 2)).relu().transpose(1, 2)
-    *found, last = saliency(model.train(), "activity", data)
+    *found, last = data_statistics(model.train(), "activity", data)
     for factor, active in zip(found, (first, first, second), strict=True):
         expected = (active > 0).double().mean(0).sqrt().sum(1)  # over positions
         torch.testing.assert_close(factor.flatten().double(), expected, rtol=1e-5, atol=1e-5)
@@ -144,19 +144,19 @@ def test_activity_is_counted(activation):
 )
 def test_activations_that_cannot_be_told_are_refused(activation, words):
     with pytest.raises(ValueError, match=f"cannot tell how active {words}"):
-        saliency(Activated(activation), "activity", batches(2, 4))
+        data_statistics(Activated(activation), "activity", batches(2, 4))
 
 
 def test_layers_without_activation_are_always_active():
     model = nn.Sequential(nn.Conv2d(1, 2, 7), nn.Conv2d(2, 3, 2), nn.Flatten(), nn.Linear(3, 3))
-    found = saliency(model, "activity", IMAGES)
+    found = data_statistics(model, "activity", IMAGES)
     assert [factor.unique().tolist() for factor in found] == [[4], [1], [1]]
 
 
 def test_input_norms_are_those_of_each_unit_over_all_positions():
     layers = nn.Conv2d(1, 4, 2), nn.Conv2d(4, 6, 7, groups=2), nn.Flatten(), nn.Linear(6, 3)
     model, x = randomised(nn.Sequential(*layers)), torch.cat([images for images, _ in IMAGES])
-    first, grouped, linear = saliency(model, "inputs", IMAGES)
+    first, grouped, linear = data_statistics(model, "inputs", IMAGES)
     torch.testing.assert_close(first, x.norm().view(1, 1, 1, 1))
     norms = torch.stack([model[0](x)[:, j].norm() for j in range(4)])
     torch.testing.assert_close(grouped.flatten(1), norms.view(2, 2).repeat_interleave(3, 0))
@@ -167,7 +167,7 @@ def test_input_norms_are_those_of_each_unit_over_all_positions():
     ("model", "data"), [(FCN((16, 5, 4, 3)), FLAT), (batch_norm_net(), IMAGES)]
 )
 def test_synflow_is_what_removing_an_absolute_weight_takes_from_the_outputs(model, data):
-    slopes = saliency(randomised(model.double()), "ones", data)
+    slopes = data_statistics(randomised(model.double()), "ones", data)
     twin = copy.deepcopy(model)
     for name, tensor in twin.state_dict().items():
         tensor.zero_() if name.endswith(("bias", "running_mean")) else tensor.abs_()
@@ -179,13 +179,13 @@ def test_synflow_is_what_removing_an_absolute_weight_takes_from_the_outputs(mode
     torch.testing.assert_close(ratios, ratios[:1].expand_as(ratios))  # one factor for all
 
 
-@pytest.mark.parametrize("kind", SALIENCY)
+@pytest.mark.parametrize("kind", STATISTICS)
 def test_the_model_is_untouched(kind):
     model = conv_net()
     model[3].eval()
     next(model.parameters()).requires_grad_(False)
     before, state = copy.deepcopy(model), torch.random.get_rng_state()
-    saliency(model, kind, IMAGES)
+    data_statistics(model, kind, IMAGES)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert same(before.state_dict().values(), model.state_dict().values())
     for old, new in zip(before.modules(), model.modules(), strict=True):
@@ -196,12 +196,12 @@ def test_the_model_is_untouched(kind):
     assert not any(hasattr(p, "diag_h") or p.grad is not None for p in model.parameters())
 
 
-@pytest.mark.parametrize("kind", SALIENCY)
+@pytest.mark.parametrize("kind", STATISTICS)
 def test_any_iterable_and_any_precision(kind):
     model, data = randomised(FCN((16, 5, 3))), torch.utils.data.TensorDataset
     loader = torch.utils.data.DataLoader(data(*map(torch.cat, zip(*FLAT, strict=True))), 10)
-    assert same(saliency(model, kind, iter(FLAT)), saliency(model, kind, loader))
-    assert all(x.isfinite().all() for x in saliency(model.bfloat16(), kind, FLAT))
+    assert same(data_statistics(model, kind, iter(FLAT)), data_statistics(model, kind, loader))
+    assert all(x.isfinite().all() for x in data_statistics(model.bfloat16(), kind, FLAT))
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_bad_arguments_and_layers_that_do_not_run_are_named(kind, data, words):
     model = FCN((16, 5, 3))
     model.unused = nn.Linear(3, 3)
     with pytest.raises(ValueError, match=words):
-        saliency(model, kind, data)
+        data_statistics(model, kind, data)
 
 
 @pytest.mark.parametrize("method", ["lap_act", "obd", "obd_lap"])

@@ -11,9 +11,9 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from lapnb.pruning import twin_of
 from lapnb.pruning.flow_rules import rule_of
 from lapnb.pruning.layers import Layer, prunable_layers, sound_backward
+from lapnb.pruning.twin import twin_of
 
 NEEDS = "obd and obd_lap need a network of modules that BackPACK's DiagHessian supports"
 SUPPORTED = (
@@ -28,7 +28,7 @@ MIXING = {"weighted", "end", "multi_head_attention_forward"}
 
 
 @torch.inference_mode(False)
-def saliency(model: nn.Module, kind: str, batches: Iterable) -> list[Tensor]:
+def data_statistics(model: nn.Module, kind: str, batches: Iterable) -> list[Tensor]:
     """One tensor per prunable layer, on its device, in or broadcastable to its weight's shape.
 
     "activity" (lap_act): sqrt(p) per output unit, with p the fraction of inputs for which the first
@@ -46,15 +46,15 @@ def saliency(model: nn.Module, kind: str, batches: Iterable) -> list[Tensor]:
     them: normalised floats. The network is in eval mode; `model` is not changed. Raises ValueError
     naming the parameter, or the module or function that cannot be handled.
     """
-    if kind not in SALIENCY:
-        raise ValueError(f"kind must be one of {', '.join(SALIENCY)}; got {kind!r}")
+    if kind not in STATISTICS:
+        raise ValueError(f"kind must be one of {', '.join(STATISTICS)}; got {kind!r}")
     dtype = prunable_layers(model)[0].values.dtype
     network = twin_of(model).to(dtype)
     layers = prunable_layers(network)
     weight = layers[0].weight
     with torch.autocast(weight.device.type, enabled=False), sound_backward(network):
         try:
-            return SALIENCY[kind](network, layers, _moved(batches, weight))
+            return STATISTICS[kind](network, layers, _moved(batches, weight))
         except (RuntimeError, IndexError) as error:
             raise ValueError(f"batches do not fit the model: {error}") from error
 
@@ -224,4 +224,4 @@ def _curvature(network: nn.Module, layers: list[Layer], batches) -> list[Tensor]
     return [h.clamp(min=0).sqrt().to(w.dtype) for h, w in zip(totals, weights, strict=True)]
 
 
-SALIENCY = {"activity": _activity, "curvature": _curvature, "inputs": _inputs, "ones": _ones}
+STATISTICS = {"activity": _activity, "curvature": _curvature, "inputs": _inputs, "ones": _ones}

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from lapnb.paper.tables import TABLES
-from lapnb.report import idea, overview
-from lapnb.runs.results import results_file
+from lapnb.report import idea, summary
+from lapnb.runs.rows import results_file
 
 THREE = {"mp": [60.0, 61.0, 62.0], "lap": [30.0, 31.0, 33.0]}
 
@@ -22,16 +22,16 @@ def notebook(root, name, title):
 def test_nothing_is_recorded(lapnb_root):
     notebook(lapnb_root, "fcn_mnist", "FCN: a & b")
     notebook(lapnb_root, 'x"><script>', "Odd")
-    found = overview.summary()
+    found = summary.summary()
     assert len(found) == sum(len(declared["claims"]) for declared in TABLES.values())
     assert set(found.verdict) == {"not run"} and not found.n.any()
-    assert overview.inventory().empty
-    page = overview.index().data
+    assert summary.inventory().empty
+    page = summary.index().data
     assert '<a href="fcn_mnist.ipynb">FCN: a &amp; b</a>' in page
     assert page.count("not run") == 1 and "<script>" not in page and "<img" not in page
     for width in ('9" onload="x', -1, 2.5):
         with pytest.raises(ValueError, match="thumbnail_width must be a number of pixels"):
-            overview.index(width)
+            summary.index(width)
 
 
 def test_each_claim_is_judged_on_its_largest_scale_and_each_run_counted_once(record):
@@ -40,7 +40,7 @@ def test_each_claim_is_judged_on_its_largest_scale_and_each_run_counted_once(rec
         record(THREE, name, "quick")
     record({"rp": [90.0]}, "fcn_mnist", "paper")  # nothing to compare it with
     record({"obd": [1.0, 2.0, 3.0], "obd_lap": [4.0, 6.0, 5.0]}, "fcn_data_dependent", "paper")
-    found = overview.summary().set_index(["table", "claim"])
+    found = summary.summary().set_index(["table", "claim"])
     judged = found[["scale", "n", "verdict"]].apply(tuple, axis=1).to_dict()
     assert judged["fcn_mnist", "LAP beats MP"] == ("quick", 3, "reproduced")
     assert judged["fcn_mnist", "LAP beats LFP"] == ("smoke", 3, "open")
@@ -48,14 +48,14 @@ def test_each_claim_is_judged_on_its_largest_scale_and_each_run_counted_once(rec
     assert against == ("paper", 3, "not reproduced")
     repeats = found.repeats.dropna().to_dict()
     assert repeats == {("fcn_iterative", "LAP beats MP, oneshot"): "fcn_mnist"}
-    score = overview.score().set_index("table")
+    score = summary.score().set_index("table")
     assert score.loc["all tables"].tolist()[1:3] == [2, 1]
     assert score.loc["fcn_iterative", "reproduced"] == 1
 
 
 def test_inventory_says_what_is_recorded_and_where(record, lapnb_root):
     record(THREE, "fcn_mnist", "quick")
-    (row,) = overview.inventory().to_dict("records")
+    (row,) = summary.inventory().to_dict("records")
     assert (row["methods"], row["rounds"], row["seeds"], row["rows"]) == (2, 1, 3, 6)
     assert lapnb_root / row["path"] == results_file("fcn_mnist", "quick")
 
@@ -71,9 +71,9 @@ def test_index_shows_result_and_plot_and_changes_no_file(lapnb_root, record):
     path.write_text("device,network,method,seconds\ncpu,fcn,mp,2\ncpu,fcn,lap,3\n")
     (lapnb_root / "notebooks" / "torn.ipynb").write_text("{")
     (path.parent / "mine.csv").write_text("status,a\n")
-    assert set(overview.inventory().table) == {"fcn_mnist", "fcn_activations", "conv6_global"}
+    assert set(summary.inventory().table) == {"fcn_mnist", "fcn_activations", "conv6_global"}
     before = {path: path.stat().st_mtime_ns for path in lapnb_root.rglob("*")}
-    page = overview.index(thumbnail_width=99).data
+    page = summary.index(thumbnail_width=99).data
     assert {path: path.stat().st_mtime_ns for path in lapnb_root.rglob("*")} == before
     rows = re.findall("<tr>.*?</tr>", page, re.DOTALL)
     names = [re.search(r'href="(\w+)', row)[1] for row in rows]
@@ -89,7 +89,7 @@ def test_index_shows_result_and_plot_and_changes_no_file(lapnb_root, record):
     assert "standing in for CIFAR-10" in rows[2] and ">not run on CIFAR-10<" in rows[2]
     assert "LAP masks: 1.5 to 1.5 times" in rows[3]
     assert [row.count('width="99"') for row in rows] == [1, 1, 0, 0, 0, 0]
-    assert "<img" not in overview.index(thumbnail_width=0).data
+    assert "<img" not in summary.index(thumbnail_width=0).data
 
 
 def test_the_example_is_what_brute_force_says():

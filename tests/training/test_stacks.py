@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lapnb.training.networks import FCN
-from lapnb.training.sparse_stack import SparseStack, fits
+from lapnb.training.stacks import SparseStack, fits
 
 SIZES = (50, 40, 30, 20, 6)
 

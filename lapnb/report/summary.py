@@ -12,9 +12,9 @@ import pandas as pd
 from lapnb.paper.protocol import SCALES, VARIED
 from lapnb.paper.tables import TABLES, table
 from lapnb.report import compare as of
-from lapnb.report.page import recordings, result
 from lapnb.report.plots import STYLE, canvas, draw_means, png
-from lapnb.runs.results import read
+from lapnb.report.show import recordings, result
+from lapnb.runs.rows import read
 from lapnb.store import root
 
 

@@ -13,15 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from lapnb.paper.protocol import Table
-from lapnb.pruning.layers import prunable_layers, relative_distortion
+from lapnb.pruning.chains import relative_distortion
+from lapnb.pruning.data_statistics import data_statistics
+from lapnb.pruning.layers import prunable_layers
 from lapnb.pruning.masks import apply_masks, prune_masks, surviving
-from lapnb.pruning.saliency import saliency
 from lapnb.pruning.scores import METHODS
 from lapnb.runs.task import Run, Task
 from lapnb.store import cached, content, load_tensors, remove_leftovers, save_tensors
 from lapnb.training.data import Data, load_data
 from lapnb.training.networks import build_model
-from lapnb.training.sparse_stack import SparseStack, fits
+from lapnb.training.stacks import SparseStack, fits
 from lapnb.training.train import evaluate, train
 
 Tell = Callable[[int], None]  # is told the steps done
@@ -116,9 +117,9 @@ def _prune(task: Task, run: Run, data: Data, dense: nn.Module, origin: str) -> t
     if table.scope == "global":
         sizes = [layer.weight.numel() for layer in prunable_layers(model)]
         keep = sum(k * n for k, n in zip(keep, sizes, strict=True)) / sum(sizes)
-    known = _saliency(task, criterion.looks_at, model, data) if criterion.looks_at else None
+    known = _statistics(task, criterion.looks_at, model, data) if criterion.looks_at else None
     example = data.normalise(data.train_images[:2]) if criterion.neighbours == "flow" else None
-    more = dict(example=example, saliency=known, seed=task.seed)
+    more = dict(example=example, statistics=known, seed=task.seed)
     start = time.perf_counter()
     with warnings.catch_warnings(action="ignore"):  # about empty layers, which the row names
         masks = prune_masks(model, method, keep, table.scope, **more)
@@ -152,15 +153,15 @@ def _earlier(task: Task, method: str, round: int, origin: str) -> dict[str, Tens
     return tensors
 
 
-def _saliency(task: Task, kind: str, model: nn.Module, data: Data) -> list[Tensor]:
+def _statistics(task: Task, kind: str, model: nn.Module, data: Data) -> list[Tensor]:
     """What a data-dependent method looks at: from the cache, or computed and cached."""
     count, size = task.table.looks[kind]
 
     def looked() -> tuple[dict, dict]:
-        tensors = saliency(model, kind, data.batches(count, size, task.seed))
+        tensors = data_statistics(model, kind, data.batches(count, size, task.seed))
         return {f"{n:03}": tensor for n, tensor in enumerate(tensors)}, {}
 
-    path = task.file("saliency", kind, count, size, content(model.state_dict()))
+    path = task.file("statistics", kind, count, size, content(model.state_dict()))
     tensors, _ = cached(path, looked)
     return [tensors[name] for name in sorted(tensors)]
 
