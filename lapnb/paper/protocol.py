@@ -1,9 +1,7 @@
 """What a table is: its settings, their bounds, and what a row of it depends on."""
 
-import ast
 import itertools
-import re
-import sys
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
@@ -30,17 +28,27 @@ VARIED = ("activation", "schedule", "scope")  # settings that a table may put si
 
 @dataclass(frozen=True)
 class Claim:
-    """The paper or we say: `better` has a smaller `column` than `worse`, at the sparsest `rounds`.
+    """What the paper or we say of the paired difference in `column`, `method` minus `baseline`.
 
-    Or, when `alike`, that the two have the same. `where` names the variant that is meant.
+    Each seed gives one number, and the claim is that their mean lies between `low` and `high`:
+    below 0 where the method is better, within a margin where the two are alike. A `baseline`
+    "dense" is the seed's dense network. `where` names the variant of the table that is meant.
     """
 
-    better: str
-    worse: str
+    method: str
+    baseline: str
+    # The sparsest rounds of the scale that count, or the surviving weights (%) that do instead
     rounds: int = 1
+    surviving: float | None = None
     column: str = "error"
     where: dict[str, str] = field(default_factory=dict)
-    alike: bool = False
+    low: float = -math.inf
+    high: float = 0.0
+    # "mean" of the difference over the rounds; "trend": its change with each halving of the
+    # surviving weights; "collapse": runs of the baseline that are worse than all of the method
+    measure: Literal["mean", "trend", "collapse"] = "mean"
+    # The paper says it in words, and how it is measured was chosen after the rows were looked at
+    after_the_fact: bool = False
 
 
 def _listed(value: Any) -> Any:
@@ -49,7 +57,7 @@ def _listed(value: Any) -> Any:
     if isinstance(value, str):
         value = [literal(word) for word in value.strip("[]()").replace(",", " ").split()]
     value = tuple(value) if isinstance(value, list | tuple | range) else (value,)
-    if any(value.count(item) > 1 for item in value):
+    if len({*map(repr, value)}) < len(value):
         raise ValueError("not repeat an entry")
     return value
 
@@ -152,19 +160,3 @@ class Table(BaseModel, frozen=True, strict=True, extra="forbid"):
             name = {"activity": "active", "curvature": "curved"}.get(kind, kind)
             settings[f"{name}_batches"] = self.looks[kind]
         return fingerprint(settings)
-
-
-def refuse_unknown_parameters() -> None:
-    """In a notebook: raise ValueError if papermill set a name that its parameters cell has not.
-
-    Papermill itself only warns of a misspelt one, and the notebook would run with its default.
-    """
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    cells = shell.user_ns.get("In", []) if shell else []
-    injected = [cell for cell in cells if cell.startswith("# Parameters\n")]
-    given = {line.targets[0].id for cell in injected for line in ast.parse(cell).body}
-    typed = re.findall(r"^(\w+): \w+", "\n".join(cells), re.MULTILINE)
-    if injected and (unknown := given - {*typed}):
-        raise ValueError(
-            f"this notebook has no parameter {min(unknown)}; there are: {', '.join(typed)}"
-        )

@@ -1,67 +1,96 @@
-"""Ours beside the paper's: means, paired differences, verdicts on its claims. Reads rows only."""
+"""Statistics of rows: means, paired differences, endpoints, verdicts on claims. Reads rows only."""
 
+import math
 import pathlib
 from functools import cache
 
+import numpy as np
 import pandas as pd
 
+from lapnb.checks import require
 from lapnb.paper.protocol import VARIED, Claim
 from lapnb.paper.tables import TABLES, table
 from lapnb.pruning.scores import METHODS
-from lapnb.runs.rows import NUMBERS, SCHEMA, check
+from lapnb.report import words
+from lapnb.report.words import MEASURED, NAMES, digits, short, stands_in, title  # noqa: F401
+from lapnb.runs.rows import NUMBERS, PROVENANCE, SCHEMA, check
 
-# What can be compared: its axis, and how a claim about it ends
-MEASURED = {
-    "error": ("test error (%)", ""),
-    "error_before": ("test error before retraining (%)", " before retraining"),
-    "train_error": ("training error (%)", " in training error"),
-    "gap": ("training − test accuracy (points)", " in the gap of training and test accuracy"),
-    "distortion": ("relative distortion ‖J(W̃) − J(W)‖ / ‖J(W)‖", " in distortion"),
-}
-NAMES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
-NAMES |= {"tiny_imagenet": "Tiny-ImageNet", "mnist5k": "MNIST"}
-WIDTHS = {1: "", 0.125: " ×⅛", 0.25: " ×¼", 0.4: " ×⅖", 0.5: " ×½"}
-VERDICT = ["table", "scale", "claim", "surviving", "better", "worse", "low", "high", "n"]
-VERDICT += ["found", "verdict", "rows"]
-BARS = "bars: ± 1 standard deviation, of differences 95 % intervals"
+ROWS = "results must be rows of one table, as lapnb.run and lapnb.recorded return them"
+# What rows of one table agree in
+SHARED = ["table", "scale", "network", "width", "source", "dense_steps", "retrain_steps", "changed"]
+VERDICT = [
+    *("table", "scale", "claim", "surviving", "method_mean", "baseline_mean"),
+    *("difference", "low", "high", "n", "p", "detectable", "area", "verdict", "found", "by_round"),
+    *("after_the_fact", "rows"),
+]
+LEAST_SEEDS = 3
+
+
+# ---- rows ----------------------------------------------------------------------------------------
 
 
 @cache
 def published() -> pd.DataFrame:
-    """The published test errors (%): transcribed by us, see the note in README.md."""
+    """Read the published test errors (%): transcribed by us, see the note in README.md."""
     return pd.read_csv(pathlib.Path(__file__).parents[1] / "paper" / "published.csv")
 
 
 def one_source(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
-    """The rows with one column more, gap, when they may be compared with each other.
+    """Return a typed copy of rows that may be compared with each other, with a column gap.
 
-    Raises ValueError for anything else than rows of one table, scale and source of the data, each
-    run once, and for a `column` that they do not record.
+    All that follows uses this copy, so that it does not matter how the rows were read.
+
+    Raises:
+        ValueError: These are not rows of one table, scale, source and settings, each run once; or
+            they do not record `column`.
     """
-    wanted = "results must be rows of one table, as lapnb.run and lapnb.recorded return them"
     if not isinstance(results, pd.DataFrame) or results.empty:
-        raise ValueError(f"{wanted}; got {type(results).__name__} without rows")
-    if missing := [name for name in SCHEMA if name not in results]:
-        raise ValueError(f"{wanted}; these have no column {missing[0]}")
-    kinds = results[["table", "scale", "network", "width", "source"]].drop_duplicates()
-    again = results.duplicated([*VARIED, "method", "round", "seed"]).sum()
-    if len(kinds) > 1 or again or results.table.iloc[0] not in TABLES:
-        found = " and ".join(" ".join(map(str, kind)) for kind in kinds.to_numpy())
-        raise ValueError(f"{wanted}, each run once; got {found}, {again} repeated runs")
-    texts = results[["source", "device"]].map(type).eq(str).all(axis=1)
-    right = texts & (results.status == "ok")
-    if not right.all():
-        raise ValueError(f"{wanted}, with a result each; row {right.idxmin()} is invalid")
+        raise ValueError(f"{ROWS}; got {type(results).__name__} without rows")
     try:
-        typed = results.astype(dict.fromkeys(NUMBERS, float))
-        check(typed, *results[["table", "scale"]].iloc[0])
+        rows = _typed(results)
+        _refuse_mixed(rows)
+        check(rows, *rows.loc[0, ["table", "scale"]])
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{wanted}; {error}") from error
-    rows = results.assign(gap=results.error - results.train_error)
-    known = [name for name in MEASURED if rows[name].notna().any()]
-    if column not in known:
-        raise ValueError(f"column must be one of {', '.join(known)}; got {column!r}")
+        raise ValueError(f"{ROWS}; {error}") from error
+    rows = rows.astype({name: SCHEMA[name][0] for name in NUMBERS})
+    rows["gap"] = rows.error - rows.train_error
+    recorded = [name for name in MEASURED if rows[name].notna().any()]
+    require(column in recorded, "column", f"one of {', '.join(recorded)}", column)
     return rows
+
+
+def _typed(results: pd.DataFrame) -> pd.DataFrame:
+    """The columns of a results file: numbers as floats, and text without missing values."""
+    in_index = any(name in SCHEMA and name not in results for name in results.index.names)
+    rows = results.reset_index(drop=not in_index)
+    rows = rows.assign(**{name: "" for name in PROVENANCE if name not in rows})
+    for name in SCHEMA:
+        if name not in rows:
+            raise ValueError(f"these have no column {name}")
+    rows = rows[[*SCHEMA]].astype(object)
+    numbers = rows[NUMBERS].where(rows[NUMBERS].notna(), math.nan).astype(float)
+    text = rows.drop(columns=NUMBERS)
+    text = text.where(text.notna(), "").astype(str)
+    return pd.concat([numbers, text], axis=1)[[*SCHEMA]]
+
+
+def _refuse_mixed(rows: pd.DataFrame) -> None:
+    """Raise ValueError unless these are finished runs of one table, each run once."""
+    for name in SHARED:
+        values = rows[name].unique()
+        if len(values) > 1:
+            raise ValueError(f"{name} is {words.listed([f'{value!r}' for value in values])}")
+    if rows.table[0] not in TABLES:
+        raise ValueError(f"there is no table {rows.table[0]!r}")
+    finished = (rows.status == "ok") & (rows.source != "") & (rows.device != "")
+    if not finished.all():
+        raise ValueError(f"row {finished.idxmin()} is no finished run")
+    repeated = rows.duplicated([*VARIED, "method", "round", "seed"]).sum()
+    if repeated:
+        raise ValueError(f"each run once; got {repeated} repeated runs")
+    looks = rows.method.map(lambda name: METHODS[name].looks_at if name in METHODS else "")
+    if rows.groupby([*VARIED, "round", looks]).settings.nunique().max() > 1:
+        raise ValueError("settings differ within a method and round, as their hashes say")
 
 
 def varied(rows: pd.DataFrame) -> list[str]:
@@ -69,28 +98,38 @@ def varied(rows: pd.DataFrame) -> list[str]:
     return [name for name in VARIED if rows[name].nunique() > 1]
 
 
-def compare(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
-    """Our means beside the published ones, one row per method and surviving fraction.
+# ---- means and pairs -----------------------------------------------------------------------------
 
-    Columns: method; `column` and std, its mean and standard deviation over seeds; n, the number of
-    seeds; surviving (%); paper and paper_std, the published ones (empty where there are none, or of
-    another network or data set); difference, ours − paper's; gain_over_mp, 100 · (error − MP's) /
-    MP's, below 0 where the method is better; paper_gain. Settings that the table varies come
-    first.
+
+def compare(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
+    """Compare our means with the published ones, one row per method and surviving fraction.
+
+    Args:
+        results: Rows of one table, as `lapnb.run` returns them.
+        column: What to compare: error, error_before, train_error, gap or distortion.
+
+    Returns:
+        Columns: method; `column` and std, its mean and standard deviation over seeds; n, the number
+        of seeds; surviving (%); paper and paper_std, the published ones (empty where there are
+        none, or of another network or data set); difference, ours − paper's; gain_over_mp,
+        100 · (error − MP's) / MP's, below 0 where the method is better; paper_gain. Settings that
+        the table varies come first.
     """
-    rows = one_source(results, column).assign(surviving=lambda rows: 100 * rows.surviving)
-    first, keys = rows.iloc[0], [*varied(rows), "method", "round"]
-    ran, paper = (table(first.table, scale) for scale in (first.scale, "paper"))
-    same = first.source.removesuffix(" (JPEG)") == NAMES[paper.dataset]
-    same = same and ran.image_size == paper.image_size and column == "error"
-    same = same and all(first[name] == getattr(paper, name) for name in ("width", *VARIED))
+    return means(one_source(results, column), column)
+
+
+def means(rows: pd.DataFrame, column: str = "error") -> pd.DataFrame:
+    """`compare` of typed rows."""
+    rows = rows.assign(surviving=100 * rows.surviving)
+    groups = rows.groupby([*varied(rows), "method", "round"], sort=False)
+    ours = groups[column].agg(**{column: "mean", "std": "std", "n": "count"})
+    ours = ours.join(groups.surviving.mean()).reset_index()
     theirs = published().rename(columns={"error_pct": "paper", "error_std": "paper_std"})
-    theirs = theirs[(theirs.table == first.table) & same]
-    groups = rows.groupby(keys, sort=False)
-    found = groups[column].agg(**{column: "mean", "std": "std", "n": "count"})
-    theirs = theirs[["method", "round", "paper", "paper_std"]]
-    both = found.join(groups.surviving.mean()).reset_index().merge(theirs, "left")
-    keys.remove("method")
+    theirs = theirs[theirs.table == rows.table.iloc[0]]
+    if column != "error" or not words.as_published(rows):
+        theirs = theirs[:0]
+    both = ours.merge(theirs[["method", "round", "paper", "paper_std"]], "left")
+    keys = [*varied(rows), "round"]
     mp = both[keys].merge(both[both.method == "mp"], "left", keys)
     both["difference"] = both[column] - both.paper
     both["gain_over_mp"] = 100 * (both[column] / mp[column] - 1)
@@ -98,139 +137,276 @@ def compare(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
     return both
 
 
-def paired(results: pd.DataFrame, better: str, worse: str, column: str = "error") -> pd.DataFrame:
-    """`column` of two methods on the seeds that both have, one row per surviving fraction.
+def paired(
+    results: pd.DataFrame, method: str, baseline: str, column: str = "error"
+) -> pd.DataFrame:
+    """Compare two methods on the seeds that both have, one row per surviving fraction.
 
-    Columns: surviving (%); the two methods' means; difference, `better` − `worse`; low and high,
-    its 95 % interval (Student's t over the seeds' differences); n, the number of seeds. Settings
-    that the table varies, and the round, come first.
+    Args:
+        results: Rows of one table, as `lapnb.run` returns them.
+        method: The method, as "lap".
+        baseline: What it is compared with, as "mp".
+        column: What to compare: error, error_before, train_error, gap or distortion.
+
+    Returns:
+        Columns: surviving (%); the two methods' means; difference, `method` − `baseline`; low and
+        high, its 95 % interval (Student's t over the seeds' differences); n, the number of seeds;
+        p and detectable, see `interval`. Settings that the table varies, and the round, come first.
     """
     rows = one_source(results, column)
-    for parameter, method in (("better", better), ("worse", worse)):
-        if method not in (known := [*rows.method.unique()]):
-            raise ValueError(f"{parameter} must be one of {', '.join(known)}; got {method!r}")
+    methods = [*rows.method.unique()]
+    for parameter, name in (("method", method), ("baseline", baseline)):
+        require(name in methods, parameter, f"one of {', '.join(methods)}", name)
+    require(method != baseline, "baseline", "another method", baseline)
+    return pairs(rows, method, baseline, column)
+
+
+def pairs(rows: pd.DataFrame, method: str, baseline: str, column: str = "error") -> pd.DataFrame:
+    """`paired` of typed rows."""
     keys = [*varied(rows), "round"]
     values = rows.pivot(index=[*keys, "seed"], columns="method", values=column)
-    found = intervals(values, better, worse, keys)
+    found = intervals(values[[method, baseline]], keys)
     surviving = 100 * rows.groupby("round").surviving.mean()
     found.insert(0, "surviving", surviving.reindex(found.index, level="round"))
     return found.rename_axis(columns=None).reset_index()
 
 
-def intervals(values: pd.DataFrame, better: str, worse: str, keys: list[str]) -> pd.DataFrame:
-    """Two columns' means, their paired difference and its 95 % interval, by levels of the index."""
+def intervals(values: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """The means of two columns and the `interval` of first − second, by levels of the index."""
+    values = values.dropna()
+    groups = values.groupby(level=keys)
+    apart = (values.iloc[:, 0] - values.iloc[:, 1]).groupby(level=keys)
+    found = pd.DataFrame([interval(part) for _, part in apart], columns=INTERVAL)
+    return groups.mean().join(found.set_index(groups.size().index))
+
+
+# ---- one number per seed -------------------------------------------------------------------------
+
+INTERVAL = ["difference", "low", "high", "n", "p", "detectable", "error"]
+
+
+def interval(values: pd.Series) -> dict[str, float]:
+    """Summarise one number per seed.
+
+    Returns:
+        difference, the mean; low and high, its 95 % interval (Student's t); n; p, two-sided, that
+        the mean is 0; error, the standard error; and detectable, the difference that the t test at
+        5 % finds with 80 % power at this n and standard deviation: (t(0.975) + t(0.8)) · error.
+    """
     from scipy.stats import t  # takes a second to import
 
-    pairs = values.assign(difference=values[better] - values[worse])[[better, worse, "difference"]]
-    groups = pairs.dropna().groupby(level=keys)
-    found, n = groups.mean(), groups.size()
-    half = t.ppf(0.975, n - 1) * groups.difference.sem()
-    return found.assign(low=found.difference - half, high=found.difference + half, n=n)
+    n, mean = len(values), values.mean()
+    error = values.std() / n**0.5
+    half = t.ppf(0.975, n - 1) * error
+    p = 2 * t.sf(abs(mean) / error, n - 1) if error else float(mean == 0)
+    found = {"difference": mean, "low": mean - half, "high": mean + half, "n": n, "p": p}
+    return found | {"detectable": half + t.ppf(0.8, n - 1) * error, "error": error}
 
 
-def short(method: str) -> str:
-    """A method's name in a table: LAP for lookahead (LAP)."""
-    title = METHODS[method].title
-    return title[title.find("(") + 1 :].rstrip(")")
+def per_seed(apart: pd.DataFrame, surviving: pd.Series, measure: str = "mean") -> pd.Series:
+    """One number of each seed's differences, of which `apart` has a row per seed.
+
+    Args:
+        apart: Paired differences, a column per round.
+        surviving: The surviving fraction of each round.
+        measure: "mean" over the rounds; "trend", the slope by halvings of the surviving weights;
+            "area", the area between the curves over those halvings, divided by their range.
+    """
+    halvings = -np.log2(surviving[apart.columns].to_numpy(float))
+    if measure == "trend" and len(halvings) > 1:
+        slopes = np.polyfit(halvings, apart.T, 1)[0]
+        return pd.Series(slopes, apart.index)
+    if measure == "trend":
+        return pd.Series(dtype=float)
+    if measure == "area" and len(halvings) > 1:
+        areas = np.trapezoid(apart, halvings, axis=1)
+        return pd.Series(areas / np.ptp(halvings), apart.index)
+    return apart.mean(axis=1)
 
 
-def in_words(claim: Claim) -> str:
-    """A claim as a sentence, as in "LAP beats MP before retraining"."""
-    better, worse = short(claim.better), short(claim.worse)
-    text = f"{better} and {worse} are alike" if claim.alike else f"{better} beats {worse}"
-    return ", ".join([text + MEASURED[claim.column][1], *claim.where.values()])
+def judge(found: dict, low: float = -math.inf, high: float = 0.0) -> str:
+    """Judge whether a mean of one number per seed lies between `low` and `high`.
+
+    "reproduced" when there are at least 3 seeds and the interval lies between them, "not
+    reproduced" when the 95 % interval lies outside, "undecided" otherwise. With two limits, as for
+    methods that are alike, two one-sided tests at 5 % each reproduce: the 90 % interval.
+    """
+    from scipy.stats import t
+
+    n, mean = found["n"], found["difference"]
+    if n < LEAST_SEEDS:
+        return "undecided"
+    if found["high"] < low or found["low"] > high:
+        return "not reproduced"
+    confidence = 0.975 if low == -math.inf else 0.95
+    half = t.ppf(confidence, n - 1) * found["error"]
+    return "reproduced" if low < mean - half and mean + half < high else "undecided"
 
 
-def digits(column: str) -> str:
-    """How its numbers are written."""
-    return ".3f" if column == "distortion" else ".2f"
+def exceedance(method: np.ndarray, baseline: np.ndarray) -> tuple[int, float]:
+    """Count the runs of `baseline` that are worse than the worst of `method`, and say how likely.
+
+    The probability is that of so many or more when the methods do not differ: then the ranks of
+    all runs are in random order.
+    """
+    n, m = len(baseline), len(method)
+    count = int((baseline > method.max()).sum())
+    return count, math.comb(n + m - count, m) / math.comb(n + m, m)
 
 
-def numbers(pair, style: str = ".2f") -> str:
-    """Means and interval of a pair, as in "1.00 against 2.00, difference −1.00 [−2.00, +0.00]"."""
-    text = f"{pair['better']:{style}} against {pair['worse']:{style}}"
-    if pair["n"] > 1:
-        low, high = (f"{pair[name]:+{style}}" for name in ("low", "high"))
-        text += f", difference {pair['difference']:+{style}} [{low}, {high}]"
-    return text.replace("-", "−")
+def holm(p: pd.Series) -> pd.Series:
+    """Adjust p values for their number (Holm, 1979); missing ones stay missing."""
+    ascending = p.dropna().sort_values()
+    steps = range(len(ascending), 0, -1)
+    return (ascending * steps).cummax().clip(upper=1).reindex(p.index)
+
+
+# ---- verdicts ------------------------------------------------------------------------------------
 
 
 def verdicts(results: pd.DataFrame) -> pd.DataFrame:
-    """Whether the paper's claims hold in `results`, one row per claim and surviving fraction.
+    """Judge the paper's claims on `results`, one row per claim.
 
-    A claim says that one method has the smaller error (or other column) than another, at the
-    sparsest rounds. It is *reproduced* when there are at least 3 seeds and the 95 % interval of the
-    paired difference lies on the claimed side, *not reproduced* when it lies on the other side,
-    *open* otherwise, and *not run* without seeds of both methods. A claim that two methods are
-    alike is reproduced when the interval of at least 3 seeds holds 0, and not when it does not.
+    The endpoint of a claim is declared with its table: one number per seed, mostly the mean paired
+    difference over the sparsest fractions. See `judge` for *reproduced*, *not reproduced* and
+    *undecided*; a claim is *not run* without seeds of both methods.
 
-    Columns: table, scale, claim; surviving (%); better and worse, the two means; low and high; n;
-    found, these numbers in words; verdict; rows, the same for two tables that hold the same runs.
+    Args:
+        results: Rows of one table, as `lapnb.run` returns them.
+
+    Returns:
+        Columns: table, scale, claim; surviving, the fractions that count (%, text); method_mean and
+        baseline_mean; difference, low and high, n, p, detectable: see `interval`; area, the mean
+        area between the two curves over the halvings of the surviving weights; verdict; found,
+        these numbers in words; by_round, the verdict at each of the fractions; after_the_fact,
+        whether the claim's measure was chosen after the rows were looked at; rows, the same for two
+        tables that hold the same runs.
     """
-    rows, found = one_source(results), []
+    return judged(one_source(results))
+
+
+def judged(rows: pd.DataFrame) -> pd.DataFrame:
+    """`verdicts` of typed rows."""
     first = rows.iloc[0]
-    for claim in table(first.table, "paper").claims:
-        methods, style = [claim.better, claim.worse], digits(claim.column)
-        part = rows[rows.method.isin(methods)].dropna(subset=claim.column)
-        part = part[(part[[*claim.where]] == pd.Series(claim.where)).all(axis=1)]
-        missing = [short(method) for method in methods if method not in set(part.method)]
-        pairs = part[:0] if missing else paired(part, *methods, claim.column).tail(claim.rounds)
-        about = {"table": first.table, "scale": first.scale, "claim": in_words(claim)}
-        if pairs.empty:
-            why = f"no rows of {' or '.join(missing)}" if missing else "no seed of both"
-            found.append(about | {"n": 0, "found": why, "verdict": "not run"})
-        pairs = pairs.rename(columns={claim.better: "better", claim.worse: "worse"})
-        for pair in pairs.to_dict("records"):
-            low, high, verdict = pair["low"], pair["high"], "open"
-            if pair["n"] >= 3 and (claim.alike or not low <= 0 <= high):
-                holds = low <= 0 <= high if claim.alike else high < 0
-                verdict = "reproduced" if holds else "not reproduced"
-            settings = sorted({*part[part["round"] == pair["round"]].settings})
-            same = " ".join([first.source, *methods, claim.column, str(pair["round"]), *settings])
-            told = {"found": numbers(pair, style), "verdict": verdict, "rows": same}
-            found.append(about | pair | told)
+    claims = table(first.table, "paper").claims
+    about = {"table": first.table, "scale": first.scale}
+    found = [about | _judge_claim(rows, claim) for claim in claims]
     return pd.DataFrame(found, columns=VERDICT)
 
 
-def stands_in(results: pd.DataFrame) -> str:
-    """The name of the table's own data set, when the rows are of another one."""
-    first = results.iloc[0]
-    own = NAMES[table(first.table, "paper").dataset]
-    return "" if first.source.startswith(own) else own
+def _judge_claim(rows: pd.DataFrame, claim: Claim) -> dict:
+    """The row of a claim in `verdicts`."""
+    told = {"claim": words.in_words(claim), "after_the_fact": claim.after_the_fact}
+    told |= {"n": 0, "verdict": "not run"}
+    methods = [claim.method] if claim.baseline == "dense" else [claim.method, claim.baseline]
+    part = rows[rows.method.isin(methods)].dropna(subset=claim.column)
+    for setting, value in claim.where.items():
+        part = part[part[setting] == value]
+    missing = [words.short(method) for method in methods if method not in set(part.method)]
+    if missing:
+        return told | {"found": f"no rows of {' or '.join(missing)}"}
+    ours, theirs = _sides(part, claim)
+    every = (ours - theirs).dropna(axis=1, how="all")
+    surviving = part.groupby("round").surviving.mean()
+    rounds = _claimed(every.columns, surviving, rows, claim)
+    apart = every[rounds].dropna()
+    if apart.empty or not rounds or (claim.measure == "trend" and len(rounds) < 2):
+        return told | {"found": "no seed of both at the claimed fractions"}
+    ours, theirs = (side.loc[apart.index, rounds] for side in (ours, theirs))
+    numbers = {"method_mean": ours.to_numpy().mean(), "baseline_mean": theirs.to_numpy().mean()}
+    style = words.digits(claim.column)
+    if claim.measure == "collapse":
+        told |= {"n": len(apart)} | _collapsed(ours, theirs, claim)
+    else:
+        numbers |= interval(per_seed(apart, surviving, claim.measure))
+        told |= {"verdict": judge(numbers, claim.low, claim.high)}
+        told |= {"found": words.numbers(numbers, claim, style)}
+    if claim.measure == "mean":
+        by_round = {t: judge(interval(apart[t]), claim.low, claim.high) for t in rounds}
+        told["by_round"] = words.by_fraction(by_round, 100 * surviving)
+        numbers["area"] = per_seed(every.dropna(), surviving, "area").mean()
+    told["found"] += words.mixed(part)
+    told["surviving"] = words.listed([words.percent(100 * surviving[t]) for t in rounds])
+    runs = part[part["round"].isin(rounds)]
+    same = [runs.source.iloc[0], *methods, claim.column, claim.measure, *map(str, rounds)]
+    same += [*sorted({*runs.settings}), *map(str, sorted({*runs.dense_error}))]
+    return told | numbers | {"rows": " ".join(same)}
 
 
-def title(results: pd.DataFrame, whole: bool = True) -> str:
-    """What was run, as in "VGG-19 ×¼ on CIFAR-10 (JPEG)"; `whole`: with the table's own subject."""
-    first, away = results.iloc[0], stands_in(results)
-    paper = table(first.table, "paper")
-    width = WIDTHS.get(first.width, f" ×{first.width:g}")
-    data = "5,000 MNIST digits" if first.dataset == "mnist5k" else first.source
-    text = paper.title if whole else paper.title.split(",")[0]
-    text = text.replace(f" on {NAMES[paper.dataset]}", f"{width} on {data}")
-    return text + (f", standing in for {away}" if away else "")
+def _sides(part: pd.DataFrame, claim: Claim) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """`claim.column` of the method and of what it is compared with: rows seeds, columns rounds."""
+    values = part.pivot(index="seed", columns=["method", "round"], values=claim.column)
+    if claim.baseline == "dense":
+        dense = part.pivot(index="seed", columns=["method", "round"], values="dense_error")
+        return values[claim.method], dense[claim.method]
+    return values[claim.method], values[claim.baseline]
 
 
-def caption(results: pd.DataFrame, marks: str = BARS) -> str:
-    """How it was computed: scale, data, what differs from the paper, device, number of seeds.
+def _claimed(rounds, surviving: pd.Series, rows: pd.DataFrame, claim: Claim) -> list[int]:
+    """The rounds that count: the declared ones of the scale, of those that have seeds of both."""
+    if claim.surviving is None:
+        first = rows.iloc[0]
+        declared = table(first.table, first.scale).rounds[-claim.rounds :]
+        return [t for t in declared if t in rounds]
+    # The nearest fraction of the grid, unless it is far away
+    distance = np.log(100 * surviving[rounds] / claim.surviving).abs()
+    return [*distance[distance < 0.05].nsmallest(1).index]
 
-    `marks` says what the spread over seeds looks like, where there are several.
+
+def _collapsed(ours: pd.DataFrame, theirs: pd.DataFrame, claim: Claim) -> dict:
+    """Whether runs of the baseline are worse than all of the method; or the other way round."""
+    ours, theirs = ours.to_numpy().ravel(), theirs.to_numpy().ravel()
+    count, p = exceedance(ours, theirs)
+    reverse = exceedance(theirs, ours)[1]
+    verdict = "undecided"
+    if len(ours) >= LEAST_SEEDS and min(p, reverse) < 0.05:
+        verdict = "reproduced" if p < reverse else "not reproduced"
+    method, baseline = words.short(claim.method), words.short(claim.baseline)
+    text = f"{count} of {len(theirs)} runs of {baseline} are worse than the worst of {method}"
+    return {"p": p, "verdict": verdict, "found": text}
+
+
+def effects(results: pd.DataFrame, baseline: str = "mp") -> pd.DataFrame:
+    """Compare differences with the published ones, and errors above the dense network's.
+
+    Where the images or the training differ, all errors shift, and effects say more than errors.
+
+    Returns:
+        One row per method and surviving fraction of which a difference to `baseline` is published:
+        method, round, surviving (%), difference, paper_difference, z (their distance in standard
+        errors), above_dense and paper_above_dense, the method's error above its dense network's.
     """
-    both, first = compare(results), results.iloc[0]
-    ran, paper = (table(first.table, scale) for scale in (first.scale, "paper"))
-    n = both.groupby("method", sort=False).n
-    told = n.agg(lambda n: "–".join(map(str, sorted({n.min(), n.max()}))))
-    same = told.groupby(told, sort=False).groups.items()
-    seeds = [f"{text} ({', '.join(map(short, methods))})" for text, methods in same]
-    retraining = f" + {first.retrain_steps:,.0f} retraining" if first.retrain_steps else ""
-    parts = [
-        f"{first.scale} scale",
-        first.source,
-        f"{first.dense_steps:,.0f} dense{retraining} steps",
-        f"learning rate {ran.lr:g}" if ran.lr != paper.lr and "lr = " not in first.changed else "",
-        f"changed: {first.changed}" if first.changed else "",
-        " and ".join(sorted(results.device.unique())),
-        f"n = {', '.join(seeds if len(seeds) > 1 else told[:1])}",
-        str(marks) if both.n.max() > 1 else "",
-        "published: on CIFAR-10 itself" if "JPEG" in first.source and both.paper.any() else "",
-    ]
-    return " · ".join(filter(None, parts))
+    rows = one_source(results)
+    both = means(rows).dropna(subset="paper").set_index(["method", "round"])
+    if varied(rows) or baseline not in both.index:
+        return pd.DataFrame(columns=EFFECTS)
+    dense = published()[published().table == rows.table.iloc[0]].unpruned_error.iloc[0]
+    found = []
+    for method in both.index.unique("method").drop(baseline):
+        pair = pairs(rows, method, baseline).set_index("round")
+        ours, theirs = both.loc[method], both.loc[baseline]
+        apart = ours.paper - theirs.paper
+        error = (pair.error**2 + (ours.paper_std**2 + theirs.paper_std**2) / 5) ** 0.5
+        part = pair[["surviving", "difference"]].assign(
+            method=method,
+            paper_difference=apart,
+            z=(pair.difference - apart) / error,
+            above_dense=ours.error - rows.dense_error.mean(),
+            paper_above_dense=ours.paper - dense,
+        )
+        found.append(part.reset_index())
+    return pd.concat(found, ignore_index=True)[EFFECTS]
+
+
+EFFECTS = ["method", "round", "surviving", "difference", "paper_difference", "z"]
+EFFECTS += ["above_dense", "paper_above_dense"]
+
+
+def caption(results: pd.DataFrame, marks: str = words.BARS) -> str:
+    """Say how results were computed: scale, data, what differs from the paper, device, seeds.
+
+    Args:
+        results: Rows of one table, as `lapnb.run` returns them.
+        marks: What the spread over seeds looks like, said where there are several.
+    """
+    return words.how(one_source(results), marks)
