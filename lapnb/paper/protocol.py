@@ -31,23 +31,24 @@ class Claim:
     """What the paper or we say of the paired difference in `column`, `method` minus `baseline`.
 
     Each seed gives one number, and the claim is that their mean lies between `low` and `high`:
-    below 0 where the method is better, within a margin where the two are alike. A `baseline`
-    "dense" is the seed's dense network. `where` names the variant of the table that is meant.
+    below 0 where the method is better, within a margin where the two are alike. `where` names the
+    variant of the table that is meant.
     """
 
     method: str
     baseline: str
-    # The sparsest rounds of the scale that count, or the surviving weights (%) that do instead
-    rounds: int = 1
-    surviving: float | None = None
+    rounds: int = 1  # the sparsest ones of the scale, over which the number is taken
     column: str = "error"
     where: dict[str, str] = field(default_factory=dict)
     low: float = -math.inf
     high: float = 0.0
-    # "mean" of the difference over the rounds; "trend": its change with each halving of the
-    # surviving weights; "collapse": runs of the baseline that are worse than all of the method
-    measure: Literal["mean", "trend", "collapse"] = "mean"
-    # The paper says it in words, and how it is measured was chosen after the rows were looked at
+    # Of a method in a seed: "mean" over the rounds; "trend", the change with each halving of the
+    # surviving weights; "area", below the curve over these halvings, by their number; "kept", the surviving weights (%) down to which at most `loss` points of
+    # accuracy are lost. "collapse": runs of the baseline that are worse than all of the method.
+    measure: Literal["mean", "trend", "area", "kept", "collapse"] = "mean"
+    loss: float = 1.0
+    published: float = math.nan  # the number that a baseline "published" stands for
+    # Claimed in the paper's words; how it is measured was chosen after the rows were looked at
     after_the_fact: bool = False
 
 

@@ -43,6 +43,22 @@ def _side_by_side(setting: str, *values: str) -> dict:
     )
 
 
+def _kept(method: str, loss: float, published: float) -> Claim:
+    """That accuracy is kept down to the fraction (%) in the paper's text, within 5 points."""
+    return Claim(
+        method,
+        "published",
+        rounds=ALL_ROUNDS,
+        measure="kept",
+        loss=loss,
+        published=published,
+        column="lost",
+        low=-5.0,
+        high=5.0,
+        after_the_fact=True,
+    )
+
+
 def _like(base: dict, **changes) -> dict:
     """A declaration that differs from `base` in `changes`, scale by scale."""
     scales = {scale: base.get(scale, {}) | changes.pop(scale, {}) for scale in SCALES}
@@ -146,13 +162,12 @@ TABLES: dict[str, dict] = {
         rates=(0.05,) * 4 + (0.025,),
         rounds=range(1, 91),
         retrain_steps=0,
-        # "keeps the accuracy" is taken to mean within 0.1 points
         claims=(
-            Claim("lap", "dense", surviving=38, column="error_before", high=0.1),
-            Claim("lap", "dense", surviving=20, column="error_before", high=1.0),
-            Claim("mp", "dense", surviving=54, column="error_before", high=0.1),
-            Claim("mp", "dense", surviving=30, column="error_before", high=1.0),
-            Claim("lap", "mp", surviving=20, column="error_before"),
+            Claim("lap", "mp", rounds=ALL_ROUNDS, measure="kept", column="lost"),
+            _kept("lap", loss=0.1, published=38),
+            _kept("lap", loss=1.0, published=20),
+            _kept("mp", loss=0.1, published=54),
+            _kept("mp", loss=1.0, published=30),
         ),
         smoke=dict(rounds=(1, 20, 40), retrain_steps=0),
         quick=dict(seeds=1, rounds=range(3, 91, 3), retrain_steps=0),

@@ -1,5 +1,6 @@
 """Statistics of rows: means, paired differences, endpoints, verdicts on claims. Reads rows only."""
 
+import dataclasses
 import math
 import pathlib
 from functools import cache
@@ -9,7 +10,7 @@ import pandas as pd
 
 from lapnb.checks import require
 from lapnb.paper.protocol import VARIED, Claim
-from lapnb.paper.tables import TABLES, table
+from lapnb.paper.tables import ALL_ROUNDS, TABLES, table
 from lapnb.pruning.scores import METHODS
 from lapnb.report import words
 from lapnb.report.words import MEASURED, NAMES, digits, short, stands_in, title  # noqa: F401
@@ -19,7 +20,7 @@ ROWS = "results must be rows of one table, as lapnb.run and lapnb.recorded retur
 # What rows of one table agree in
 SHARED = ["table", "scale", "network", "width", "source", "dense_steps", "retrain_steps", "changed"]
 VERDICT = [
-    *("table", "scale", "claim", "surviving", "method_mean", "baseline_mean"),
+    *("table", "scale", "claim", "rounds", "surviving", "sparsity", "method_mean", "baseline_mean"),
     *("difference", "low", "high", "n", "p", "detectable", "area", "verdict", "found", "by_round"),
     *("after_the_fact", "rows"),
 ]
@@ -36,7 +37,7 @@ def published() -> pd.DataFrame:
 
 
 def one_source(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
-    """Return a typed copy of rows that may be compared with each other, with a column gap.
+    """Return a typed copy of rows that may be compared with each other, with columns gap and lost.
 
     All that follows uses this copy, so that it does not matter how the rows were read.
 
@@ -54,6 +55,7 @@ def one_source(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
         raise ValueError(f"{ROWS}; {error}") from error
     rows = rows.astype({name: SCHEMA[name][0] for name in NUMBERS})
     rows["gap"] = rows.error - rows.train_error
+    rows["lost"] = rows.error_before - rows.dense_error
     recorded = [name for name in MEASURED if rows[name].notna().any()]
     require(column in recorded, "column", f"one of {', '.join(recorded)}", column)
     return rows
@@ -203,25 +205,41 @@ def interval(values: pd.Series) -> dict[str, float]:
     return found | {"detectable": half + t.ppf(0.8, n - 1) * error, "error": error}
 
 
-def per_seed(apart: pd.DataFrame, surviving: pd.Series, measure: str = "mean") -> pd.Series:
-    """One number of each seed's differences, of which `apart` has a row per seed.
+def per_seed(
+    values: pd.DataFrame, surviving: pd.Series, measure: str = "mean", loss: float = 1.0
+) -> pd.Series:
+    """Sum up each row of `values`, a seed's numbers at the rounds of its columns.
 
     Args:
-        apart: Paired differences, a column per round.
+        values: A row per seed, a column per round, the sparsest round last.
         surviving: The surviving fraction of each round.
-        measure: "mean" over the rounds; "trend", the slope by halvings of the surviving weights;
-            "area", the area between the curves over those halvings, divided by their range.
+        measure: See `Claim`; or "area", below the curve over halvings of the surviving weights,
+            divided by the range of these.
+        loss: To a measure "kept".
     """
-    halvings = -np.log2(surviving[apart.columns].to_numpy(float))
-    if measure == "trend" and len(halvings) > 1:
-        slopes = np.polyfit(halvings, apart.T, 1)[0]
-        return pd.Series(slopes, apart.index)
+    halvings = -np.log2(surviving[values.columns].to_numpy(float))
+    if len(halvings) < 2 and measure in ("trend", "area"):
+        return pd.Series(math.nan, values.index)
     if measure == "trend":
-        return pd.Series(dtype=float)
-    if measure == "area" and len(halvings) > 1:
-        areas = np.trapezoid(apart, halvings, axis=1)
-        return pd.Series(areas / np.ptp(halvings), apart.index)
-    return apart.mean(axis=1)
+        return pd.Series(np.polyfit(halvings, values.T, 1)[0], values.index)
+    if measure == "area":
+        return pd.Series(np.trapezoid(values, halvings, axis=1) / np.ptp(halvings), values.index)
+    if measure == "kept":
+        near = (values.round(6) <= loss).cummin(axis=1)
+        return near.mul(100 * surviving[values.columns]).where(near).min(axis=1)
+    return values.mean(axis=1)
+
+
+def kept(results: pd.DataFrame, loss: float) -> pd.Series:
+    """Return, by method, the surviving weights (%) down to which at most `loss` points are lost.
+
+    Of the dense network's accuracy, before retraining; means over seeds.
+    """
+    rows = one_source(results)
+    surviving = rows.groupby("round").surviving.mean()
+    values = rows.pivot(index=["method", "seed"], columns="round", values="lost")
+    found = per_seed(values, surviving, "kept", loss)
+    return found.groupby("method").mean().reindex(rows.method.unique())
 
 
 def judge(found: dict, low: float = -math.inf, high: float = 0.0) -> str:
@@ -294,63 +312,87 @@ def judged(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found, columns=VERDICT)
 
 
-def _judge_claim(rows: pd.DataFrame, claim: Claim) -> dict:
-    """The row of a claim in `verdicts`."""
-    told = {"claim": words.in_words(claim), "after_the_fact": claim.after_the_fact}
-    told |= {"n": 0, "verdict": "not run"}
-    methods = [claim.method] if claim.baseline == "dense" else [claim.method, claim.baseline]
-    part = rows[rows.method.isin(methods)].dropna(subset=claim.column)
+def _part(rows: pd.DataFrame, claim: Claim) -> pd.DataFrame:
+    """The rows that a claim is about."""
+    part = rows[rows.method.isin([claim.method, claim.baseline])]
     for setting, value in claim.where.items():
         part = part[part[setting] == value]
-    missing = [words.short(method) for method in methods if method not in set(part.method)]
-    if missing:
-        return told | {"found": f"no rows of {' or '.join(missing)}"}
-    ours, theirs = _sides(part, claim)
-    every = (ours - theirs).dropna(axis=1, how="all")
-    surviving = part.groupby("round").surviving.mean()
-    rounds = _claimed(every.columns, surviving, rows, claim)
-    apart = every[rounds].dropna()
-    if apart.empty or not rounds or (claim.measure == "trend" and len(rounds) < 2):
-        return told | {"found": "no seed of both at the claimed fractions"}
-    ours, theirs = (side.loc[apart.index, rounds] for side in (ours, theirs))
-    numbers = {"method_mean": ours.to_numpy().mean(), "baseline_mean": theirs.to_numpy().mean()}
-    style = words.digits(claim.column)
-    if claim.measure == "collapse":
-        told |= {"n": len(apart)} | _collapsed(ours, theirs, claim)
-    else:
-        numbers |= interval(per_seed(apart, surviving, claim.measure))
-        told |= {"verdict": judge(numbers, claim.low, claim.high)}
-        told |= {"found": words.numbers(numbers, claim, style)}
-    if claim.measure == "mean":
-        by_round = {t: judge(interval(apart[t]), claim.low, claim.high) for t in rounds}
-        told["by_round"] = words.by_fraction(by_round, 100 * surviving)
-        numbers["area"] = per_seed(every.dropna(), surviving, "area").mean()
-    told["found"] += words.mixed(part)
-    told["surviving"] = words.listed([words.percent(100 * surviving[t]) for t in rounds])
-    runs = part[part["round"].isin(rounds)]
-    same = [runs.source.iloc[0], *methods, claim.column, claim.measure, *map(str, rounds)]
-    same += [*sorted({*runs.settings}), *map(str, sorted({*runs.dense_error}))]
-    return told | numbers | {"rows": " ".join(same)}
+    return part.dropna(subset=claim.column)
 
 
 def _sides(part: pd.DataFrame, claim: Claim) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """`claim.column` of the method and of what it is compared with: rows seeds, columns rounds."""
+    """The claim's column of the method and of the baseline, a row per seed, a column per round.
+
+    The rounds are the declared ones of the scale, of those that have a seed of both methods; the
+    seeds are those that have all these rounds.
+    """
     values = part.pivot(index="seed", columns=["method", "round"], values=claim.column)
-    if claim.baseline == "dense":
-        dense = part.pivot(index="seed", columns=["method", "round"], values="dense_error")
-        return values[claim.method], dense[claim.method]
-    return values[claim.method], values[claim.baseline]
+    ours = values[claim.method]
+    theirs = ours if claim.baseline == "published" else values[claim.baseline]
+    apart = (ours - theirs).dropna(axis=1, how="all")
+    first = part.iloc[0]
+    declared = table(first.table, first.scale).rounds[-claim.rounds :]
+    rounds = [t for t in declared if t in apart]
+    seeds = apart[rounds].dropna().index if rounds else []
+    return ours.loc[seeds, rounds], theirs.loc[seeds, rounds]
 
 
-def _claimed(rounds, surviving: pd.Series, rows: pd.DataFrame, claim: Claim) -> list[int]:
-    """The rounds that count: the declared ones of the scale, of those that have seeds of both."""
-    if claim.surviving is None:
-        first = rows.iloc[0]
-        declared = table(first.table, first.scale).rounds[-claim.rounds :]
-        return [t for t in declared if t in rounds]
-    # The nearest fraction of the grid, unless it is far away
-    distance = np.log(100 * surviving[rounds] / claim.surviving).abs()
-    return [*distance[distance < 0.05].nsmallest(1).index]
+def endpoint(rows: pd.DataFrame, claim: Claim) -> pd.DataFrame:
+    """What a claim is judged by: a row per seed, and columns method, baseline and difference.
+
+    `rows` are typed, and hold both methods.
+    """
+    part = _part(rows, claim)
+    surviving = part.groupby("round").surviving.mean()
+    both = pd.DataFrame()
+    for name, side in zip(("method", "baseline"), _sides(part, claim), strict=True):
+        both[name] = per_seed(side, surviving, claim.measure, claim.loss)
+    if claim.baseline == "published":
+        both["baseline"] = claim.published
+    return both.assign(difference=both.method - both.baseline).dropna()
+
+
+def _judge_claim(rows: pd.DataFrame, claim: Claim) -> dict:
+    """The row of a claim in `verdicts`."""
+    told = {"claim": words.in_words(claim), "after_the_fact": claim.after_the_fact, "n": 0}
+    told["verdict"] = "not run"
+    part = _part(rows, claim)
+    methods = [name for name in (claim.method, claim.baseline) if name != "published"]
+    missing = [words.short(name) for name in methods if name not in set(part.method)]
+    if missing:
+        return told | {"found": f"no rows of {' or '.join(missing)}"}
+    numbers = endpoint(rows, claim)
+    if numbers.empty:
+        return told | {"found": "no seed of both at the claimed fractions"}
+    ours, theirs = _sides(part, claim)
+    part = part[part["round"].isin(ours.columns)]
+    surviving = 100 * part.groupby("round").surviving.mean()
+    told |= {"method_mean": numbers.method.mean(), "baseline_mean": numbers.baseline.mean()}
+    told |= {"rounds": tuple(ours.columns), "rows": _identity(part, claim)}
+    told |= {"surviving": words.fractions(surviving), "sparsity": words.fractions(surviving, words.sparsity)}
+    if claim.measure == "collapse":
+        return told | _collapsed(ours, theirs, claim)
+    told |= interval(numbers.difference)
+    told["verdict"] = judge(told, claim.low, claim.high)
+    told["found"] = words.numbers(told, claim) + words.mixed(part)
+    if claim.measure == "mean":
+        by_round = {t: judge(interval(ours[t] - theirs[t]), claim.low, claim.high) for t in ours}
+        told["by_round"] = words.by_fraction(by_round, surviving)
+        told["area"] = area(rows, claim)["difference"]
+    return told
+
+
+def area(rows: pd.DataFrame, claim: Claim) -> dict[str, float]:
+    """The `interval` of the area between the two curves over the log of the surviving weights."""
+    whole = dataclasses.replace(claim, measure="area", rounds=ALL_ROUNDS)
+    return interval(endpoint(rows, whole).difference)
+
+
+def _identity(part: pd.DataFrame, claim: Claim) -> str:
+    """The same text for two tables that hold the same runs, of the same dense networks."""
+    names = [claim.column, claim.measure, claim.method, claim.baseline]
+    runs = part[["source", "settings", "round", "seed", "dense_error", "device"]].drop_duplicates()
+    return " ".join([*names, *map(str, sorted(runs.itertuples(index=False, name=None)))])
 
 
 def _collapsed(ours: pd.DataFrame, theirs: pd.DataFrame, claim: Claim) -> dict:
@@ -363,7 +405,7 @@ def _collapsed(ours: pd.DataFrame, theirs: pd.DataFrame, claim: Claim) -> dict:
         verdict = "reproduced" if p < reverse else "not reproduced"
     method, baseline = words.short(claim.method), words.short(claim.baseline)
     text = f"{count} of {len(theirs)} runs of {baseline} are worse than the worst of {method}"
-    return {"p": p, "verdict": verdict, "found": text}
+    return {"n": len(ours), "p": p, "verdict": verdict, "found": text}
 
 
 def effects(results: pd.DataFrame, baseline: str = "mp") -> pd.DataFrame:

@@ -13,6 +13,7 @@ MEASURED = {
     "error": ("test error (%)", ""),
     "error_before": ("test error before retraining (%)", " before retraining"),
     "train_error": ("training error (%)", " in training error"),
+    "lost": ("accuracy lost before retraining (points)", " before retraining"),
     "gap": ("training − test accuracy (points)", " in the gap of training and test accuracy"),
     "distortion": ("relative distortion ‖J(W̃) − J(W)‖ / ‖J(W)‖", " in distortion"),
 }
@@ -26,6 +27,7 @@ NAMES = {
 WIDTHS = {1: "", 0.125: " ×⅛", 0.25: " ×¼", 0.4: " ×⅖", 0.5: " ×½"}
 BARS = "bars: ± 1 standard deviation, of differences 95 % intervals"
 JPEG = " (JPEG)"
+MANY = 12  # fractions: more are not listed
 # Code words, in words
 WORDS = {
     "oneshot": "one-shot",
@@ -33,7 +35,7 @@ WORDS = {
     "relu": "ReLU",
     "none": "linear",
     "lap_all": "whole-network LAP",
-    "dense": "the dense network",
+    "published": "published",
 }
 
 
@@ -52,8 +54,10 @@ def in_words(claim: Claim) -> str:
         text = f"{method}'s advantage over {baseline} grows with sparsity"
     elif claim.measure == "collapse":
         text = f"{baseline} collapses, {method} does not"
-    elif claim.baseline == "dense":
-        text = f"{method} loses less than {claim.high:g} points at {claim.surviving:g} %"
+    elif claim.measure == "kept" and claim.baseline == "published":
+        text = f"{method} loses at most {claim.loss:g} points down to {claim.published:g} %"
+    elif claim.measure == "kept":
+        text = f"{method} loses at most {claim.loss:g} points down to fewer weights than {baseline}"
     elif claim.low > -math.inf:
         text = f"{method} and {baseline} are alike (within {claim.high:g} point)"
     else:
@@ -68,33 +72,32 @@ def digits(column: str) -> str:
     return ".3f" if column == "distortion" else ".2f"
 
 
-def signed(value: float, style: str = ".2f") -> str:
-    """A difference with its sign, and with a minus in place of a hyphen."""
-    return f"{value:+{style}}".replace("-", "−")
+def number(value: float, style: str = ".2f") -> str:
+    """A number with a minus in place of a hyphen."""
+    return f"{value:{style}}".replace("-", "−")
 
 
 def interval_text(row, style: str = ".2f") -> str:
     """A difference and its 95 % interval, as in "−1.00 [−2.00, +0.00]"."""
-    text = signed(row["difference"], style)
-    if row["n"] > 1:
-        text += f" [{signed(row['low'], style)}, {signed(row['high'], style)}]"
-    return text
+    difference, low, high = (number(row[x], f"+{style}") for x in ("difference", "low", "high"))
+    return f"{difference} [{low}, {high}]" if row["n"] > 1 else difference
 
 
-def numbers(row: dict, claim: Claim, style: str = ".2f") -> str:
+def numbers(row: dict, claim: Claim) -> str:
     """Means and interval, as in "LAP 23.95, MP 75.67, difference −51.72 [−60.00, −43.44]"."""
+    style = digits(claim.column)
+    apart = interval_text(row, style)
     if claim.measure == "trend":
-        return f"{interval_text(row, style)} points with each halving of the surviving weights"
-    ours, theirs = (f"{row[name]:{style}}" for name in ("method_mean", "baseline_mean"))
-    text = f"{short(claim.method)} {ours}, {short(claim.baseline)} {theirs}"
-    return f"{text}, difference {interval_text(row, style)}".replace("-", "−")
+        return f"{apart} points with each halving of the surviving weights"
+    ours, theirs = (number(row[name], style) for name in ("method_mean", "baseline_mean"))
+    return f"{short(claim.method)} {ours}, {short(claim.baseline)} {theirs}, difference {apart}"
 
 
 def by_fraction(verdicts: dict[int, str], surviving: pd.Series) -> str:
     """Verdicts of rounds, as in "reproduced at 3.62 %, undecided at 4.32 %"."""
     rounds = pd.Series(verdicts)[::-1]
     groups = rounds.groupby(rounds, sort=False).groups.items()
-    return ", ".join(f"{verdict} at {fractions(surviving[at])}" for verdict, at in groups)
+    return ", ".join(f"{verdict} at {fractions(surviving[at])} %" for verdict, at in groups)
 
 
 def mixed(rows: pd.DataFrame) -> str:
@@ -119,15 +122,21 @@ def sparsity(surviving: float) -> str:
     return f"{100 - surviving:.{decimals}f}"
 
 
+def span(values, text=str) -> str:
+    """The first and the last of numbers, or the one that they are, as in "3–5"."""
+    return "–".join(dict.fromkeys([text(min(values)), text(max(values))]))
+
+
 def listed(words) -> str:
     """As in "0.43, 0.23 and 0.12"."""
     *first, last = words
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def fractions(surviving) -> str:
-    """Surviving weights, as in "0.43, 0.23 and 0.12 %"."""
-    return f"{listed([percent(value) for value in surviving])} %"
+def fractions(surviving: pd.Series, text=percent) -> str:
+    """Surviving weights (%), as in "0.43, 0.23 and 0.12"; of many the first and the last."""
+    texts = [text(value) for value in surviving]
+    return listed(texts) if len(texts) <= MANY else f"{texts[0]} to {texts[-1]}"
 
 
 def stands_in(rows: pd.DataFrame) -> str:
@@ -189,8 +198,3 @@ def seeds(rows: pd.DataFrame) -> str:
         return f"n = {ranges.iloc[0]}"
     same = ranges.groupby(ranges, sort=False).groups.items()
     return "n = " + ", ".join(f"{n} ({', '.join(map(short, names))})" for n, names in same)
-
-
-def span(values) -> str:
-    """The least and the largest of whole numbers, as in "3–5"."""
-    return "–".join(map(str, sorted({min(values), max(values)})))
