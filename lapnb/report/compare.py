@@ -267,9 +267,13 @@ def exceedance(method: np.ndarray, baseline: np.ndarray) -> tuple[int, float]:
     The probability is that of so many or more when the methods do not differ: then the ranks of
     all runs are in random order.
     """
-    n, m = len(baseline), len(method)
     count = int((baseline > method.max()).sum())
-    return count, math.comb(n + m - count, m) / math.comb(n + m, m)
+    return count, tail(len(method), len(baseline), count)
+
+
+def tail(n: int, m: int, count: int) -> float:
+    """The probability that the `count` largest of n + m values are all of the m, in random order."""
+    return math.comb(n + m - count, n) / math.comb(n + m, n)
 
 
 def holm(p: pd.Series) -> pd.Series:
