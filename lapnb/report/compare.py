@@ -10,7 +10,7 @@ import pandas as pd
 
 from lapnb.checks import require
 from lapnb.paper.protocol import VARIED, Claim
-from lapnb.paper.tables import ALL_ROUNDS, TABLES, table
+from lapnb.paper.tables import ALL_ROUNDS, LAP_BEATS_MP, TABLES, table
 from lapnb.pruning.scores import METHODS
 from lapnb.report import words
 from lapnb.report.words import MEASURED, NAMES, digits, short, stands_in, title  # noqa: F401
@@ -153,7 +153,7 @@ def paired(
     Returns:
         Columns: surviving (%); the two methods' means; difference, `method` − `baseline`; low and
         high, its 95 % interval (Student's t over the seeds' differences); n, the number of seeds;
-        p and detectable, see `interval`. Settings that the table varies, and the round, come first.
+        p, detectable and standard_error, see `interval`. Settings that the table varies, and the round, come first.
     """
     rows = one_source(results, column)
     methods = [*rows.method.unique()]
@@ -184,7 +184,7 @@ def intervals(values: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
 
 # ---- one number per seed -------------------------------------------------------------------------
 
-INTERVAL = ["difference", "low", "high", "n", "p", "detectable", "error"]
+INTERVAL = ["difference", "low", "high", "n", "p", "detectable", "standard_error"]
 
 
 def interval(values: pd.Series) -> dict[str, float]:
@@ -193,7 +193,7 @@ def interval(values: pd.Series) -> dict[str, float]:
     Returns:
         difference, the mean; low and high, its 95 % interval (Student's t); n; p, two-sided, that
         the mean is 0; error, the standard error; and detectable, the difference that the t test at
-        5 % finds with 80 % power at this n and standard deviation: (t(0.975) + t(0.8)) · error.
+        5 % finds with 80 % power at this n and standard deviation: (t(0.975) + t(0.8)) · standard_error.
     """
     from scipy.stats import t  # takes a second to import
 
@@ -202,32 +202,29 @@ def interval(values: pd.Series) -> dict[str, float]:
     half = t.ppf(0.975, n - 1) * error
     p = 2 * t.sf(abs(mean) / error, n - 1) if error else float(mean == 0)
     found = {"difference": mean, "low": mean - half, "high": mean + half, "n": n, "p": p}
-    return found | {"detectable": half + t.ppf(0.8, n - 1) * error, "error": error}
+    return found | {"detectable": half + t.ppf(0.8, n - 1) * error, "standard_error": error}
 
 
-def per_seed(
-    values: pd.DataFrame, surviving: pd.Series, measure: str = "mean", loss: float = 1.0
-) -> pd.Series:
-    """Sum up each row of `values`, a seed's numbers at the rounds of its columns.
+def per_seed(values: pd.DataFrame, surviving: pd.Series, claim: Claim) -> pd.Series:
+    """Sum up each row of `values`, a seed's numbers, as the `measure` of a claim says.
 
     Args:
         values: A row per seed, a column per round, the sparsest round last.
         surviving: The surviving fraction of each round.
-        measure: See `Claim`; or "area", below the curve over halvings of the surviving weights,
-            divided by the range of these.
-        loss: To a measure "kept".
+        claim: Says how.
     """
-    halvings = -np.log2(surviving[values.columns].to_numpy(float))
-    if len(halvings) < 2 and measure in ("trend", "area"):
+    percent = 100 * surviving[values.columns]
+    halvings = -np.log2(percent.to_numpy(float))
+    if claim.measure == "kept":
+        near = (values.round(6) <= claim.loss).cummin(axis=1)
+        return near.mul(percent).where(near).min(axis=1)
+    if claim.measure in ("mean", "collapse"):
+        return values.mean(axis=1)
+    if len(halvings) < 2:
         return pd.Series(math.nan, values.index)
-    if measure == "trend":
-        return pd.Series(np.polyfit(halvings, values.T, 1)[0], values.index)
-    if measure == "area":
+    if claim.measure == "area":
         return pd.Series(np.trapezoid(values, halvings, axis=1) / np.ptp(halvings), values.index)
-    if measure == "kept":
-        near = (values.round(6) <= loss).cummin(axis=1)
-        return near.mul(100 * surviving[values.columns]).where(near).min(axis=1)
-    return values.mean(axis=1)
+    return pd.Series(np.polyfit(halvings, values.T, 1)[0], values.index)
 
 
 def kept(results: pd.DataFrame, loss: float) -> pd.Series:
@@ -238,27 +235,35 @@ def kept(results: pd.DataFrame, loss: float) -> pd.Series:
     rows = one_source(results)
     surviving = rows.groupby("round").surviving.mean()
     values = rows.pivot(index=["method", "seed"], columns="round", values="lost")
-    found = per_seed(values, surviving, "kept", loss)
+    found = per_seed(values, surviving, Claim("", "", measure="kept", loss=loss))
     return found.groupby("method").mean().reindex(rows.method.unique())
 
 
-def judge(found: dict, low: float = -math.inf, high: float = 0.0) -> str:
-    """Judge whether a mean of one number per seed lies between `low` and `high`.
-
-    "reproduced" when there are at least 3 seeds and the interval lies between them, "not
-    reproduced" when the 95 % interval lies outside, "undecided" otherwise. With two limits, as for
-    methods that are alike, two one-sided tests at 5 % each reproduce: the 90 % interval.
-    """
+def alike(found: dict, low: float, high: float) -> float:
+    """The p value that a mean lies outside `low` and `high`: the larger of two one-sided tests'."""
     from scipy.stats import t
 
-    n, mean = found["n"], found["difference"]
-    if n < LEAST_SEEDS:
+    distance = min(found["difference"] - low, high - found["difference"])
+    if found["standard_error"] == 0:
+        return float(distance <= 0)
+    return float(t.sf(distance / found["standard_error"], found["n"] - 1))
+
+
+def judge(found: dict, claim: Claim) -> str:
+    """Judge an `interval` by the limits of a claim.
+
+    *reproduced* when there are at least 3 seeds and the 95 % interval lies between the limits, *not
+    reproduced* when it lies outside, *undecided* otherwise. With two limits, as of methods that are
+    alike, two one-sided tests at 5 % each reproduce: the 90 % interval lies between them.
+    """
+    if found["n"] < LEAST_SEEDS:
         return "undecided"
-    if found["high"] < low or found["low"] > high:
+    if found["high"] < claim.low or found["low"] > claim.high:
         return "not reproduced"
-    confidence = 0.975 if low == -math.inf else 0.95
-    half = t.ppf(confidence, n - 1) * found["error"]
-    return "reproduced" if low < mean - half and mean + half < high else "undecided"
+    inside = found["high"] < claim.high
+    if claim.low > -math.inf:
+        inside = alike(found, claim.low, claim.high) < 0.05
+    return "reproduced" if inside else "undecided"
 
 
 def exceedance(method: np.ndarray, baseline: np.ndarray) -> tuple[int, float]:
@@ -291,7 +296,7 @@ def verdicts(results: pd.DataFrame) -> pd.DataFrame:
 
     The endpoint of a claim is declared with its table: one number per seed, mostly the mean paired
     difference over the sparsest fractions. See `judge` for *reproduced*, *not reproduced* and
-    *undecided*; a claim is *not run* without seeds of both methods.
+    *undecided*. A claim is *not run* without seeds of both methods.
 
     Args:
         results: Rows of one table, as `lapnb.run` returns them.
@@ -307,10 +312,11 @@ def verdicts(results: pd.DataFrame) -> pd.DataFrame:
     return judged(one_source(results))
 
 
-def judged(rows: pd.DataFrame) -> pd.DataFrame:
-    """`verdicts` of typed rows."""
+def judged(rows: pd.DataFrame, claims: tuple[Claim, ...] | None = None) -> pd.DataFrame:
+    """`verdicts` of typed rows on some claims, by default all of the table."""
     first = rows.iloc[0]
-    claims = table(first.table, "paper").claims
+    if claims is None:
+        claims = table(first.table, "paper").claims
     about = {"table": first.table, "scale": first.scale}
     found = [about | _judge_claim(rows, claim) for claim in claims]
     return pd.DataFrame(found, columns=VERDICT)
@@ -347,13 +353,19 @@ def endpoint(rows: pd.DataFrame, claim: Claim) -> pd.DataFrame:
     `rows` are typed, and hold both methods.
     """
     part = _part(rows, claim)
-    surviving = part.groupby("round").surviving.mean()
-    both = pd.DataFrame()
-    for name, side in zip(("method", "baseline"), _sides(part, claim), strict=True):
-        both[name] = per_seed(side, surviving, claim.measure, claim.loss)
-    if claim.baseline == "published":
-        both["baseline"] = claim.published
-    return both.assign(difference=both.method - both.baseline).dropna()
+    return _numbers(*_sides(part, claim), part.groupby("round").surviving.mean(), claim)
+
+
+def _numbers(
+    ours: pd.DataFrame, theirs: pd.DataFrame, surviving: pd.Series, claim: Claim
+) -> pd.DataFrame:
+    """`endpoint` of the two sides of a claim."""
+    method = per_seed(ours, surviving, claim)
+    baseline = claim.published
+    if claim.baseline != "published":
+        baseline = per_seed(theirs, surviving, claim)
+    both = pd.DataFrame({"method": method, "baseline": baseline}).dropna()
+    return both.assign(difference=both.method - both.baseline)
 
 
 def _judge_claim(rows: pd.DataFrame, claim: Claim) -> dict:
@@ -365,28 +377,31 @@ def _judge_claim(rows: pd.DataFrame, claim: Claim) -> dict:
     missing = [words.short(name) for name in methods if name not in set(part.method)]
     if missing:
         return told | {"found": f"no rows of {' or '.join(missing)}"}
-    numbers = endpoint(rows, claim)
-    if numbers.empty:
-        return told | {"found": "no seed of both at the claimed fractions"}
     ours, theirs = _sides(part, claim)
     part = part[part["round"].isin(ours.columns)]
-    surviving = 100 * part.groupby("round").surviving.mean()
+    surviving = part.groupby("round").surviving.mean()
+    numbers = _numbers(ours, theirs, surviving, claim)
+    if numbers.empty:
+        return told | {"found": "no seed of both at the claimed fractions"}
     told |= {"method_mean": numbers.method.mean(), "baseline_mean": numbers.baseline.mean()}
     told |= {"rounds": tuple(ours.columns), "rows": _identity(part, claim)}
-    told |= {"surviving": words.fractions(surviving), "sparsity": words.fractions(surviving, words.sparsity)}
+    told["surviving"] = words.fractions(100 * surviving)
+    told["sparsity"] = words.fractions(100 * surviving, words.sparsity)
     if claim.measure == "collapse":
         return told | _collapsed(ours, theirs, claim)
     told |= interval(numbers.difference)
-    told["verdict"] = judge(told, claim.low, claim.high)
+    if claim.low > -math.inf:
+        told["p"] = alike(told, claim.low, claim.high)
+    told["verdict"] = judge(told, claim)
     told["found"] = words.numbers(told, claim) + words.mixed(part)
     if claim.measure == "mean":
-        by_round = {t: judge(interval(ours[t] - theirs[t]), claim.low, claim.high) for t in ours}
-        told["by_round"] = words.by_fraction(by_round, surviving)
+        by_round = {t: judge(interval(ours[t] - theirs[t]), claim) for t in ours}
+        told["by_round"] = words.by_fraction(by_round, 100 * surviving)
         told["area"] = area(rows, claim)["difference"]
     return told
 
 
-def area(rows: pd.DataFrame, claim: Claim) -> dict[str, float]:
+def area(rows: pd.DataFrame, claim: Claim = LAP_BEATS_MP) -> dict[str, float]:
     """The `interval` of the area between the two curves over the log of the surviving weights."""
     whole = dataclasses.replace(claim, measure="area", rounds=ALL_ROUNDS)
     return interval(endpoint(rows, whole).difference)
@@ -432,7 +447,7 @@ def effects(results: pd.DataFrame, baseline: str = "mp") -> pd.DataFrame:
         pair = pairs(rows, method, baseline).set_index("round")
         ours, theirs = both.loc[method], both.loc[baseline]
         apart = ours.paper - theirs.paper
-        error = (pair.error**2 + (ours.paper_std**2 + theirs.paper_std**2) / 5) ** 0.5
+        error = (pair.standard_error**2 + (ours.paper_std**2 + theirs.paper_std**2) / 5) ** 0.5
         part = pair[["surviving", "difference"]].assign(
             method=method,
             paper_difference=apart,
