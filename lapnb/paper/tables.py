@@ -9,7 +9,6 @@ ALL_ROUNDS = 10_000
 # The endpoint of a network: the mean difference over the two sparsest fractions
 LAP_BEATS_MP = Claim("lap", "mp", rounds=2)
 ADVANTAGE_GROWS = Claim("lap", "mp", rounds=ALL_ROUNDS, measure="trend")
-MP_COLLAPSES = Claim("lap", "mp", measure="collapse", after_the_fact=True)
 # LFP and LBP see one neighbour each, and should lie between MP and LAP
 ONE_SIDED = (
     Claim("lfp", "mp"),
@@ -44,7 +43,10 @@ def _side_by_side(setting: str, *values: str) -> dict:
 
 
 def _kept(method: str, loss: float, published: float) -> Claim:
-    """That accuracy is kept down to the fraction (%) in the paper's text, within 5 points."""
+    """That accuracy is kept down to the fraction (%) in the paper's text.
+
+    Within 5 points: a margin that was chosen after the rows were looked at.
+    """
     return Claim(
         method,
         "published",
@@ -55,7 +57,6 @@ def _kept(method: str, loss: float, published: float) -> Claim:
         column="lost",
         low=-5.0,
         high=5.0,
-        after_the_fact=True,
     )
 
 
@@ -106,7 +107,7 @@ CONV6 = dict(
 DEEP = dict(
     dataset="cifar10",
     methods=("mp", "lap"),
-    claims=(LAP_BEATS_MP, ADVANTAGE_GROWS, MP_COLLAPSES),
+    claims=(LAP_BEATS_MP, ADVANTAGE_GROWS),
     smoke=dict(width=0.05, seeds=1, dense_steps=5, retrain_steps=3),
     quick=dict(width=0.125, seeds=1, dense_steps=300, retrain_steps=100),
     reduced=dict(width=0.25, dense_steps=3000, retrain_steps=1500),

@@ -5,7 +5,6 @@ from itertools import product
 
 import pandas as pd
 
-from lapnb.paper.protocol import Claim
 from lapnb.pruning.scores import METHODS
 from lapnb.report import compare as of
 from lapnb.report import words
@@ -22,8 +21,7 @@ def advice() -> pd.DataFrame:
 
     Judges the retrained rows of all tables at the reduced and the paper scale; see `everything` and
     `matched` for what is paired. At a surviving fraction the one is better or worse where p of the
-    paired difference in test error is below 5 %, adjusted for the number of networks and fractions
-    of the choice (Holm).
+    paired difference in test error is below 5 %, adjusted for the number of fractions (Holm).
 
     Returns:
         Columns: choice, methods being layer-wise and one-shot unless it says otherwise; network;
@@ -33,25 +31,12 @@ def advice() -> pd.DataFrame:
         95 % interval at the sparsest.
     """
     rows, found = everything(), []
-    for choice, one, other in _choices() if len(rows) else ():
-        judged = matched(rows, one, other, [])
-        judged["p_holm"] = of.holm(judged.p)
-        claim = Claim(one["method"], other["method"])
-        for (network, scale), part in judged.groupby(["network", "scale"], sort=False):
+    for choice, one, other in _choices():
+        pairs = matched(rows, one, other, [])
+        for (network, scale), part in pairs.groupby(["network", "scale"], sort=False):
             n = words.span(part.n)
-            found.append([choice, network, scale, n, *_judged(part, claim)])
+            found.append([choice, network, scale, n, *_judged(part, _named(one), _named(other))])
     return pd.DataFrame(found, columns=COLUMNS)
-
-
-def choices() -> pd.DataFrame:
-    """One line per choice: what the networks say, undecided ones aside, and which they are."""
-    lines = []
-    for choice, rows in advice().groupby("choice", sort=False):
-        line = {"choice": choice, "verdict": _together(rows.verdict)}
-        for verdict in ("yes", "no", "it depends", "undecided"):
-            line[f"{verdict}:"] = "; ".join(rows[rows.verdict == verdict].network)
-        lines.append(line)
-    return pd.DataFrame(lines)
 
 
 def in_words() -> Shown:
@@ -90,12 +75,12 @@ def _named(choice: dict) -> str:
     return text
 
 
-def _judged(rows: pd.DataFrame, claim: Claim) -> tuple[str, str]:
+def _judged(rows: pd.DataFrame, one: str, other: str) -> tuple[str, str]:
     """Verdict and evidence of the intervals, one row per surviving fraction."""
-    clear = rows.p_holm < 0.05
+    clear = of.holm(rows.p) < 0.05
     better, worse = rows[clear & (rows.difference < 0)], rows[clear & (rows.difference > 0)]
     kinds = {"better": better, "worse": worse, "not significantly different": rows[~clear]}
-    told = [f"{kind} at {_told(some, claim)}" for kind, some in kinds.items() if len(some)]
+    told = [f"{kind} at {_told(some, one, other)}" for kind, some in kinds.items() if len(some)]
     return _together(["yes"] * len(better) + ["no"] * len(worse)), "; ".join(told)
 
 
@@ -106,9 +91,9 @@ def _together(verdicts: Iterable[str]) -> str:
     return said.pop() if len(said) == 1 else "it depends"
 
 
-def _told(rows: pd.DataFrame, claim: Claim) -> str:
+def _told(rows: pd.DataFrame, one: str, other: str) -> str:
     """The fractions, and the numbers of the sparsest of them."""
-    text = f"{words.fractions(rows.surviving)} %"
+    text = f"{words.several(rows.surviving)} %"
     if len(rows) > 1:
         text += ", at the last"
-    return f"{text}: {words.numbers(rows.iloc[-1], claim)}"
+    return f"{text}: {words.numbers(rows.iloc[-1], one, other)}"

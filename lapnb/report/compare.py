@@ -14,16 +14,19 @@ from lapnb.paper.tables import ALL_ROUNDS, LAP_BEATS_MP, TABLES, table
 from lapnb.pruning.scores import METHODS
 from lapnb.report import words
 from lapnb.report.words import MEASURED, NAMES, digits, short, stands_in, title  # noqa: F401
-from lapnb.runs.rows import NUMBERS, PROVENANCE, SCHEMA, check
+from lapnb.runs.rows import PROVENANCE, SCHEMA, check
 
 ROWS = "results must be rows of one table, as lapnb.run and lapnb.recorded return them"
 # What rows of one table agree in
 SHARED = ["table", "scale", "network", "width", "source", "dense_steps", "retrain_steps", "changed"]
-VERDICT = [
-    *("table", "scale", "claim", "rounds", "surviving", "sparsity", "method_mean", "baseline_mean"),
-    *("difference", "low", "high", "n", "p", "detectable", "area", "verdict", "found", "by_round"),
-    *("after_the_fact", "rows"),
-]
+VERDICT = (
+    "table scale network claim surviving sparsity dense method_mean baseline_mean difference low"
+)
+VERDICT = f"{VERDICT} high n p detectable area verdict found by_fraction runs".split()
+INTERVAL = "difference low high n p detectable standard_error".split()
+EFFECTS = (
+    "method round surviving difference paper_difference z above_dense paper_above_dense".split()
+)
 LEAST_SEEDS = 3
 
 
@@ -53,7 +56,6 @@ def one_source(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
         check(rows, *rows.loc[0, ["table", "scale"]])
     except (ValueError, TypeError) as error:
         raise ValueError(f"{ROWS}; {error}") from error
-    rows = rows.astype({name: SCHEMA[name][0] for name in NUMBERS})
     rows["gap"] = rows.error - rows.train_error
     rows["lost"] = rows.error_before - rows.dense_error
     recorded = [name for name in MEASURED if rows[name].notna().any()]
@@ -62,18 +64,22 @@ def one_source(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
 
 
 def _typed(results: pd.DataFrame) -> pd.DataFrame:
-    """The columns of a results file: numbers as floats, and text without missing values."""
+    """The columns of a results file with its types; text without missing values."""
     in_index = any(name in SCHEMA and name not in results for name in results.index.names)
     rows = results.reset_index(drop=not in_index)
-    rows = rows.assign(**{name: "" for name in PROVENANCE if name not in rows})
     for name in SCHEMA:
-        if name not in rows:
+        if name not in rows and name not in PROVENANCE:
             raise ValueError(f"these have no column {name}")
-    rows = rows[[*SCHEMA]].astype(object)
-    numbers = rows[NUMBERS].where(rows[NUMBERS].notna(), math.nan).astype(float)
-    text = rows.drop(columns=NUMBERS)
-    text = text.where(text.notna(), "").astype(str)
-    return pd.concat([numbers, text], axis=1)[[*SCHEMA]]
+    rows = rows.reindex(columns=[*SCHEMA]).astype(object)
+    present = rows.notna()
+    for name, kind in SCHEMA.items():
+        if kind is str:
+            rows[name] = rows[name].where(present[name], "").astype(str)
+            continue
+        rows[name] = rows[name].where(present[name], math.nan).astype(float)
+        if kind[0] is int:
+            rows[name] = rows[name].astype("Int64").astype(int)  # TypeError unless whole
+    return rows
 
 
 def _refuse_mixed(rows: pd.DataFrame) -> None:
@@ -184,8 +190,6 @@ def intervals(values: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
 
 # ---- one number per seed -------------------------------------------------------------------------
 
-INTERVAL = ["difference", "low", "high", "n", "p", "detectable", "standard_error"]
-
 
 def interval(values: pd.Series) -> dict[str, float]:
     """Summarise one number per seed.
@@ -205,20 +209,19 @@ def interval(values: pd.Series) -> dict[str, float]:
     return found | {"detectable": half + t.ppf(0.8, n - 1) * error, "standard_error": error}
 
 
-def per_seed(values: pd.DataFrame, surviving: pd.Series, claim: Claim) -> pd.Series:
+def per_seed(values: pd.DataFrame, claim: Claim) -> pd.Series:
     """Sum up each row of `values`, a seed's numbers, as the `measure` of a claim says.
 
     Args:
-        values: A row per seed, a column per round, the sparsest round last.
-        surviving: The surviving fraction of each round.
+        values: A row per seed; a column per fraction of surviving weights (%), the sparsest last.
         claim: Says how.
     """
-    percent = 100 * surviving[values.columns]
-    halvings = -np.log2(percent.to_numpy(float))
+    percent = values.columns.to_numpy(float)
+    halvings = -np.log2(percent)
     if claim.measure == "kept":
         near = (values.round(6) <= claim.loss).cummin(axis=1)
         return near.mul(percent).where(near).min(axis=1)
-    if claim.measure in ("mean", "collapse"):
+    if claim.measure == "mean":
         return values.mean(axis=1)
     if len(halvings) < 2:
         return pd.Series(math.nan, values.index)
@@ -227,23 +230,11 @@ def per_seed(values: pd.DataFrame, surviving: pd.Series, claim: Claim) -> pd.Ser
     return pd.Series(np.polyfit(halvings, values.T, 1)[0], values.index)
 
 
-def kept(results: pd.DataFrame, loss: float) -> pd.Series:
-    """Return, by method, the surviving weights (%) down to which at most `loss` points are lost.
-
-    Of the dense network's accuracy, before retraining; means over seeds.
-    """
-    rows = one_source(results)
-    surviving = rows.groupby("round").surviving.mean()
-    values = rows.pivot(index=["method", "seed"], columns="round", values="lost")
-    found = per_seed(values, surviving, Claim("", "", measure="kept", loss=loss))
-    return found.groupby("method").mean().reindex(rows.method.unique())
-
-
-def alike(found: dict, low: float, high: float) -> float:
-    """The p value that a mean lies outside `low` and `high`: the larger of two one-sided tests'."""
+def alike(found: dict, claim: Claim) -> float:
+    """The p value of a mean outside the limits of a claim: the larger of two one-sided tests'."""
     from scipy.stats import t
 
-    distance = min(found["difference"] - low, high - found["difference"])
+    distance = min(found["difference"] - claim.low, claim.high - found["difference"])
     if found["standard_error"] == 0:
         return float(distance <= 0)
     return float(t.sf(distance / found["standard_error"], found["n"] - 1))
@@ -262,23 +253,8 @@ def judge(found: dict, claim: Claim) -> str:
         return "not reproduced"
     inside = found["high"] < claim.high
     if claim.low > -math.inf:
-        inside = alike(found, claim.low, claim.high) < 0.05
+        inside = alike(found, claim) < 0.05
     return "reproduced" if inside else "undecided"
-
-
-def exceedance(method: np.ndarray, baseline: np.ndarray) -> tuple[int, float]:
-    """Count the runs of `baseline` that are worse than the worst of `method`, and say how likely.
-
-    The probability is that of so many or more when the methods do not differ: then the ranks of
-    all runs are in random order.
-    """
-    count = int((baseline > method.max()).sum())
-    return count, tail(len(method), len(baseline), count)
-
-
-def tail(n: int, m: int, count: int) -> float:
-    """The probability that the `count` largest of n + m values are all of the m, in random order."""
-    return math.comb(n + m - count, n) / math.comb(n + m, n)
 
 
 def holm(p: pd.Series) -> pd.Series:
@@ -302,129 +278,93 @@ def verdicts(results: pd.DataFrame) -> pd.DataFrame:
         results: Rows of one table, as `lapnb.run` returns them.
 
     Returns:
-        Columns: table, scale, claim; surviving, the fractions that count (%, text); method_mean and
-        baseline_mean; difference, low and high, n, p, detectable: see `interval`; area, the mean
-        area between the two curves over the halvings of the surviving weights; verdict; found,
-        these numbers in words; by_round, the verdict at each of the fractions; after_the_fact,
-        whether the claim's measure was chosen after the rows were looked at; rows, the same for two
-        tables that hold the same runs.
+        Columns: table, scale, network; claim; surviving and sparsity, the fractions that count (%,
+        text); dense, the dense networks' test error; method_mean and baseline_mean; difference, low
+        and high, n, p, detectable: see `interval`; area, the mean area between the two curves over
+        the log of the surviving weights; verdict; found, these numbers in words; by_fraction, the
+        verdict at each of the fractions; runs, the same for two tables that hold the same runs.
     """
     return judged(one_source(results))
 
 
-def judged(rows: pd.DataFrame, claims: tuple[Claim, ...] | None = None) -> pd.DataFrame:
-    """`verdicts` of typed rows on some claims, by default all of the table."""
+def judged(rows: pd.DataFrame) -> pd.DataFrame:
+    """`verdicts` of typed rows."""
     first = rows.iloc[0]
-    if claims is None:
-        claims = table(first.table, "paper").claims
-    about = {"table": first.table, "scale": first.scale}
-    found = [about | _judge_claim(rows, claim) for claim in claims]
-    return pd.DataFrame(found, columns=VERDICT)
-
-
-def _part(rows: pd.DataFrame, claim: Claim) -> pd.DataFrame:
-    """The rows that a claim is about."""
-    part = rows[rows.method.isin([claim.method, claim.baseline])]
-    for setting, value in claim.where.items():
-        part = part[part[setting] == value]
-    return part.dropna(subset=claim.column)
-
-
-def _sides(part: pd.DataFrame, claim: Claim) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The claim's column of the method and of the baseline, a row per seed, a column per round.
-
-    The rounds are the declared ones of the scale, of those that have a seed of both methods; the
-    seeds are those that have all these rounds.
-    """
-    values = part.pivot(index="seed", columns=["method", "round"], values=claim.column)
-    ours = values[claim.method]
-    theirs = ours if claim.baseline == "published" else values[claim.baseline]
-    apart = (ours - theirs).dropna(axis=1, how="all")
-    first = part.iloc[0]
-    declared = table(first.table, first.scale).rounds[-claim.rounds :]
-    rounds = [t for t in declared if t in apart]
-    seeds = apart[rounds].dropna().index if rounds else []
-    return ours.loc[seeds, rounds], theirs.loc[seeds, rounds]
+    about = {"table": first.table, "scale": first.scale, "network": words.title(rows)}
+    about["dense"] = rows.drop_duplicates("seed").dense_error.mean()
+    claims = table(first.table, "paper").claims
+    return pd.DataFrame([about | _judged(rows, claim) for claim in claims], columns=VERDICT)
 
 
 def endpoint(rows: pd.DataFrame, claim: Claim) -> pd.DataFrame:
-    """What a claim is judged by: a row per seed, and columns method, baseline and difference.
-
-    `rows` are typed, and hold both methods.
-    """
-    part = _part(rows, claim)
-    return _numbers(*_sides(part, claim), part.groupby("round").surviving.mean(), claim)
+    """What a claim is judged by: a row per seed, and columns method, baseline and difference."""
+    return _numbers(*_sides(rows, claim), claim)
 
 
-def _numbers(
-    ours: pd.DataFrame, theirs: pd.DataFrame, surviving: pd.Series, claim: Claim
-) -> pd.DataFrame:
+def _numbers(ours: pd.DataFrame, theirs: pd.DataFrame, claim: Claim) -> pd.DataFrame:
     """`endpoint` of the two sides of a claim."""
-    method = per_seed(ours, surviving, claim)
     baseline = claim.published
     if claim.baseline != "published":
-        baseline = per_seed(theirs, surviving, claim)
-    both = pd.DataFrame({"method": method, "baseline": baseline}).dropna()
+        baseline = per_seed(theirs, claim)
+    both = pd.DataFrame({"method": per_seed(ours, claim), "baseline": baseline}).dropna()
     return both.assign(difference=both.method - both.baseline)
 
 
-def _judge_claim(rows: pd.DataFrame, claim: Claim) -> dict:
+def _sides(rows: pd.DataFrame, claim: Claim) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The claim's column of the method and of the baseline.
+
+    A row per seed and a column per fraction of surviving weights (%). The rounds are the declared
+    ones of the scale, of those that have a seed of both methods; the seeds have all these rounds.
+    """
+    part = rows[(rows[[*claim.where]] == pd.Series(claim.where)).all(axis=1)]
+    values = part.pivot(index="seed", columns=["method", "round"], values=claim.column)
+    methods = {*part.method}
+    ours = values[claim.method] if claim.method in methods else pd.DataFrame()
+    theirs = ours
+    if claim.baseline != "published":
+        theirs = values[claim.baseline] if claim.baseline in methods else pd.DataFrame()
+    there = (ours - theirs).dropna(axis=1, how="all")
+    first = rows.iloc[0]
+    declared = table(first.table, first.scale).rounds[-claim.rounds :]
+    rounds = [t for t in declared if t in there]
+    seeds = there[rounds].dropna().index
+    surviving = 100 * part.groupby("round").surviving.mean()[rounds]
+    sides = [side.reindex(index=seeds, columns=rounds) for side in (ours, theirs)]
+    return tuple(side.set_axis(surviving, axis=1) for side in sides)
+
+
+def _judged(rows: pd.DataFrame, claim: Claim) -> dict:
     """The row of a claim in `verdicts`."""
-    told = {"claim": words.in_words(claim), "after_the_fact": claim.after_the_fact, "n": 0}
-    told["verdict"] = "not run"
-    part = _part(rows, claim)
-    methods = [name for name in (claim.method, claim.baseline) if name != "published"]
-    missing = [words.short(name) for name in methods if name not in set(part.method)]
-    if missing:
-        return told | {"found": f"no rows of {' or '.join(missing)}"}
-    ours, theirs = _sides(part, claim)
-    part = part[part["round"].isin(ours.columns)]
-    surviving = part.groupby("round").surviving.mean()
-    numbers = _numbers(ours, theirs, surviving, claim)
+    told = {"claim": words.in_words(claim), "n": 0, "verdict": "not run"}
+    methods = [claim.method]
+    if claim.baseline != "published":
+        methods.append(claim.baseline)
+    ours, theirs = _sides(rows, claim)
+    numbers = _numbers(ours, theirs, claim)
     if numbers.empty:
-        return told | {"found": "no seed of both at the claimed fractions"}
-    told |= {"method_mean": numbers.method.mean(), "baseline_mean": numbers.baseline.mean()}
-    told |= {"rounds": tuple(ours.columns), "rows": _identity(part, claim)}
-    told["surviving"] = words.fractions(100 * surviving)
-    told["sparsity"] = words.fractions(100 * surviving, words.sparsity)
-    if claim.measure == "collapse":
-        return told | _collapsed(ours, theirs, claim)
+        names = [words.short(name) for name in methods if name not in {*rows.method}]
+        missing = f"no rows of {' or '.join(names)}" if names else "no seed of both"
+        return told | {"found": missing}
     told |= interval(numbers.difference)
-    if claim.low > -math.inf:
-        told["p"] = alike(told, claim.low, claim.high)
+    told |= {"method_mean": numbers.method.mean(), "baseline_mean": numbers.baseline.mean()}
+    told |= {"surviving": words.several(ours), "sparsity": words.several(ours, words.sparsity)}
+    told["runs"] = f"{claim.column} {numbers.round(6).to_numpy().tolist()}"
     told["verdict"] = judge(told, claim)
-    told["found"] = words.numbers(told, claim) + words.mixed(part)
+    if claim.low > -math.inf:
+        told["p"] = alike(told, claim)
+    style = words.digits(claim.column)
+    told["found"] = words.numbers(told, *map(words.short, (claim.method, claim.baseline)), style)
+    if claim.measure == "trend":
+        told["found"] = f"{words.interval_text(told)} points with each halving of the weights"
+    told["found"] += words.devices(rows[rows.method.isin(methods)])
     if claim.measure == "mean":
-        by_round = {t: judge(interval(ours[t] - theirs[t]), claim) for t in ours}
-        told["by_round"] = words.by_fraction(by_round, 100 * surviving)
-        told["area"] = area(rows, claim)["difference"]
+        apart = ours - theirs
+        told["by_fraction"] = words.by_fraction(
+            {at: judge(interval(apart[at]), claim) for at in apart}
+        )
+        whole = dataclasses.replace(claim, measure="area", rounds=ALL_ROUNDS)
+        told["area"] = endpoint(rows, whole).difference.mean()
     return told
-
-
-def area(rows: pd.DataFrame, claim: Claim = LAP_BEATS_MP) -> dict[str, float]:
-    """The `interval` of the area between the two curves over the log of the surviving weights."""
-    whole = dataclasses.replace(claim, measure="area", rounds=ALL_ROUNDS)
-    return interval(endpoint(rows, whole).difference)
-
-
-def _identity(part: pd.DataFrame, claim: Claim) -> str:
-    """The same text for two tables that hold the same runs, of the same dense networks."""
-    names = [claim.column, claim.measure, claim.method, claim.baseline]
-    runs = part[["source", "settings", "round", "seed", "dense_error", "device"]].drop_duplicates()
-    return " ".join([*names, *map(str, sorted(runs.itertuples(index=False, name=None)))])
-
-
-def _collapsed(ours: pd.DataFrame, theirs: pd.DataFrame, claim: Claim) -> dict:
-    """Whether runs of the baseline are worse than all of the method; or the other way round."""
-    ours, theirs = ours.to_numpy().ravel(), theirs.to_numpy().ravel()
-    count, p = exceedance(ours, theirs)
-    reverse = exceedance(theirs, ours)[1]
-    verdict = "undecided"
-    if len(ours) >= LEAST_SEEDS and min(p, reverse) < 0.05:
-        verdict = "reproduced" if p < reverse else "not reproduced"
-    method, baseline = words.short(claim.method), words.short(claim.baseline)
-    text = f"{count} of {len(theirs)} runs of {baseline} are worse than the worst of {method}"
-    return {"n": len(ours), "p": p, "verdict": verdict, "found": text}
 
 
 def effects(results: pd.DataFrame, baseline: str = "mp") -> pd.DataFrame:
@@ -439,8 +379,6 @@ def effects(results: pd.DataFrame, baseline: str = "mp") -> pd.DataFrame:
     """
     rows = one_source(results)
     both = means(rows).dropna(subset="paper").set_index(["method", "round"])
-    if varied(rows) or baseline not in both.index:
-        return pd.DataFrame(columns=EFFECTS)
     dense = published()[published().table == rows.table.iloc[0]].unpruned_error.iloc[0]
     found = []
     for method in both.index.unique("method").drop(baseline):
@@ -457,10 +395,6 @@ def effects(results: pd.DataFrame, baseline: str = "mp") -> pd.DataFrame:
         )
         found.append(part.reset_index())
     return pd.concat(found, ignore_index=True)[EFFECTS]
-
-
-EFFECTS = ["method", "round", "surviving", "difference", "paper_difference", "z"]
-EFFECTS += ["above_dense", "paper_above_dense"]
 
 
 def caption(results: pd.DataFrame, marks: str = words.BARS) -> str:

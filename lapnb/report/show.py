@@ -123,7 +123,7 @@ def claims_table(rows: pd.DataFrame) -> pd.DataFrame:
         "found": "found [95 % interval]",
         "n": "n",
         "detectable": "detectable difference",
-        "by_round": "by fraction",
+        "by_fraction": "by fraction",
     }
     return found[[*names]].rename(columns=names)
 

@@ -52,8 +52,6 @@ def in_words(claim: Claim) -> str:
     method, baseline = short(claim.method), short(claim.baseline)
     if claim.measure == "trend":
         text = f"{method}'s advantage over {baseline} grows with sparsity"
-    elif claim.measure == "collapse":
-        text = f"{baseline} collapses, {method} does not"
     elif claim.measure == "kept" and claim.baseline == "published":
         text = f"{method} loses at most {claim.loss:g} points down to {claim.published:g} %"
     elif claim.measure == "kept":
@@ -83,32 +81,25 @@ def interval_text(row, style: str = ".2f") -> str:
     return f"{difference} [{low}, {high}]" if row["n"] > 1 else difference
 
 
-def numbers(row: dict, claim: Claim) -> str:
+def numbers(row, method: str, baseline: str, style: str = ".2f") -> str:
     """Means and interval, as in "LAP 23.95, MP 75.67, difference −51.72 [−60.00, −43.44]"."""
-    style = digits(claim.column)
-    apart = interval_text(row, style)
-    if claim.measure == "trend":
-        return f"{apart} points with each halving of the surviving weights"
-    ours, theirs = (number(row[name], style) for name in ("method_mean", "baseline_mean"))
-    return f"{short(claim.method)} {ours}, {short(claim.baseline)} {theirs}, difference {apart}"
+    ours, theirs = number(row["method_mean"], style), number(row["baseline_mean"], style)
+    return f"{method} {ours}, {baseline} {theirs}, difference {interval_text(row, style)}"
 
 
-def by_fraction(verdicts: dict[int, str], surviving: pd.Series) -> str:
-    """Verdicts of rounds, as in "reproduced at 3.62 %, undecided at 4.32 %"."""
-    rounds = pd.Series(verdicts)[::-1]
-    groups = rounds.groupby(rounds, sort=False).groups.items()
-    return ", ".join(f"{verdict} at {fractions(surviving[at])} %" for verdict, at in groups)
+def by_fraction(verdicts: dict[float, str]) -> str:
+    """Verdicts by surviving weights (%), as in "reproduced at 3.62 %, undecided at 4.32 %"."""
+    fractions = pd.Series(verdicts)[::-1]
+    groups = fractions.groupby(fractions, sort=False).groups.items()
+    return ", ".join(f"{verdict} at {several(at)} %" for verdict, at in groups)
 
 
-def mixed(rows: pd.DataFrame) -> str:
-    """What to say beside a verdict where the runs of a seed are not of one machine."""
-    kinds = rows.groupby(["seed", *VARIED])[["device", "dense_error"]].nunique().max()
-    if kinds.device > 1:
-        devices = rows.groupby("method").device.unique().map(lambda names: listed(sorted(names)))
-        return "; but " + listed([f"{short(name)} on {there}" for name, there in devices.items()])
-    if kinds.dense_error > 1:
-        return "; but runs of one seed start from different dense networks"
-    return ""
+def devices(rows: pd.DataFrame) -> str:
+    """What to say beside a verdict where the runs of a seed were computed on several devices."""
+    if rows.groupby("seed").device.nunique().max() == 1:
+        return ""
+    places = rows.groupby("method").device.unique()
+    return "; but " + listed([f"{short(m)} on {listed(sorted(places[m]))}" for m in places.index])
 
 
 def percent(value: float) -> str:
@@ -133,7 +124,7 @@ def listed(words) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def fractions(surviving: pd.Series, text=percent) -> str:
+def several(surviving, text=percent) -> str:
     """Surviving weights (%), as in "0.43, 0.23 and 0.12"; of many the first and the last."""
     texts = [text(value) for value in surviving]
     return listed(texts) if len(texts) <= MANY else f"{texts[0]} to {texts[-1]}"
