@@ -10,7 +10,7 @@ import pandas as pd
 
 from lapnb.checks import require
 from lapnb.paper.protocol import VARIED, Claim
-from lapnb.paper.tables import ALL_ROUNDS, LAP_BEATS_MP, TABLES, table
+from lapnb.paper.tables import ALL_ROUNDS, TABLES, table
 from lapnb.pruning.scores import METHODS
 from lapnb.report import words
 from lapnb.report.words import MEASURED, NAMES, digits, short, stands_in, title  # noqa: F401
@@ -23,9 +23,9 @@ VERDICT = (
     "table scale network claim surviving sparsity dense method_mean baseline_mean difference low"
 )
 VERDICT = f"{VERDICT} high n p detectable area verdict found by_fraction runs".split()
-INTERVAL = "difference low high n p detectable standard_error".split()
+INTERVAL = ["difference", "low", "high", "n", "p", "detectable", "standard_error"]
 EFFECTS = (
-    "method round surviving difference paper_difference z above_dense paper_above_dense".split()
+    ["method", "round", "surviving", "difference", "paper_difference", "z", "above_dense", "paper_above_dense"]
 )
 LEAST_SEEDS = 3
 
@@ -85,7 +85,7 @@ def _typed(results: pd.DataFrame) -> pd.DataFrame:
 def _refuse_mixed(rows: pd.DataFrame) -> None:
     """Raise ValueError unless these are finished runs of one table, each run once."""
     for name in SHARED:
-        values = rows[name].unique()
+        values = rows[name].unique().tolist()
         if len(values) > 1:
             raise ValueError(f"{name} is {words.listed([f'{value!r}' for value in values])}")
     if rows.table[0] not in TABLES:
@@ -260,8 +260,8 @@ def judge(found: dict, claim: Claim) -> str:
 def holm(p: pd.Series) -> pd.Series:
     """Adjust p values for their number (Holm, 1979); missing ones stay missing."""
     ascending = p.dropna().sort_values()
-    steps = range(len(ascending), 0, -1)
-    return (ascending * steps).cummax().clip(upper=1).reindex(p.index)
+    left = np.arange(len(ascending), 0, -1)
+    return (ascending * left).cummax().clip(upper=1).reindex(p.index)
 
 
 # ---- verdicts ------------------------------------------------------------------------------------

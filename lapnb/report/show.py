@@ -12,7 +12,7 @@ from lapnb.paper.tables import table as declared
 from lapnb.report import compare as of
 from lapnb.report import words
 from lapnb.report.plots import plot, png
-from lapnb.report.words import percent  # noqa: F401
+from lapnb.report.words import percent
 from lapnb.runs.rows import keys, read, results_file
 from lapnb.runs.run import recorded
 

@@ -118,7 +118,7 @@ def networks_in_words() -> pd.DataFrame:
 # ---- all comparisons -----------------------------------------------------------------------------
 
 # What two runs share that may be compared
-PAIR = "network scale source round seed dense_error device".split()
+PAIR = ["network", "scale", "source", "round", "seed", "dense_error", "device"]
 
 
 def everything() -> pd.DataFrame:
@@ -134,7 +134,7 @@ def everything() -> pd.DataFrame:
             unusual = rows.activation.where(~rows.activation.isin(["relu", "none"]))
             rows["network"] = words.title(rows, whole=False) + (", " + unusual).fillna("")
             parts.append(rows[rows.retrain_steps > 0])
-    rows = pd.concat(parts or [pd.DataFrame(columns=[*of.SCHEMA, "network"])], ignore_index=True)
+    rows = pd.concat(parts or [pd.DataFrame(columns=[*of.SCHEMA])], ignore_index=True)
     return rows.drop_duplicates([*PAIR, "method", "scope", "schedule"])
 
 
