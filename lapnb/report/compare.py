@@ -13,8 +13,8 @@ from lapnb.paper.protocol import VARIED, Claim
 from lapnb.paper.tables import ALL_ROUNDS, TABLES, table
 from lapnb.pruning.scores import METHODS
 from lapnb.report import words
-from lapnb.report.words import MEASURED, NAMES, digits, short, stands_in, title  # noqa: F401
-from lapnb.runs.rows import PROVENANCE, SCHEMA, check
+from lapnb.report.words import BARS, MEASURED, NAMES, digits, short, stands_in, title  # noqa: F401
+from lapnb.runs.rows import NUMBERS, PROVENANCE, SCHEMA, check
 
 ROWS = "results must be rows of one table, as lapnb.run and lapnb.recorded return them"
 # What rows of one table agree in
@@ -24,9 +24,6 @@ VERDICT = (
 )
 VERDICT = f"{VERDICT} high n p detectable area verdict found by_fraction runs".split()
 INTERVAL = ["difference", "low", "high", "n", "p", "detectable", "standard_error"]
-EFFECTS = (
-    ["method", "round", "surviving", "difference", "paper_difference", "z", "above_dense", "paper_above_dense"]
-)
 LEAST_SEEDS = 3
 
 
@@ -52,8 +49,8 @@ def one_source(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
         raise ValueError(f"{ROWS}; got {type(results).__name__} without rows")
     try:
         rows = _typed(results)
-        _refuse_mixed(rows)
         check(rows, *rows.loc[0, ["table", "scale"]])
+        _refuse_mixed(rows)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{ROWS}; {error}") from error
     rows["gap"] = rows.error - rows.train_error
@@ -71,15 +68,12 @@ def _typed(results: pd.DataFrame) -> pd.DataFrame:
         if name not in rows and name not in PROVENANCE:
             raise ValueError(f"these have no column {name}")
     rows = rows.reindex(columns=[*SCHEMA]).astype(object)
-    present = rows.notna()
-    for name, kind in SCHEMA.items():
-        if kind is str:
-            rows[name] = rows[name].where(present[name], "").astype(str)
-            continue
-        rows[name] = rows[name].where(present[name], math.nan).astype(float)
-        if kind[0] is int:
-            rows[name] = rows[name].astype("Int64").astype(int)  # TypeError unless whole
-    return rows
+    text = [name for name in SCHEMA if name not in NUMBERS]
+    whole = [name for name in NUMBERS if SCHEMA[name][0] is int]
+    rows[text] = rows[text].fillna("").astype(str)
+    rows[NUMBERS] = rows[NUMBERS].fillna(math.nan).astype(float)
+    rows[whole] = rows[whole].astype("Int64")  # TypeError where a number is not whole
+    return rows.infer_objects().astype(dict.fromkeys(whole, int))
 
 
 def _refuse_mixed(rows: pd.DataFrame) -> None:
@@ -87,18 +81,15 @@ def _refuse_mixed(rows: pd.DataFrame) -> None:
     for name in SHARED:
         values = rows[name].unique().tolist()
         if len(values) > 1:
-            raise ValueError(f"{name} is {words.listed([f'{value!r}' for value in values])}")
+            raise ValueError(f"{name} is {words.listed(map(repr, values))}")
     if rows.table[0] not in TABLES:
         raise ValueError(f"there is no table {rows.table[0]!r}")
     finished = (rows.status == "ok") & (rows.source != "") & (rows.device != "")
     if not finished.all():
         raise ValueError(f"row {finished.idxmin()} is no finished run")
-    repeated = rows.duplicated([*VARIED, "method", "round", "seed"]).sum()
-    if repeated:
-        raise ValueError(f"each run once; got {repeated} repeated runs")
-    looks = rows.method.map(lambda name: METHODS[name].looks_at if name in METHODS else "")
-    if rows.groupby([*VARIED, "round", looks]).settings.nunique().max() > 1:
-        raise ValueError("settings differ within a method and round, as their hashes say")
+    looks_at = rows.method.map({name: method.looks_at for name, method in METHODS.items()})
+    if rows.groupby([*VARIED, "round", looks_at]).settings.nunique().max() > 1:
+        raise ValueError("the settings of a round differ, as their hashes say")
 
 
 def varied(rows: pd.DataFrame) -> list[str]:
@@ -159,7 +150,8 @@ def paired(
     Returns:
         Columns: surviving (%); the two methods' means; difference, `method` − `baseline`; low and
         high, its 95 % interval (Student's t over the seeds' differences); n, the number of seeds;
-        p, detectable and standard_error, see `interval`. Settings that the table varies, and the round, come first.
+        p, detectable and standard_error, see `interval`. Settings that the table varies, and the
+        round, come first.
     """
     rows = one_source(results, column)
     methods = [*rows.method.unique()]
@@ -196,8 +188,8 @@ def interval(values: pd.Series) -> dict[str, float]:
 
     Returns:
         difference, the mean; low and high, its 95 % interval (Student's t); n; p, two-sided, that
-        the mean is 0; error, the standard error; and detectable, the difference that the t test at
-        5 % finds with 80 % power at this n and standard deviation: (t(0.975) + t(0.8)) · standard_error.
+        the mean is 0; standard_error; and detectable, the difference that the t test at 5 % finds
+        with 80 % power at this n and standard deviation: (t(0.975) + t(0.8)) · standard_error.
     """
     from scipy.stats import t  # takes a second to import
 
@@ -378,23 +370,23 @@ def effects(results: pd.DataFrame, baseline: str = "mp") -> pd.DataFrame:
         errors), above_dense and paper_above_dense, the method's error above its dense network's.
     """
     rows = one_source(results)
-    both = means(rows).dropna(subset="paper").set_index(["method", "round"])
-    dense = published()[published().table == rows.table.iloc[0]].unpruned_error.iloc[0]
+    both = means(rows).dropna(subset="paper").set_index("round")
+    theirs = both[both.method == baseline]
+    dense = published()[published().table == rows.table[0]].unpruned_error.mean()
     found = []
-    for method in both.index.unique("method").drop(baseline):
+    for method in both.method.unique():
+        ours = both[both.method == method]
+        if method == baseline or theirs.empty:
+            continue
         pair = pairs(rows, method, baseline).set_index("round")
-        ours, theirs = both.loc[method], both.loc[baseline]
-        apart = ours.paper - theirs.paper
-        error = (pair.standard_error**2 + (ours.paper_std**2 + theirs.paper_std**2) / 5) ** 0.5
-        part = pair[["surviving", "difference"]].assign(
-            method=method,
-            paper_difference=apart,
-            z=(pair.difference - apart) / error,
-            above_dense=ours.error - rows.dense_error.mean(),
-            paper_above_dense=ours.paper - dense,
-        )
-        found.append(part.reset_index())
-    return pd.concat(found, ignore_index=True)[EFFECTS]
+        line = pair[["surviving", "difference"]].assign(method=method)
+        line["paper_difference"] = ours.paper - theirs.paper
+        variance = pair.standard_error**2 + (ours.paper_std**2 + theirs.paper_std**2) / 5
+        line["z"] = (line.difference - line.paper_difference) / variance**0.5
+        line["above_dense"] = ours.error - rows.dense_error.mean()
+        line["paper_above_dense"] = ours.paper - dense
+        found.append(line.reset_index())
+    return pd.concat(found or [pd.DataFrame()])
 
 
 def caption(results: pd.DataFrame, marks: str = words.BARS) -> str:
