@@ -18,12 +18,29 @@ from lapnb.runs.rows import NUMBERS, PROVENANCE, SCHEMA, check
 
 ROWS = "results must be rows of one table, as lapnb.run and lapnb.recorded return them"
 # What rows of one table agree in
-SHARED = ["table", "scale", "network", "width", "source", "dense_steps", "retrain_steps", "changed"]
+SHARED = [
+    "table",
+    "scale",
+    "network",
+    "width",
+    "source",
+    "dense_steps",
+    "retrain_steps",
+    "changed",
+]
 VERDICT = (
     "table scale network claim surviving sparsity dense method_mean baseline_mean difference low"
 )
 VERDICT = f"{VERDICT} high n p detectable area verdict found by_fraction runs".split()
-INTERVAL = ["difference", "low", "high", "n", "p", "detectable", "standard_error"]
+INTERVAL = [
+    "difference",
+    "low",
+    "high",
+    "n",
+    "p",
+    "detectable",
+    "standard_error",
+]
 LEAST_SEEDS = 3
 
 
@@ -56,7 +73,12 @@ def one_source(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
     rows["gap"] = rows.error - rows.train_error
     rows["lost"] = rows.error_before - rows.dense_error
     recorded = [name for name in MEASURED if rows[name].notna().any()]
-    require(column in recorded, "column", f"one of {', '.join(recorded)}", column)
+    require(
+        column in recorded,
+        "column",
+        f"one of {', '.join(recorded)}",
+        column,
+    )
     return rows
 
 
@@ -97,6 +119,11 @@ def varied(rows: pd.DataFrame) -> list[str]:
     return [name for name in VARIED if rows[name].nunique() > 1]
 
 
+def those(rows: pd.DataFrame, values: dict) -> pd.DataFrame:
+    """The rows that have these values in these columns."""
+    return rows[(rows[[*values]] == pd.Series(values)).all(axis=1)]
+
+
 # ---- means and pairs -----------------------------------------------------------------------------
 
 
@@ -121,7 +148,13 @@ def means(rows: pd.DataFrame, column: str = "error") -> pd.DataFrame:
     """`compare` of typed rows."""
     rows = rows.assign(surviving=100 * rows.surviving)
     groups = rows.groupby([*varied(rows), "method", "round"], sort=False)
-    ours = groups[column].agg(**{column: "mean", "std": "std", "n": "count"})
+    ours = groups[column].agg(
+        **{
+            column: "mean",
+            "std": "std",
+            "n": "count",
+        }
+    )
     ours = ours.join(groups.surviving.mean()).reset_index()
     theirs = published().rename(columns={"error_pct": "paper", "error_std": "paper_std"})
     theirs = theirs[theirs.table == rows.table.iloc[0]]
@@ -156,15 +189,34 @@ def paired(
     rows = one_source(results, column)
     methods = [*rows.method.unique()]
     for parameter, name in (("method", method), ("baseline", baseline)):
-        require(name in methods, parameter, f"one of {', '.join(methods)}", name)
-    require(method != baseline, "baseline", "another method", baseline)
-    return pairs(rows, method, baseline, column)
+        require(
+            name in methods,
+            parameter,
+            f"one of {', '.join(methods)}",
+            name,
+        )
+    require(
+        method != baseline,
+        "baseline",
+        "another method",
+        baseline,
+    )
+    return pairs(
+        rows,
+        method,
+        baseline,
+        column,
+    )
 
 
 def pairs(rows: pd.DataFrame, method: str, baseline: str, column: str = "error") -> pd.DataFrame:
     """`paired` of typed rows."""
     keys = [*varied(rows), "round"]
-    values = rows.pivot(index=[*keys, "seed"], columns="method", values=column)
+    values = rows.pivot(
+        index=[*keys, "seed"],
+        columns="method",
+        values=column,
+    )
     found = intervals(values[[method, baseline]], keys)
     surviving = 100 * rows.groupby("round").surviving.mean()
     found.insert(0, "surviving", surviving.reindex(found.index, level="round"))
@@ -197,7 +249,13 @@ def interval(values: pd.Series) -> dict[str, float]:
     error = values.std() / n**0.5
     half = t.ppf(0.975, n - 1) * error
     p = 2 * t.sf(abs(mean) / error, n - 1) if error else float(mean == 0)
-    found = {"difference": mean, "low": mean - half, "high": mean + half, "n": n, "p": p}
+    found = {
+        "difference": mean,
+        "low": mean - half,
+        "high": mean + half,
+        "n": n,
+        "p": p,
+    }
     return found | {"detectable": half + t.ppf(0.8, n - 1) * error, "standard_error": error}
 
 
@@ -218,7 +276,15 @@ def per_seed(values: pd.DataFrame, claim: Claim) -> pd.Series:
     if len(halvings) < 2:
         return pd.Series(math.nan, values.index)
     if claim.measure == "area":
-        return pd.Series(np.trapezoid(values, halvings, axis=1) / np.ptp(halvings), values.index)
+        return pd.Series(
+            np.trapezoid(
+                values,
+                halvings,
+                axis=1,
+            )
+            / np.ptp(halvings),
+            values.index,
+        )
     return pd.Series(np.polyfit(halvings, values.T, 1)[0], values.index)
 
 
@@ -226,10 +292,9 @@ def alike(found: dict, claim: Claim) -> float:
     """The p value of a mean outside the limits of a claim: the larger of two one-sided tests'."""
     from scipy.stats import t
 
-    distance = min(found["difference"] - claim.low, claim.high - found["difference"])
-    if found["standard_error"] == 0:
-        return float(distance <= 0)
-    return float(t.sf(distance / found["standard_error"], found["n"] - 1))
+    nearest = min(found["difference"] - claim.low, claim.high - found["difference"])
+    error = found["standard_error"]
+    return t.sf(nearest / error, found["n"] - 1) if error else float(nearest <= 0)
 
 
 def judge(found: dict, claim: Claim) -> str:
@@ -282,7 +347,11 @@ def verdicts(results: pd.DataFrame) -> pd.DataFrame:
 def judged(rows: pd.DataFrame) -> pd.DataFrame:
     """`verdicts` of typed rows."""
     first = rows.iloc[0]
-    about = {"table": first.table, "scale": first.scale, "network": words.title(rows)}
+    about = {
+        "table": first.table,
+        "scale": first.scale,
+        "network": words.title(rows),
+    }
     about["dense"] = rows.drop_duplicates("seed").dense_error.mean()
     claims = table(first.table, "paper").claims
     return pd.DataFrame([about | _judged(rows, claim) for claim in claims], columns=VERDICT)
@@ -308,8 +377,12 @@ def _sides(rows: pd.DataFrame, claim: Claim) -> tuple[pd.DataFrame, pd.DataFrame
     A row per seed and a column per fraction of surviving weights (%). The rounds are the declared
     ones of the scale, of those that have a seed of both methods; the seeds have all these rounds.
     """
-    part = rows[(rows[[*claim.where]] == pd.Series(claim.where)).all(axis=1)]
-    values = part.pivot(index="seed", columns=["method", "round"], values=claim.column)
+    part = those(rows, claim.where)
+    values = part.pivot(
+        index="seed",
+        columns=["method", "round"],
+        values=claim.column,
+    )
     methods = {*part.method}
     ours = values[claim.method] if claim.method in methods else pd.DataFrame()
     theirs = ours
@@ -327,7 +400,11 @@ def _sides(rows: pd.DataFrame, claim: Claim) -> tuple[pd.DataFrame, pd.DataFrame
 
 def _judged(rows: pd.DataFrame, claim: Claim) -> dict:
     """The row of a claim in `verdicts`."""
-    told = {"claim": words.in_words(claim), "n": 0, "verdict": "not run"}
+    told = {
+        "claim": words.in_words(claim),
+        "n": 0,
+        "verdict": "not run",
+    }
     methods = [claim.method]
     if claim.baseline != "published":
         methods.append(claim.baseline)
@@ -354,7 +431,11 @@ def _judged(rows: pd.DataFrame, claim: Claim) -> dict:
         told["by_fraction"] = words.by_fraction(
             {at: judge(interval(apart[at]), claim) for at in apart}
         )
-        whole = dataclasses.replace(claim, measure="area", rounds=ALL_ROUNDS)
+        whole = dataclasses.replace(
+            claim,
+            measure="area",
+            rounds=ALL_ROUNDS,
+        )
         told["area"] = endpoint(rows, whole).difference.mean()
     return told
 
