@@ -87,7 +87,7 @@ def networks(claims: pd.DataFrame | None = None) -> pd.DataFrame:
         claims = summary(BIG)
     is_endpoint = claims.table.isin(NETWORKS) & (claims.claim == words.in_words(LAP_BEATS_MP))
     rows = claims[is_endpoint].rename(columns={"method_mean": "lap", "baseline_mean": "mp"})
-    rows["network"] = rows.network.fillna(rows.table.map(lambda name: TABLES[name]["title"]))
+    rows["network"] = rows.network.astype(object).fillna(rows.table.map(lambda name: TABLES[name]["title"]))
     rows["verdict"] = rows.verdict.replace({"reproduced": "yes", "not reproduced": "no"})
     rows["p_holm"] = of.holm(rows.p.astype(float))
     rows = rows.merge(pd.DataFrame([_published(name) for name in NETWORKS]), on="table")
