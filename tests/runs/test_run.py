@@ -480,7 +480,7 @@ def test_stop_in_mid_sweep_then_resume(lapnb_root, elsewhere, how, workers):
 
 
 def _kill_in_mid_run(table, kind):
-    train = sys.modules["lapnb.training.train"]
+    checkpoints = sys.modules["lapnb.training.checkpoints"]
 
     def save_and_die(path, tensors, facts):
         save_tensors(path, tensors, facts)
@@ -488,7 +488,7 @@ def _kill_in_mid_run(table, kind):
         if int(facts["step"]) == 50 and stack == kind:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    train.CHECKPOINT_SECONDS, train.save_tensors = 0, save_and_die
+    checkpoints.CHECKPOINT_SECONDS, checkpoints.save_tensors = 0, save_and_die
     lapnb.run(table, workers=1)
 
 

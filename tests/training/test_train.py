@@ -29,7 +29,7 @@ def digits():
 @pytest.fixture
 def hasty(monkeypatch):
     """Checkpoints are written every 25 steps, not every minute."""
-    monkeypatch.setattr(sys.modules["lapnb.training.train"], "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(sys.modules["lapnb.training.checkpoints"], "CHECKPOINT_SECONDS", 0)
 
 
 def small(seed=0):
@@ -83,7 +83,7 @@ def test_the_graph_of_a_step_on_a_gpu_changes_no_bit(monkeypatch, network, preci
         model = lapnb.build_model(network, width=0.25, seed=0).to("cuda")
         masks = lapnb.prune_masks(model, "mp", 0.2)
         trained.append(lapnb.train(model, data, 40, masks=masks, precision=precision))
-        monkeypatch.setattr(sys.modules["lapnb.training.train"], "Graph", lambda step: step)
+        monkeypatch.setattr(sys.modules["lapnb.training.train"], "CapturedStep", lambda step: step)
     assert same(*trained)
     for layer, mask in zip(prunable_layers(model), masks, strict=True):
         assert not layer.weight[~mask].any()
