@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lapnb.checks import require, require_whole
+from lapnb.checks import owns_memory, require, require_whole
 from lapnb.progress import progress
 from lapnb.surroundings import usual_torch
 from lapnb.training.datasets import DATASETS, SPLITS, read_dataset
@@ -97,10 +97,9 @@ class Data:
         if classes is None:
             classes = 1 + int(max(train_labels.max(), test_labels.max()))
         augment(train_images[:1], augmentation, stream(0, "check"))
-        if mean is None or std is None:
-            means, deviations = _moments(train_images)
-            mean = means if mean is None else mean
-            std = deviations if std is None else std
+        measured_mean, measured_std = _moments(train_images)
+        mean = measured_mean if mean is None else mean
+        std = measured_std if std is None else std
         _check_per_channel("mean", mean, size[0], -math.inf)
         _check_per_channel("std", std, size[0], 0)
         tensors = train_images, train_labels, test_images, test_labels
@@ -163,20 +162,20 @@ def _checked_images(name: str, images) -> Tensor:
     """Return images as uint8 (N, C, H, W); raise ValueError naming them unless they are such."""
     images = _as_tensor(name, images)
     allowed = "(N, C, H, W) or (N, H, W), uint8 or floats in [0, 1]"
-    given = (*images.shape, images.dtype)
-    usual = images.layout == torch.strided and not images.is_meta and images.numel() > 0
-    require(usual and images.ndim in (3, 4), name, allowed, given)
+    shape_and_type = (*images.shape, images.dtype)
+    usual = owns_memory(images) and not images.is_meta and images.numel() > 0
+    require(usual and images.ndim in (3, 4), name, allowed, shape_and_type)
     if images.ndim == 3:
         images = images.unsqueeze(1)
-    height, width, channels = images.shape[1:]  # if they come last
-    channels_last = min(height, width) > 4 and channels in (1, 3, 4)
-    require(not channels_last, name, f"{allowed}: permute(0, 3, 1, 2) puts channels first", given)
+    channels_last = images.shape[3] in (1, 3, 4) and min(images.shape[1:3]) > 4
+    reordered = "channels before height and width, as permute(0, 3, 1, 2) puts them"
+    require(not channels_last, name, reordered, shape_and_type)
     if images.is_floating_point():
         low, high = images.aminmax()
         require(low >= 0 and high <= 1, name, allowed, f"values from {low:g} to {high:g}")
         parts = [(part * 255).round().byte() for part in images.split(1000)]  # to save memory
         images = torch.cat(parts)
-    require(images.dtype == torch.uint8, name, allowed, given)
+    require(images.dtype == torch.uint8, name, allowed, shape_and_type)
     return images
 
 
@@ -204,16 +203,14 @@ def _as_tensor(name: str, values) -> Tensor:
 
 def _moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel of uint8 images, for pixels in [0, 1]."""
-    values = torch.arange(256, dtype=torch.double) / 255
-    means, deviations = [], []
-    for channel in images.unbind(1):
-        counts = torch.bincount(channel.flatten(), minlength=256)  # needs no copy in floats
-        share = counts.double().cpu() / counts.sum().cpu()
-        mean = share @ values
-        means.append(mean.item())
-        variance = share @ (values - mean).square()
-        deviations.append(max(variance.sqrt().item(), 1 / 255))  # a channel may be constant
-    return tuple(means), tuple(deviations)
+    channels = [channel.flatten() for channel in images.unbind(1)]
+    counts = torch.stack([torch.bincount(channel, minlength=256) for channel in channels])
+    share = counts.cpu().double() / len(channels[0])
+    values = torch.arange(256).double() / 255
+    mean = share @ values
+    variance = share @ values.square() - mean.square()
+    std = variance.clamp(min=255**-2).sqrt()  # a channel may be constant
+    return tuple(mean.tolist()), tuple(std.tolist())
 
 
 def _check_per_channel(name: str, values: tuple[float, ...], channels: int, above: float) -> None:

@@ -4,7 +4,6 @@ A new data set is one more entry of `DATASETS`.
 """
 
 import os
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from lapnb.progress import progress
@@ -120,46 +118,39 @@ def _cifar10(folder: Path) -> Read:
 
 
 def _cifar10_as_jpeg(folder: Path) -> Read:
-    train = _image_folder(folder / "cifar10" / "train")
-    test = _image_folder(folder / "cifar10" / "test")
+    train, test = (_image_folder(folder / "cifar10" / split) for split in ("train", "test"))
     if train.classes != test.classes or len(train.classes) != 10:
         raise ValueError("cifar10/train and cifar10/test must have the same 10 folders")
     note = " (JPEG)"
     if (len(train), len(test)) != (50_000, 10_000):
         note = f" (JPEG, {len(train):,} + {len(test):,} images)"
-    return _decoded("cifar10", folder, train.samples, test.samples, 32), note
+    return _decoded("cifar10", folder, train, test), note
 
 
 def _tiny_imagenet(folder: Path) -> Read:
     """Read the classes that wnids.txt lists; the validation images are the test set."""
+    from torchvision.datasets.utils import download_and_extract_archive
+
     root = folder / TINY
     if not root.exists():
-        _download_tiny_imagenet(root)
-    train = _image_folder(root / "train")
+        with _downloading(folder):
+            download_and_extract_archive(TINY_URL, folder, md5=TINY_MD5)
+    train, test = _image_folder(root / "train"), _image_folder(root / "val")
     classes = train.classes
-    listed = sorted((root / "wnids.txt").read_text().split())
     lines = (root / "val" / "val_annotations.txt").read_text().splitlines()
     class_of = dict(line.split("\t")[:2] for line in lines)
-    if not classes == listed == sorted({*class_of.values()}):
-        raise ValueError("train, wnids.txt and val_annotations.txt must have the same classes")
-    images = root / "val" / "images"
-    test = [(str(images / file), classes.index(class_of[file])) for file in sorted(class_of)]
+    test.samples = [
+        (path, classes.index(class_of[os.path.basename(path)])) for path, _ in test.samples
+    ]
+    listed = (root / "wnids.txt").read_text().split()
+    if {*listed} != {*classes} or len({label for _, label in test.samples}) != len(classes):
+        raise ValueError("train, val and wnids.txt must have the same classes")
     note = ""
     if len(classes) != 200:
         note = f", {len(classes)} classes"
     if (len(train), len(test)) != (500 * len(classes), 50 * len(classes)):
         note += f" ({len(train):,} + {len(test):,} images)"
-    return _decoded("tiny_imagenet", folder, train.samples, test, 64), note
-
-
-def _download_tiny_imagenet(root: Path) -> None:
-    from torchvision.datasets.utils import download_and_extract_archive
-
-    folder, unpacked = root.parent, root.with_name(f".{root.name}")
-    with _downloading(folder):
-        if not root.exists():  # another process may have been first
-            download_and_extract_archive(TINY_URL, folder, unpacked, md5=TINY_MD5)
-            (unpacked / root.name).rename(root)  # complete from the first moment
+    return _decoded("tiny_imagenet", folder, train, test), note
 
 
 TINY = "tiny-imagenet-200"
@@ -232,10 +223,11 @@ def _downloading(folder: Path):
 
 
 def _image_folder(folder: Path):
-    """torchvision's list of the JPEG files in a folder, which has a folder for each class."""
+    """List the JPEG files of a folder, which has a folder for each class."""
     from torchvision.datasets import ImageFolder
+    from torchvision.transforms import PILToTensor
 
-    return ImageFolder(folder, is_valid_file=_is_jpeg)
+    return ImageFolder(folder, PILToTensor(), is_valid_file=_is_jpeg)
 
 
 def _is_jpeg(path: str) -> bool:
@@ -244,45 +236,26 @@ def _is_jpeg(path: str) -> bool:
     return name.endswith((".jpg", ".jpeg")) and not name.startswith(".")
 
 
-def _decoded(
-    name: str, folder: Path, train: list[tuple[str, int]], test: list[tuple[str, int]], side: int
-) -> dict[str, Tensor]:
-    """Decode images of `side` pixels; they are decoded again only when a file has changed."""
+def _decoded(name: str, folder: Path, train, test) -> dict[str, Tensor]:
+    """Decode two image folders; they are decoded again only when a file has changed."""
 
     def read() -> Saved:
         tensors = []
-        for rows in (train, test):
-            files = progress(rows, f"decoding {name}, once", "images")
-            tensors.append(torch.stack([_decode(path, side) for path, _ in files]))
-            tensors.append(torch.tensor([label for _, label in rows]))
+        for files in (train, test):
+            pairs = progress(files, f"decoding {name}, once", "images")
+            images, labels = zip(*pairs, strict=True)
+            tensors += [torch.stack(images), torch.tensor(labels)]
         return _named(*tensors), {}
 
     key = []
-    for path, label in [*train, *test]:
+    for path, label in train.samples + test.samples:
         stat = os.stat(path)
         key.append((path, label, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
     return _cached(name, folder, key, read)
 
 
-def _decode(path: str, side: int) -> Tensor:
-    try:
-        with Image.open(path) as image:
-            if image.size != (side, side):
-                raise ValueError(f"it is {image.width} x {image.height}")
-            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-    except Exception as error:  # whatever a decoder stumbles over
-        raise ValueError(f"{path} is no image of {side} x {side} pixels: {error}") from error
-
-
 def _cached(name: str, folder: Path, key: list, read: Callable[[], Saved]) -> dict[str, Tensor]:
     """What `read()` returns, kept as a memory-mapped file in the data folder or user's cache."""
-    try:
-        place = folder if os.access(folder, os.W_OK) else _user_cache()
-        path = place / f"{name}-{fingerprint(key)}.images.safetensors"
-        tensors, _ = cached(path, read)
-        for other in {*place.glob(f"{name}-*.images.safetensors")} - {path}:
-            other.unlink(missing_ok=True)  # made of files that have changed
-    except (OSError, RuntimeError) as error:  # no room, no permission, no home folder
-        tensors, _ = read()
-        warnings.warn(f"{name} is read anew each time: {error}", stacklevel=2)
+    place = folder if os.access(folder, os.W_OK) else _user_cache()
+    tensors, _ = cached(place / f"{name}-{fingerprint(key)}.images.safetensors", read)
     return tensors

@@ -49,7 +49,7 @@ def train(
     A model returns logits of shape (batch, classes), or (networks, batch, classes) for several
     independent networks trained at once. Their losses are added, so each trains as if alone, also
     beside one that diverges; `evaluate` says which that is. Of a tuple or dict that a model
-    returns, the first tensor counts.
+    returns, the first value counts.
 
     Modules are trained in training mode. If only some of the modules with parameters are in
     evaluation mode (a frozen batch norm), they stay in it; if all are, all are set to train.
@@ -275,7 +275,7 @@ def _batches(data, batch_size, start, seed, stage, dtype) -> Iterator[tuple[Tens
 def _computed(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Logits, and each image's cross-entropy, never in 16 bits: (batch,) or (networks, batch)."""
     try:
-        logits = _first_tensor(model(images))
+        logits = _logits_in(model(images))
         wide = logits.float() if logits.dtype in SHORT else logits
         labels = labels.expand(wide.shape[:-1])
         # the classes' axis second, as cross_entropy wants it
@@ -287,16 +287,12 @@ def _computed(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor,
         raise ValueError(f"model cannot compute the loss of data, {about}: {error}") from error
 
 
-def _first_tensor(output: Any) -> Tensor:
+def _logits_in(output: Any) -> Tensor:
     """The logits of what a model returns; GoogLeNet and Inception return auxiliary ones, too."""
-    if isinstance(output, Tensor):
-        return output
-    values = ()
     if isinstance(output, Mapping):
-        values = output.values()
-    elif isinstance(output, tuple | list):
-        values = output
-    tensors = [value for value in values if isinstance(value, Tensor)]
+        output = tuple(output.values())
+    if isinstance(output, tuple | list) and output:
+        output = output[0]
     allowed = "one that returns logits, alone or first in a tuple or dict"
-    require(tensors != [], "model", allowed, type(output).__name__)
-    return tensors[0]
+    require(isinstance(output, Tensor), "model", allowed, type(output).__name__)
+    return output

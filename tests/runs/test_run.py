@@ -530,6 +530,15 @@ def test_kill_in_mid_run_then_resume(lapnb_root, elsewhere, monkeypatch, table, 
     assert_same_rows(rows, expected)
 
 
+def test_retrain_seconds_count_all_parts_of_a_resumed_run(lapnb_root):
+    table = tiny(retrain_steps=75)
+    checkpoint = killed_in_mid_run(lapnb_root, table, "stack")
+    tensors, facts = load_tensors(checkpoint)
+    assert facts["seconds"] > 0
+    save_tensors(checkpoint, tensors, facts | {"seconds": 3600})
+    assert lapnb.run(table).retrain_seconds.sum() > 3600
+
+
 def _sweep(table):
     lapnb.run(table, workers=1)
 
