@@ -92,8 +92,9 @@ class Data:
         require(train_images.shape[1:] == size, "train_images", allowed, (*train_images.shape,))
         if classes is not None:
             require_whole("classes", classes, 1)
-        train_labels = _checked_labels("train_labels", train_labels, len(train_images), classes)
-        test_labels = _checked_labels("test_labels", test_labels, len(test_images), classes)
+        below = math.inf if classes is None else classes
+        train_labels = _checked_labels("train_labels", train_labels, len(train_images), below)
+        test_labels = _checked_labels("test_labels", test_labels, len(test_images), below)
         if classes is None:
             classes = 1 + int(max(train_labels.max(), test_labels.max()))
         augment(train_images[:1], augmentation, stream(0, "check"))
@@ -179,19 +180,15 @@ def _checked_images(name: str, images) -> Tensor:
     return images
 
 
-def _checked_labels(name: str, labels, count: int, classes: int | None) -> Tensor:
+def _checked_labels(name: str, labels, count: int, below: float) -> Tensor:
     """Return labels as int64 (N,); raise ValueError naming them unless they are such."""
     labels = _as_tensor(name, labels)
-    allowed = f"{count} whole numbers from 0, one per image"
+    allowed = f"{count} whole numbers from 0, one per image, below classes"
     whole = torch.can_cast(labels.dtype, torch.int64)
     require(whole and labels.shape == (count,), name, allowed, (*labels.shape, labels.dtype))
-    labels = labels.long()
-    low, high = labels.aminmax()
-    if classes is not None:
-        allowed += f", below {classes}"
-    below = classes is None or high < classes
-    require(low >= 0 and below, name, allowed, f"{low} to {high}")
-    return labels
+    low, high = labels.long().aminmax()
+    require(low >= 0 and high < below, name, allowed, f"{low} to {high}")
+    return labels.long()
 
 
 def _as_tensor(name: str, values) -> Tensor:
@@ -201,11 +198,10 @@ def _as_tensor(name: str, values) -> Tensor:
         raise ValueError(f"{name} must be a tensor or an array; got {values!r:.80}") from None
 
 
-def _moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _moments(images: Tensor) -> tuple[tuple, tuple]:
     """Mean and standard deviation per channel of uint8 images, for pixels in [0, 1]."""
-    channels = [channel.flatten() for channel in images.unbind(1)]
-    counts = torch.stack([torch.bincount(channel, minlength=256) for channel in channels])
-    share = counts.cpu().double() / len(channels[0])
+    counts = [torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]
+    share = torch.stack(counts).cpu().double() / counts[0].sum().item()
     values = torch.arange(256).double() / 255
     mean = share @ values
     variance = share @ values.square() - mean.square()
@@ -215,12 +211,10 @@ def _moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 def _check_per_channel(name: str, values: tuple[float, ...], channels: int, above: float) -> None:
     """Raise ValueError naming `values` unless it is one finite number above `above` per channel."""
-    valid = isinstance(values, tuple) and len(values) == channels
-    valid = valid and all(isinstance(x, Real) and above < x < math.inf for x in values)
-    allowed = f"a tuple of {channels} numbers"
-    if above == 0:
-        allowed += " above 0"
-    require(valid, name, allowed, values)
+    allowed = f"a tuple of {channels} numbers above {above}"
+    require(isinstance(values, tuple) and len(values) == channels, name, allowed, values)
+    finite = all(isinstance(value, Real) and above < value < math.inf for value in values)
+    require(finite, name, allowed, values)
 
 
 def _stacked(dataset, name: str) -> tuple[Tensor, Tensor]:

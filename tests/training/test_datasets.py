@@ -209,7 +209,7 @@ BAD = {
     "fashion_mnist": ("FashionMNIST/raw/train-labels-idx1-ubyte", Path.unlink),
     "cifar10": ("cifar10/test/frog/0.jpg", cut),
     "cifar10 without a class": ("cifar10/test/frog/0.jpg", Path.unlink),
-    "tiny_imagenet": ("tiny-imagenet-200/val/images/val_1.JPEG", Path.unlink),
+    "tiny_imagenet": ("tiny-imagenet-200/val/images/val_1.JPEG", cut),
     "tiny_imagenet without a file": ("tiny-imagenet-200/val/val_annotations.txt", Path.unlink),
     "tiny_imagenet of more": ("tiny-imagenet-200/wnids.txt", lambda path: path.write_text("n9")),
 }
