@@ -102,8 +102,7 @@ def train(
             settings = f"seed {seed}, stage {stage}, lr {lr}, batch size {batch_size}, {precision}"
             facts = facts_of(model, data, masks or [], settings)
             start = checkpoint.resume(model, optimizer, facts, steps)
-        if not any(m.training for m in model.modules() if [*m.parameters(recurse=False)]):
-            model.train()
+        _unfreeze(model)
         take_step = _step(model, optimizer, pruned, batch_size, device, precision)
         batches = _batches(data, batch_size, start, seed, stage, _dtype(model))
         for step, batch in zip(range(start + 1, steps + 1), batches, strict=False):
@@ -113,6 +112,13 @@ def train(
                     callback(step, losses)
         optimizer.zero_grad()
     return model.eval()
+
+
+def _unfreeze(model: nn.Module) -> None:
+    """Set modules to train, unless some with parameters are trained and others frozen already."""
+    modes = [m.training for m in model.modules() if [*m.parameters(recurse=False)]]
+    if not any(modes):
+        model.train()
 
 
 def adam(parameters: list[nn.Parameter], lr: float) -> torch.optim.Adam:
