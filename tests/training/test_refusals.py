@@ -121,21 +121,3 @@ def test_a_model_that_does_not_fit_the_data(model):
     for use in (lambda: train(model, data, 5, batch_size=5), lambda: evaluate(model, data)):
         with pytest.raises(ValueError, match=r"^model cannot compute the loss of data, images of"):
             use()
-
-
-def test_a_refusal_says_what_is_allowed():
-    for use, words in (
-        (
-            lambda: build_model("vgg11", stride=2),
-            "at least 63 for this network with stride 2; got 32",
-        ),
-        (lambda: build_model("vgg12"), "one of fcn, conv6, .*; got 'vgg12'"),
-        (lambda: load_data("imagenet"), "one of mnist5k, mnist, .*; got 'imagenet'"),
-        (
-            lambda: evaluate(MODEL, "x"),
-            r"Data.from_tensors\(…\) or Data.from_datasets\(.*; got 'str'",
-        ),
-        (lambda: next(DATA.batches(1, 13)), "a whole number of at least 1 and at most 12; got 13"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            use()

@@ -192,35 +192,32 @@ class Returning(nn.Module):
 
 
 Outputs = namedtuple("Outputs", ["logits", "auxiliary"])
-WRAPS = {
-    "tuple": lambda logits: (logits, logits * 2),
-    "named tuple": lambda logits: Outputs(logits, None),
-    "dict": lambda logits: {"out": logits, "aux": None},
-}
+WRAPS = [
+    lambda logits: (logits, logits * 2),
+    lambda logits: Outputs(logits, None),
+    lambda logits: {"out": logits, "aux": None},
+]
 
 
-@pytest.mark.parametrize("wrap", WRAPS)
-def test_the_first_of_several_outputs_counts(digits, wrap):
-    model, plain = Returning(WRAPS[wrap]), small()
-    lapnb.train(model, digits, 10)
-    assert same(model.network, lapnb.train(plain, digits, 10))
-    assert lapnb.evaluate(model, digits) == lapnb.evaluate(plain, digits)
+def test_the_first_of_several_outputs_counts(digits):
+    plain = lapnb.train(small(), digits, 10)
+    for wrap in WRAPS:
+        model = lapnb.train(Returning(wrap), digits, 10)
+        assert same(model.network, plain)
+        assert lapnb.evaluate(model, digits) == lapnb.evaluate(plain, digits)
 
 
-@pytest.mark.parametrize("output", [None, (), {}, (None, torch.ones(3))])
-def test_a_model_that_returns_no_logits_is_refused(digits, output):
-    model = Returning(lambda logits: output)
-    for use in (lambda: lapnb.train(model, digits, 5), lambda: lapnb.evaluate(model, digits)):
-        with pytest.raises(ValueError, match=r"^model must be one that returns logits.*; got "):
-            use()
+def exhaust(logits):
+    raise torch.OutOfMemoryError("CUDA out of memory")
 
 
-def test_running_out_of_memory_is_called_so(digits):
-    def exhaust(logits):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    with pytest.raises(torch.OutOfMemoryError):
-        lapnb.evaluate(Returning(exhaust), digits)
+def test_a_model_without_logits_is_refused_and_one_without_memory_says_so(digits):
+    for use in (lambda model: lapnb.train(model, digits, 5), lambda m: lapnb.evaluate(m, digits)):
+        for output in (None, (), {}, (None, torch.ones(3))):
+            with pytest.raises(ValueError, match=r"^model must be one that returns logits.*; got "):
+                use(Returning(lambda logits, output=output: output))
+        with pytest.raises(torch.OutOfMemoryError):
+            use(Returning(exhaust))
 
 
 # The caller's settings of PyTorch
@@ -319,7 +316,6 @@ def test_the_seconds_of_all_parts_of_a_run_are_counted(digits, hasty, tmp_path):
 DAMAGES = {
     "a bit of a tensor": lambda c: c[:-5] + bytes([c[-5] ^ 1]) + c[-4:],
     "half": lambda c: c[: len(c) // 2],
-    "empty": lambda c: b"",
 }
 
 
@@ -363,9 +359,7 @@ NO_CHECKPOINTS = {
     "named so": lambda file: save_file({"facts": torch.ones(1), "crc32": torch.ones(1)}, file),
     "noted so": lambda file: save_file(small().state_dict(), file, {"facts": "[]", "crc32": "1"}),
     "a cached network": lambda file: save_tensors(file, small().state_dict(), {"error": 3.5}),
-    "a pickle": lambda file: torch.save(small().state_dict(), file),
     "a text": lambda file: file.write_text('{"facts": 1, "crc32": "the user wrote this"}'),
-    "a folder": lambda file: file.mkdir(),
 }
 
 
@@ -373,10 +367,10 @@ NO_CHECKPOINTS = {
 def test_a_file_that_is_no_checkpoint_is_refused_and_stays(digits, hasty, tmp_path, kind):
     model, file = small(), tmp_path / "mine.safetensors"
     NO_CHECKPOINTS[kind](file)
-    content = file.is_file() and file.read_bytes()
+    content = file.read_bytes()
     with pytest.raises(ValueError, match=f"^checkpoint must be .*; got '{file}'$"):
         lapnb.train(model, digits, 60, checkpoint=file)
-    assert same(model, small()) and content == (file.is_file() and file.read_bytes())
+    assert same(model, small()) and content == file.read_bytes()
 
 
 SHORTCUT = """
