@@ -201,7 +201,8 @@ def _as_tensor(name: str, values) -> Tensor:
 def _moments(images: Tensor) -> tuple[tuple, tuple]:
     """Mean and standard deviation per channel of uint8 images, for pixels in [0, 1]."""
     counts = [torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]
-    share = torch.stack(counts).cpu().double() / counts[0].sum().item()
+    share = torch.stack(counts).double().cpu()
+    share /= share[0].sum()
     values = torch.arange(256).double() / 255
     mean = share @ values
     variance = share @ values.square() - mean.square()
@@ -221,7 +222,8 @@ def _stacked(dataset, name: str) -> tuple[Tensor, Tensor]:
     """Return images and labels of a data set in torchvision's style."""
     from torchvision.transforms.v2.functional import to_image
 
-    images, labels = [], []
+    images = []
+    labels = []
     try:
         for index in progress(range(len(dataset)), f"reading {name}", "images"):
             image, label = dataset[index]
@@ -269,8 +271,9 @@ def load_data(name: str, image_size: int | None = None, channels: int | None = N
             fields[split] = _resized(fields[split], image_size)
         if copies > 1:
             fields[split] = fields[split].repeat(1, copies, 1, 1)
-    mean, std = dataset.mean * copies, dataset.std * copies
-    return Data(name=name, mean=mean, std=std, augmentation=dataset.augmentation, **fields)
+    fields["mean"] = dataset.mean * copies
+    fields["std"] = dataset.std * copies
+    return Data(name=name, augmentation=dataset.augmentation, **fields)
 
 
 def _resized(images: Tensor, size: int) -> Tensor:
@@ -304,10 +307,13 @@ def augment(images: Tensor, kind: str, rng: np.random.Generator) -> Tensor:
 
 def _crop_flip(images: Tensor, rng: np.random.Generator, padding: int = 4) -> Tensor:
     batch, _, height, width = images.shape
-    draws = np.stack([*rng.integers(2 * padding + 1, size=(2, batch)), rng.integers(2, size=batch)])
-    top, left, mirrored = torch.from_numpy(draws).to(images.device, non_blocking=True)
+    corners = rng.integers(2 * padding + 1, size=(2, batch))
+    mirrors = rng.integers(2, size=batch)
+    draws = torch.from_numpy(np.stack([*corners, mirrors]))
+    top, left, mirrored = draws.to(images.device, non_blocking=True)
+    padded = F.pad(images, (padding,) * 4)
     # a view of all crops of each image, (B, C, top, left, H, W), of which one gather takes B
-    crops = F.pad(images, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)
+    crops = padded.unfold(2, height, 1).unfold(3, width, 1)
     crops = crops[torch.arange(batch, device=images.device), :, top, left]
     return torch.where(mirrored.bool().view(-1, 1, 1, 1), crops.flip(-1), crops)
 
@@ -316,7 +322,8 @@ def _resized_crop_flip(images: Tensor, rng: np.random.Generator) -> Tensor:
     from torchvision.transforms import RandomResizedCrop
     from torchvision.transforms.v2.functional import resized_crop
 
-    crops, mirrored = [], torch.from_numpy(rng.random(len(images)) < 0.5).to(images.device)
+    crops = []
+    mirrored = torch.from_numpy(rng.random(len(images)) < 0.5).to(images.device)
     with torch.random.fork_rng(devices=[]):
         # not torch.manual_seed, which would set the generators of GPUs too
         torch.default_generator.manual_seed(int(rng.integers(2**63)))

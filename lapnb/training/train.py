@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lapnb.checks import is_plain, require, require_whole
-from lapnb.pruning.layers import Layer, sound_backward
+from lapnb.pruning.layers import sound_backward
 from lapnb.pruning.masks import fitting, zero
 from lapnb.surroundings import usual_torch
 from lapnb.training.checkpoints import Checkpoint, checkpoint_of_user, facts_of
@@ -24,7 +24,6 @@ from lapnb.training.networks import Network
 PRECISIONS = ("float32", "bfloat16")
 CHUNK = 25  # steps between two fresh random streams; callbacks are called after each
 SHORT = (torch.float16, torch.bfloat16)
-Step = Callable[[Tensor, Tensor], Tensor]  # images and labels → the loss of each image
 
 
 @usual_torch()
@@ -133,15 +132,11 @@ def adam(parameters: list[nn.Parameter], lr: float) -> torch.optim.Adam:
     return optimizer
 
 
-def _step(
-    model: nn.Module,
-    optimizer: torch.optim.Adam,
-    pruned: list[tuple[Layer, Tensor]],
-    batch_size: int,
-    device: torch.device,
-    precision: str,
-) -> Step:
-    """Return what takes one step of Adam on the mean loss, with masked gradients."""
+def _step(model, optimizer, pruned, batch_size, device, precision) -> Callable:
+    """Return what takes one step of Adam on the mean loss, with masked gradients.
+
+    It takes images and labels, and returns the loss of each image.
+    """
     parameters = list(model.parameters())
     kept = [(layer.weight, mask.to(layer.weight)) for layer, mask in pruned]
     share = torch.full((batch_size,), 1 / batch_size, dtype=_dtype(model), device=device)
@@ -194,21 +189,26 @@ def evaluate(model: nn.Module, data: Data, split: str = "test") -> tuple:
     """
     _check_types(model, data)
     require(split in ("test", "train"), "split", '"test" or "train"', split)
-    images, labels = getattr(data, f"{split}_images"), getattr(data, f"{split}_labels")
+    images = getattr(data, f"{split}_images")
+    labels = getattr(data, f"{split}_labels")
     modes = [(module, module.training) for module in model.modules()]
     loss = correct = 0
     model.eval()
     try:
         with torch.autocast(images.device.type, enabled=False):  # the caller's
             for part, answers in zip(images.split(500), labels.split(500), strict=True):
-                logits, losses = _computed(model, data.normalise(part).to(_dtype(model)), answers)
+                inputs = data.normalise(part).to(_dtype(model))
+                logits, losses = _computed(model, inputs, answers)
                 loss = loss + losses.sum(-1)
                 correct = correct + (logits.argmax(-1) == answers).sum(-1)
     finally:
         for module, mode in modes:
             module.training = mode
-    loss, accuracy = loss / len(labels), 100 * correct.double() / len(labels)
-    return (loss.item(), accuracy.item()) if loss.ndim == 0 else (loss, accuracy)
+    loss = loss / len(labels)
+    accuracy = 100 * correct.double() / len(labels)
+    if loss.ndim > 0:
+        return loss, accuracy
+    return loss.item(), accuracy.item()
 
 
 def _check_types(model: nn.Module, data: Data) -> None:
@@ -226,7 +226,7 @@ def _check_trainable(model: nn.Module) -> None:
     require(trainable, "model", "one with parameters that need gradients", type(model).__name__)
     for name, p in model.named_parameters():
         allowed = 'of 32 or 64 bits (precision="bfloat16" computes in 16)'
-        require(p.dtype not in SHORT, name, allowed, str(p.dtype))
+        require(p.dtype not in SHORT, name, allowed, p.dtype)
         require(not p.is_inference(), name, "made outside inference mode", "one made in it")
 
 
@@ -244,8 +244,9 @@ def _check_settings(data, steps, lr, batch_size, seed, stage, progress, precisio
 def _prepared(model: nn.Module, device: torch.device) -> Iterator[None]:
     """What training needs of the process: random numbers, precision, denormal numbers as zero."""
     flushing = torch.tensor(1e-40).item() == 0
+    gpus = [device] if device.type == "cuda" else []
     with (
-        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        torch.random.fork_rng(devices=gpus),
         torch.autocast(device.type, enabled=False),  # the caller's, which would reach backward too
         sound_backward(model),
     ):
@@ -263,7 +264,7 @@ def _dtype(model: nn.Module) -> torch.dtype:
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
-def _batches(data, batch_size, start, seed, stage, dtype) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(data, batch_size, start, seed, stage, dtype) -> Iterator:
     """Normalised images and labels of each step from `start`, without end; seeds dropout, too."""
     labels = data.train_labels
     for chunk in itertools.count(start // CHUNK):
