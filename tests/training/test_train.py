@@ -226,17 +226,18 @@ def test_a_model_without_logits_is_refused_and_one_without_memory_says_so(digits
 @contextlib.contextmanager
 def float64():
     torch.set_default_dtype(torch.float64)
-    yield
-    assert torch.get_default_dtype() == torch.float64
-    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @contextlib.contextmanager
 def meta():
-    torch.set_default_device("meta")
-    yield
-    assert torch.get_default_device().type == "meta"
-    torch.set_default_device(None)
+    with torch.device("meta"):
+        yield
+        assert torch.get_default_device().type == "meta"
 
 
 def everything():
