@@ -263,7 +263,8 @@ def load_data(name: str, image_size: int | None = None, channels: int | None = N
     if channels is None:
         channels = stored
     possible = type(channels) is int and channels in (stored, 3)
-    require(possible, "channels", "3 (colour)" if stored == 3 else "1 (grey) or 3", channels)
+    allowed = "1 (grey) or 3" if stored == 1 else f"3, as {name} has colours"
+    require(possible, "channels", allowed, channels)
     copies = channels // stored
     fields = read_dataset(name)
     for split in ("train_images", "test_images"):

@@ -68,7 +68,8 @@ def train(
         stage: A name that gives other batches with the same seed, as "retrain" does.
         checkpoint: A file. A run of more than a minute saves its state there and, called again,
             resumes from the last saved step. If the file is damaged or began from other weights
-            or masks, it says so and starts afresh.
+            or masks, it says so and starts afresh. A `Checkpoint` in place of the path tells
+            afterwards how long earlier parts of a resumed run took.
         progress: Is called with the number of finished steps.
         precision: "bfloat16" computes the network and the loss under autocast; weights, Adam and
             `evaluate` stay float32.
@@ -80,6 +81,12 @@ def train(
         ValueError: an argument makes no sense, or the file is no checkpoint, or one of another
             network, other settings or other data.
         FloatingPointError: the loss (of several networks: of every one) is no longer finite.
+
+    >>> import lapnb
+    >>> data = lapnb.load_data("mnist5k")
+    >>> model = lapnb.train(lapnb.build_model("fcn", width=0.1, seed=0), data, steps=100)
+    >>> lapnb.evaluate(model, data)[1] > 50  # % of the test images
+    True
     """
     _check_types(model, data)
     _check_trainable(model)
