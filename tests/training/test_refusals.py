@@ -12,6 +12,7 @@ from lapnb import Data, build_model, evaluate, load_data, train
 IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (12, 3, 16, 16), "u1"))
 LABELS = torch.arange(12) % 4
 OWN = dict(train_images=IMAGES, train_labels=LABELS, test_images=IMAGES, test_labels=LABELS)
+CHANNELS_LAST = IMAGES.permute(0, 2, 3, 1)
 DATA = Data.from_tensors(**OWN)
 MODEL = build_model("fcn", width=0.05, image_size=16, channels=3, seed=0)
 BOTH = {"model": ("fcn", None), "data": ("mnist", [(IMAGES[0], 0)], IMAGES)}
@@ -26,7 +27,6 @@ TENSORS = {
     "train_images": (
         *(IMAGES.float(), IMAGES / 255 - 0.5, (IMAGES / 255).where(IMAGES > 9, torch.nan)),
         *(IMAGES.int(), IMAGES[0, 0], IMAGES[:0], IMAGES[:, :, :8], IMAGES.to("meta"), "x", None),
-        *(IMAGES.permute(0, 2, 3, 1), IMAGES.permute(0, 2, 3, 1)[..., :1]),  # channels last
     ),
     "train_labels": (LABELS[:9], LABELS.float(), LABELS - 1, ["cat"] * 12),
     "test_labels": (LABELS[:, None],),
@@ -48,6 +48,7 @@ REFUSED = [
     (DATA.batches, {"count": 3, "size": 5}, BATCHES),
     (Data.from_tensors, OWN, TENSORS),
     (Data.from_tensors, OWN | {"classes": 3}, {"train_labels": (LABELS,)}),
+    (Data.from_tensors, OWN | {"test_images": CHANNELS_LAST}, {"train_images": (CHANNELS_LAST,)}),
     (train, {"model": MODEL, "data": DATA, "steps": 5, "batch_size": 5}, TRAIN),
     (evaluate, {"model": MODEL, "data": DATA}, BOTH | {"split": ("val", None)}),
 ]
