@@ -109,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
     # Kernels run in notebooks/ and would take relative folders from there.
     os.environ["LAPNB_ROOT"] = str(root())
     if os.environ.get("LAPNB_DATA"):
-        data_folder()  # which makes it absolute, too
+        os.environ["LAPNB_DATA"] = str(data_folder())
     os.environ.pop("JUPYTER_PATH", None)  # this environment's kernel, not another one's
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
     sources = {path.stem: path for path in sorted((root() / "notebooks").glob("*.ipynb"))}

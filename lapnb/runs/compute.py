@@ -20,6 +20,7 @@ from lapnb.pruning.masks import apply_masks, prune_masks, surviving
 from lapnb.pruning.scores import METHODS
 from lapnb.runs.task import Run, Task
 from lapnb.store import cached, content, load_tensors, remove_leftovers, save_tensors
+from lapnb.training.checkpoints import Checkpoint
 from lapnb.training.data import Data, load_data
 from lapnb.training.networks import build_model
 from lapnb.training.stacks import SparseStack, fits
@@ -92,7 +93,8 @@ def dense_network(task: Task, data: Data, tell: Tell | None = None) -> tuple[nn.
     model.to(task.table.device, memory_format=torch.channels_last)  # faster for convolutions
 
     def trained() -> tuple[dict, dict]:
-        if reason := _train(model, data, task, (), tell):
+        reason, _ = _train(model, data, task, (), tell)
+        if reason:
             return {}, {"diverged": f"{reason} of the dense network"}
         return model.state_dict(), {"dense_error": _errors(model, data)[0]}
 
@@ -180,9 +182,9 @@ def _retrain(task: Task, data: Data, pruned: dict[Run, list], tell: Tell) -> Ite
             tell(before + done * networks)
 
         begun = time.perf_counter()
-        reason = _train(network, data, task, runs, told, held)
+        reason, earlier = _train(network, data, task, runs, told, held)
         errors = _errors(network, data)
-        seconds = (time.perf_counter() - begun) / len(runs)
+        seconds = (earlier + time.perf_counter() - begun) / len(runs)
         finished += table.retrain_steps * len(runs)
         if runs is stack:
             network.unstack(models)
@@ -206,17 +208,21 @@ def _errors(network: nn.Module, data: Data, split: str = "test") -> list[float]:
 
 def _train(
     network: nn.Module, data: Data, task: Task, runs: Iterable[Run], tell: Tell | None, masks=None
-) -> str:
-    """Train with the table's settings: without runs the dense network; why it diverged, if so."""
+) -> tuple[str, float]:
+    """Train with the table's settings: without runs the dense network.
+
+    Returns why it diverged, if so, and the seconds that earlier parts of a resumed run took.
+    """
     table, stage, reason = task.table, "retrain" if runs else "dense", ""
     steps = getattr(table, f"{stage}_steps")
-    checkpoint = task.unfinished("checkpoints", runs)
+    path = task.unfinished("checkpoints", runs)
+    checkpoint = Checkpoint(path)
     about = dict(masks=masks, seed=task.seed, stage=stage, precision=table.precision)
     about |= dict(checkpoint=checkpoint, progress=tell)
     try:
         train(network, data, steps, table.lr, table.batch_size, **about)
     except FloatingPointError as error:
         reason = str(error)
-    checkpoint.unlink(missing_ok=True)
-    remove_leftovers(checkpoint)
-    return reason
+    path.unlink(missing_ok=True)
+    remove_leftovers(path)
+    return reason, checkpoint.earlier_seconds

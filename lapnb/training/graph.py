@@ -11,7 +11,7 @@ from torch import Tensor
 WARMING = 3  # steps before a capture, which PyTorch wants on another stream
 
 
-class Graph:
+class CapturedStep:
     """`step(images, labels)` as a CUDA graph: captured at its fourth call, then replayed.
 
     The step must do the same each time, with tensors only, and may not ask for a value of one. All
@@ -19,7 +19,10 @@ class Graph:
     """
 
     def __init__(self, step: Callable[[Tensor, Tensor], Tensor]):
-        self.step, self.graph, self.inputs, self.calls = step, torch.cuda.CUDAGraph(), (), 0
+        self.step = step
+        self.graph = torch.cuda.CUDAGraph()
+        self.inputs = ()
+        self.calls = 0
 
     def __call__(self, *batch: Tensor) -> Tensor:
         self.calls += 1

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from lapnb.checks import require, require_whole
+from lapnb.surroundings import usual_torch
 
 ACTIVATIONS = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "none": nn.Identity}
 
@@ -114,16 +115,21 @@ class ResNet(Network):
             convolutions = [(planes, 3, step), (planes, 3, 1)]
             if bottleneck:
                 convolutions = [(planes, 1, 1), (planes, 3, step), (4 * planes, 1, 1)]
-            body, before = [], inputs
+            body = []
+            before = inputs
             for outputs, kernel, by in convolutions:
-                body += [*conv_norm(before, outputs, kernel, by), nn.ReLU()]
+                body += conv_norm(before, outputs, kernel, by)
+                body.append(nn.ReLU())
                 before = outputs
-            same = step == 1 and inputs == outputs
-            shortcut = [] if same else conv_norm(inputs, outputs, 1, step)
-            layers += [Residual(body[:-1], shortcut), nn.ReLU()]
+            shortcut = []
+            if step > 1 or inputs != outputs:
+                shortcut = conv_norm(inputs, outputs, 1, step)
+            layers.append(Residual(body[:-1], shortcut))
+            layers.append(nn.ReLU())
             inputs = outputs
-        layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, num_classes)]
-        super().__init__(layers)
+        layers.append(nn.AdaptiveAvgPool2d(1))
+        layers.append(nn.Flatten())
+        super().__init__([*layers, nn.Linear(inputs, num_classes)])
 
 
 class WideResNet(Network):
@@ -136,16 +142,27 @@ class WideResNet(Network):
 
     def __init__(self, blocks, widen, num_classes, image_size, channels, width, stride):
         inputs = scaled(16, width)
-        layers = conv_norm(channels, inputs, 3, stride, norm=False)
+        layers = [nn.Conv2d(channels, inputs, 3, stride, padding=1)]
         for planes, step in block_sizes(blocks, 16 * widen, width):
-            body = [nn.BatchNorm2d(inputs), nn.ReLU(), *conv_norm(inputs, planes, 3, norm=False)]
-            body += [nn.Dropout(0.3), nn.BatchNorm2d(planes), nn.ReLU()]
-            body += conv_norm(planes, planes, 3, step, norm=False)  # as in the authors' code
-            same = step == 1 and inputs == planes
-            layers.append(Residual(body, [] if same else [nn.Conv2d(inputs, planes, 1, step)]))
+            body = [
+                nn.BatchNorm2d(inputs),
+                nn.ReLU(),
+                nn.Conv2d(inputs, planes, 3, padding=1),
+                nn.Dropout(0.3),
+                nn.BatchNorm2d(planes),
+                nn.ReLU(),
+                nn.Conv2d(planes, planes, 3, step, padding=1),  # strided as in the authors' code
+            ]
+            shortcut = []
+            if step > 1 or inputs != planes:
+                shortcut = [nn.Conv2d(inputs, planes, 1, step)]
+            layers.append(Residual(body, shortcut))
             inputs = planes
-        layers += [nn.BatchNorm2d(inputs), nn.ReLU(), nn.AdaptiveAvgPool2d(1)]
-        super().__init__([*layers, nn.Flatten(), nn.Linear(inputs, num_classes)])
+        layers.append(nn.BatchNorm2d(inputs))
+        layers.append(nn.ReLU())
+        layers.append(nn.AdaptiveAvgPool2d(1))
+        layers.append(nn.Flatten())
+        super().__init__([*layers, nn.Linear(inputs, num_classes)])
 
 
 def scaled(channels: int, width: float) -> int:
@@ -155,7 +172,9 @@ def scaled(channels: int, width: float) -> int:
 def conv_norm(inputs: int, outputs: int, kernel: int, stride=1, norm=True) -> list[nn.Module]:
     """A convolution and, with `norm`, its batch norm, which would cancel a bias."""
     layers = [nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=not norm)]
-    return [*layers, nn.BatchNorm2d(outputs)] if norm else layers
+    if norm:
+        layers.append(nn.BatchNorm2d(outputs))
+    return layers
 
 
 def block_sizes(blocks: list[int], first: int, width: float) -> Iterator[tuple[int, int]]:
@@ -195,31 +214,50 @@ def build_model(
     stride: int = 1,
     seed: int | None = None,
 ) -> nn.Module:
-    """A network of the paper, on the CPU.
+    """Build a network of the paper.
 
-    `width` scales channel counts and hidden units; `activation` is a choice for "fcn" only.
-    `image_size` (pixels) and `channels` are 28 and 1 for "fcn" unless given, 32 and 3 otherwise.
-    `stride` is the first convolution's: 1 for CIFAR-10, 2 for Tiny-ImageNet's 64 pixels.
-    With `seed` the initial weights depend on it alone and torch's random state stays as it was.
-    Raises ValueError for a name or setting outside these.
+    Args:
+        name: One of `NETWORKS`.
+        width: Scales channel counts and hidden units.
+        activation: "relu", "sigmoid", "tanh" or "none", a choice for "fcn" only.
+        num_classes: The number of outputs.
+        image_size: Pixels per side: 28 for "fcn" unless given, 32 otherwise.
+        channels: 1 for "fcn" unless given, 3 otherwise.
+        stride: The first convolution's: 1 for CIFAR-10, 2 for Tiny-ImageNet's 64 pixels.
+        seed: The initial weights, float32 on the CPU, depend on it alone, and torch's random state
+            stays as it was. Without it they depend on that state, and on the default type and
+            device, as any module's.
+
+    Returns:
+        A plain module that declares `definition_order`.
+
+    Raises:
+        ValueError: an argument makes no sense.
+
+    >>> build_model("fcn", width=0.1, seed=0).layers[0]
+    Linear(in_features=784, out_features=50, bias=True)
     """
-    require(name in [*NETWORKS], "name", f"one of {', '.join(NETWORKS)}", name)
-    is_fcn = name == "fcn"
-    image_size = (28 if is_fcn else 32) if image_size is None else image_size
-    channels = (1 if is_fcn else 3) if channels is None else channels
-    sizes = dict(image_size=image_size, channels=channels, stride=stride)
-    for key, value in {"num_classes": num_classes, **sizes}.items():
-        require_whole(key, value, 1)
-    require(isinstance(width, Real) and 0 < width < math.inf, "width", "a number above 0", width)
-    known = [*ACTIVATIONS] if is_fcn else ["relu"]
-    require(activation in known, "activation", f"one of {known} for {name}", activation)
-    require(stride == 1 or not is_fcn, "stride", "1 for fcn, which has no convolution", stride)
     if seed is not None:
         require_whole("seed", seed, 0)
-    with torch.random.fork_rng(devices=[], enabled=seed is not None):
-        if seed is not None:
+        with usual_torch(), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # a GPU's random state is not touched
-        if is_fcn:
-            hidden = [scaled(500, width)] * 4
-            return FCN([channels * image_size**2, *hidden, num_classes], activation)
-        return NETWORKS[name](num_classes=num_classes, **sizes, width=width)
+            return build_model(name, width, activation, num_classes, image_size, channels, stride)
+    require(name in [*NETWORKS], "name", f"one of {', '.join(NETWORKS)}", name)
+    is_fcn = name == "fcn"
+    if image_size is None:
+        image_size = 28 if is_fcn else 32
+    if channels is None:
+        channels = 1 if is_fcn else 3
+    sizes = dict(num_classes=num_classes, image_size=image_size, channels=channels, stride=stride)
+    for size, value in sizes.items():
+        require_whole(size, value, 1)
+    valid = isinstance(width, Real) and 0 < width < math.inf
+    require(valid, "width", "a number above 0", width)
+    activations = [*ACTIVATIONS] if is_fcn else ["relu"]
+    allowed = f"one of {activations} for {name}"
+    require(activation in activations, "activation", allowed, activation)
+    if not is_fcn:
+        return NETWORKS[name](**sizes, width=width)
+    require(stride == 1, "stride", "1 for fcn, which has no convolution", stride)
+    hidden = [scaled(500, width)] * 4
+    return FCN([channels * image_size**2, *hidden, num_classes], activation)
