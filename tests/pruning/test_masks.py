@@ -10,7 +10,7 @@ from torch import nn
 
 import lapnb
 from lapnb.pruning.layers import prunable_layers
-from lapnb.pruning.masks import check, keep_largest, surviving
+from lapnb.pruning.masks import check_method as check, keep_largest, surviving
 from lapnb.pruning.scores import METHODS
 from lapnb.training.networks import FCN
 
