@@ -35,23 +35,28 @@ def chain_layers(model: nn.Module) -> list[Layer]:
     return layers
 
 
-def chain_fault(model: nn.Module, layers: list[Layer]) -> str:
-    """Return why it is not known that `layers` are called in this order; "" where it is known.
+def check_chain(model: nn.Module) -> None:
+    """Raise ValueError unless it is known that a model calls its layers in order of definition.
 
-    It is known of models that say so by the attribute `definition_order = True`: our own, and
-    those only while `layers` and their batch norms hold all their weights.
+    It is known of models that say so by the attribute `definition_order = True`, our own, as long
+    as the layers and batch norms of the chain hold all their weights.
     """
-    unknown = "cannot tell the neighbours of layers"
+    if fault := chain_fault(model, chain_layers(model)):
+        raise ValueError(f"cannot tell the neighbours of layers {fault}: {PASS_EXAMPLE}")
+
+
+def chain_fault(model: nn.Module, layers: list[Layer]) -> str:
+    """Return where it is not known that `layers` are called in this order; "" if it is known."""
     if not getattr(model, "definition_order", False):
-        return f"{unknown} in {type(model).__name__}: {PASS_EXAMPLE}"
-    known = {id(module) for layer in layers for module in (layer.module, layer.batch_norm)}
+        return f"in {type(model).__name__}"
+    known = [module for layer in layers for module in (layer.module, layer.batch_norm)]
     for name, module in _modules_in_order(model):
         tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        if tensors and id(module) not in known:
-            return f"{unknown} around {called(name, module)}: {PASS_EXAMPLE}"
+        if tensors and module not in known:
+            return f"around {called(name, module)}"
     for first, second in pairwise(layers):
-        if not _fit(first, second):
-            return f"{unknown}, as {second.name} does not fit {first.name}: {PASS_EXAMPLE}"
+        if second.weight.shape[1] * second.groups % first.outputs:
+            return f"around {second.name}, which does not fit {first.name}"
     return ""
 
 
@@ -59,13 +64,6 @@ def _modules_in_order(model: nn.Module) -> list[tuple[str, nn.Module]]:
     modules = [(f"{name}.", module) for name, module in model.named_modules()]
     aside = tuple(name for name, module in modules if not getattr(module, "definition_order", True))
     return [(name[:-1], module) for name, module in modules if not name.startswith(aside)]
-
-
-def _fit(first: Layer, second: Layer) -> bool:
-    """Whether one layer's outputs can be the next one's inputs, after a flatten too."""
-    inputs = second.weight.shape[1] * second.groups
-    flattened = isinstance(second.module, nn.Linear) and not isinstance(first.module, nn.Linear)
-    return inputs == first.outputs or (flattened and inputs % first.outputs == 0)
 
 
 @torch.no_grad()

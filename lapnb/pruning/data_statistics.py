@@ -2,7 +2,6 @@
 
 import re
 import warnings
-from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -70,10 +69,8 @@ def data_statistics(model: nn.Module, kind: str, batches: Iterable) -> list[Tens
     """
     require(kind in [*STATISTICS], "kind", f"one of {', '.join(STATISTICS)}", kind)
     originals = prunable_layers(model)
-    values = to_exact_device(originals[0].values)
-    network = twin_of(model).to(values.dtype)
-    if values.device != originals[0].weight.device:
-        network = network.to(values.device)
+    values = values_of(originals[0])
+    network = twin_of(model).to(values)
     layers = prunable_layers(network)
     with torch.autocast(values.device.type, enabled=False), sound_backward(network):
         try:
@@ -84,9 +81,10 @@ def data_statistics(model: nn.Module, kind: str, batches: Iterable) -> list[Tens
     return [tensor.to(layer.weight.device) for tensor, layer in pairs]
 
 
-def to_exact_device(tensor: Tensor) -> Tensor:
-    """The tensor where numbers of 64 bits are: on the CPU if its device (Apple's) has none."""
-    return tensor if tensor.device.type in ("cpu", "cuda") else tensor.cpu()
+def values_of(layer: Layer) -> Tensor:
+    """Return a layer's values, on the CPU if its device has no numbers of 64 bits (Apple's)."""
+    values = layer.values
+    return values if values.device.type in ("cpu", "cuda") else values.cpu()
 
 
 def _moved(batches: Iterable, weight: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -149,10 +147,9 @@ class _Activity(TorchFunctionMode):
         inputs = _tensors([args, kwargs])
         layers = [self.names[id(x)] for x in inputs if id(x) in self.names]
         signals = [x.sources for x in inputs if hasattr(x, "sources")]
+        sources = _passed(func, signals)
         if layers:
             sources = self.start(layers, signals, outputs[0])
-        else:
-            sources = _passed(func, signals)
         for x in outputs if signals else []:
             x.sources = sources
         return output
@@ -216,47 +213,44 @@ def _activity(network: nn.Module, layers: list[Layer], batches) -> list[Tensor]:
     return factors
 
 
-class _Uses(TorchFunctionMode):
-    """Counts, by the layers' names, the functions that compute something from their weights."""
+class _Inputs(TorchFunctionMode):
+    """Adds up, while a network runs, the squares of what enters each input unit of each layer."""
 
     def __init__(self, layers: list[Layer]):
         super().__init__()
         self.names = {id(layer.weight): layer.name for layer in layers}
-        self.counts: Counter[str] = Counter()
+        self.squares: dict[str, Tensor] = {}
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         output = func(*args, **(kwargs or {}))
-        if _tensors(output):  # else it asks for a shape or a type
-            ids = [id(x) for x in _tensors([args, kwargs])]
-            self.counts.update(self.names[x] for x in ids if x in self.names)
+        layers = [self.names[id(x)] for x in _tensors([args, kwargs]) if id(x) in self.names]
+        if layers and _tensors(output):  # else a shape or a type was asked for
+            self.add(layers[0], func.__name__, *args)
         return output
+
+    def add(self, layer: str, function: str, inputs=None, weight=None, *_) -> None:
+        if id(weight) not in self.names or not re.match("linear|conv", function):
+            raise _cannot_count(layer, f"its weight is used in {function}")
+        units = inputs.double().square().movedim(1 - weight.ndim, 0)
+        self.squares[layer] = self.squares.get(layer, 0) + units.flatten(1).sum(1)
+
+
+def _cannot_count(layer: str, reason: str) -> ValueError:
+    return ValueError(f"cannot tell the inputs of {layer}: {reason}")
 
 
 @torch.no_grad()
 def _inputs(network: nn.Module, layers: list[Layer], batches) -> list[Tensor]:
-    squares: dict[nn.Module, Tensor] = {}
-    runs: Counter[nn.Module] = Counter()
-
-    def run(module, inputs):
-        units = inputs[0].double().square().movedim(1 - module.weight.ndim, 0)
-        squares[module] = squares.get(module, 0) + units.flatten(1).sum(1)
-        runs[module] += 1
-
-    for layer in layers:
-        layer.module.register_forward_pre_hook(run)
-    uses = _Uses(layers)
+    watch = _Inputs(layers)
     for images, _ in batches:
-        with uses:
+        with watch:
             network(images)
+    norms = []
     for layer in layers:
-        reason = ""
-        if layer.module not in squares:
-            reason = "it does not run as a module"
-        elif uses.counts[layer.name] != runs[layer.module]:
-            reason = "its weight is used outside the module too"
-        if reason:
-            raise ValueError(f"cannot tell the inputs of {layer.name}: {reason}")
-    return [layer.per_input(squares[layer.module].sqrt()).to(layer.weight) for layer in layers]
+        if layer.name not in watch.squares:
+            raise _cannot_count(layer.name, "it does not run")
+        norms.append(layer.per_input(watch.squares[layer.name].sqrt()).to(layer.weight))
+    return norms
 
 
 @torch.enable_grad()
@@ -276,7 +270,7 @@ def _ones(network: nn.Module, layers: list[Layer], batches) -> list[Tensor]:
     return [slope / largest.clamp(min=1e-300) for slope in slopes]
 
 
-def backpack_modules(model: nn.Module) -> list[nn.Module]:
+def hessian_modules(model: nn.Module) -> list[nn.Module]:
     """Return the modules that one of our networks runs one after the other.
 
     BackPACK can be silently wrong about all that is no such chain of modules it supports.
@@ -307,7 +301,7 @@ def _curvature(network: nn.Module, layers: list[Layer], batches) -> list[Tensor]
     from backpack import backpack, extend
     from backpack.extensions import DiagHessian
 
-    modules = backpack_modules(network)
+    modules = hessian_modules(network)
     for module in modules:
         module.inplace = False  # BackPACK needs what an activation in place overwrites
     run = extend(nn.Sequential(*modules))

@@ -4,12 +4,11 @@ import torch
 from torch import Tensor, nn
 
 from lapnb.pruning.chains import chain_layers
-from lapnb.pruning.layers import Layer
 
 
-def check_linear(layers: list[Layer]) -> None:
+def check_linear(model: nn.Module) -> None:
     """Raise ValueError, naming the layer, unless all are linear layers without batch norm."""
-    for layer in layers:
+    for layer in chain_layers(model):
         if not isinstance(layer.module, nn.Linear) or layer.batch_norm is not None:
             needs = "the product of all layers needs linear layers without batch norm"
             raise ValueError(f"{needs}; {layer.name} is {type(layer.module).__name__}")

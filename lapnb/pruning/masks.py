@@ -2,8 +2,9 @@
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,8 @@ from torch.nn.utils import prune
 from torch.utils.hooks import RemovableHandle
 
 from lapnb.checks import require, require_whole
-from lapnb.pruning.chains import chain_fault, chain_layers, neighbours
-from lapnb.pruning.data_statistics import backpack_modules, data_statistics, to_exact_device
+from lapnb.pruning.chains import chain_layers, check_chain, neighbours
+from lapnb.pruning.data_statistics import data_statistics, hessian_modules, values_of
 from lapnb.pruning.flow import flow
 from lapnb.pruning.layers import Layer, modules_by_name, prunable_layers
 from lapnb.pruning.linear_product import check_linear, whole_network
@@ -78,29 +79,24 @@ def prune_masks(
     [39200, 25000, 25000, 25000, 500]
     """
     layers = check_method(model, method, scope, example, statistics)
-    criterion = METHODS[method]
     fractions = _fractions(keep, len(layers), scope)
     require_whole("seed", seed, 0, 2**63 - 1)
+    criterion = METHODS[method]
     if criterion.neighbours == "flow" and example is None:
         raise ValueError(f"method {method} follows the data: pass example=, a batch of inputs")
     if criterion.looks_at and statistics is None:
         if batches is None:
             raise ValueError(f"method {method} looks at data: pass batches= of (images, labels)")
         statistics = data_statistics(model, criterion.looks_at, batches)
+    _warn_of_other_kinds(model, layers)
     with torch.inference_mode(False), torch.no_grad():
-        scores = _Scores(model, layers, criterion, example, statistics, seed)
+        scores = _Scores(model, layers, method, example, statistics, seed)
         if scope == "global":
-            masks = _rank_over_all(scores, fractions[0])
-        else:
-            masks = _rank_within_layers(scores, fractions)
-    for message in [*scores.warnings, *_stay_dense(model, layers)]:
-        warnings.warn(message, stacklevel=2)
-    return masks
+            return _rank_over_all(scores, fractions[0])
+        return _rank_within_layers(scores, fractions)
 
 
-def check_method(
-    model: nn.Module, method: str, scope="layer", example=None, statistics=None
-) -> list[Layer]:
+def check_method(model: nn.Module, method, scope="layer", example=None, statistics=None) -> list:
     """Return the layers that `prune_masks` would prune, without numbers of weights or data.
 
     Raises:
@@ -108,155 +104,158 @@ def check_method(
     """
     require(method in [*METHODS], "method", f"one of {', '.join(METHODS)}", method)
     require(scope in ("layer", "global"), "scope", '"layer" or "global"', scope)
-    layers = prunable_layers(model)
     criterion = METHODS[method]
-    in_rows = criterion.within == "row"
-    if scope == "global" and (criterion.order or in_rows):
-        parts = "within each output unit" if in_rows else "layer after layer"
-        raise ValueError(f"method {method} prunes {parts}, so it has no global scope")
+    if scope == "global" and criterion.order:
+        raise ValueError(f"method {method} prunes layer after layer, so it has no global scope")
+    if scope == "global" and criterion.within == "row":
+        raise ValueError(f"method {method} ranks within output units, so it has no global scope")
+    layers = prunable_layers(model)
     for layer in layers:
-        if in_rows and layer.transposed:  # its rows are not its output units
+        if criterion.within == "row" and layer.transposed:  # its rows are not its output units
             raise ValueError(f"method {method} cannot rank within units of {layer.name}")
-    if _in_order(criterion, example):
-        chain = chain_layers(model)
-        if fault := chain_fault(model, chain):
-            raise ValueError(fault)
-        if criterion.neighbours == "all":
-            check_linear(chain)
+    if _is_ordered(criterion, example):
+        check_chain(model)
+    if criterion.neighbours == "all":
+        check_linear(model)
     if criterion.looks_at == "curvature" and statistics is None:
-        backpack_modules(model)
+        hessian_modules(model)
     return layers
 
 
-def _in_order(criterion: Method, example) -> bool:
+def _is_ordered(criterion: Method, example) -> bool:
     """Whether the order of definition says which layers are neighbours."""
-    chain = criterion.neighbours == "chain" and example is None
-    return chain or criterion.neighbours == "all"
+    by_example = criterion.neighbours == "chain" and example is not None
+    return criterion.neighbours in ("chain", "all") and not by_example
 
 
-def _stay_dense(model: nn.Module, layers: list[Layer]) -> Iterator[str]:
-    """What to say of modules with weights that cannot be pruned."""
+def _warn_of_other_kinds(model: nn.Module, layers: list[Layer]) -> None:
     modules = [module for _, module in modules_by_name(model)]
     kinds = {type(module).__name__ for module in modules if isinstance(module, OTHER_KINDS)}
     if kinds:
         prunable = sum(layer.weight.numel() for layer in layers)
         total = sum(parameter.numel() for parameter in model.parameters())
-        names = ", ".join(sorted(kinds))
-        yield f"left dense: {names}; {prunable:,} of {total:,} parameters can be pruned"
+        about = f"{prunable} of {total} parameters are prunable"
+        warnings.warn(f"left dense: {', '.join(sorted(kinds))}; {about}", stacklevel=3)
 
 
 class _Scores:
     """The scores of each layer, and what they are computed from.
 
-    chain: the layers in whose order `weights` are: all of a chain, else the prunable ones.
-    weights: what is ranked, and the weights of layers that stay dense.
-    data: what the criterion knows of the data for each prunable layer; 1 without.
-    warnings: what to say at the end.
+    weights: what is ranked in each module, and the weights of a chain's layers that stay dense.
+    data: what the criterion knows of the data for each layer; 1 without.
     """
 
-    def __init__(self, model, layers: list[Layer], criterion: Method, example, statistics, seed):
-        self.model = model
+    def __init__(self, model, layers: list[Layer], method: str, example, statistics, seed: int):
         self.layers = layers
-        self.criterion = criterion
-        self.example = example
-        self.warnings: list[str] = []
-        self.flow: list | None = None
-        self.values = [to_exact_device(layer.values) for layer in layers]
-        self.data = [values.new_ones(()) for values in self.values]
-        ranked = self.values
-        if criterion.random:
-            ranked = _noise(self.values, seed)
-        if criterion.looks_at:
-            self.data = _expanded(statistics, self.values)
-            if criterion.neighbours:
-                ranked = [numbers * w for numbers, w in zip(self.data, ranked, strict=True)]
-        self.chain = chain_layers(model) if _in_order(criterion, example) else layers
-        modules = [layer.module for layer in self.chain]
-        self.places = [modules.index(layer.module) for layer in layers]
-        self.weights = [to_exact_device(layer.values) for layer in self.chain]
-        for place, weight in zip(self.places, ranked, strict=True):
-            self.weights[place] = weight
-        unit = _unit(self.weights)
-        if self._follows_data() and unit != 1:
-            # Other neighbours are not rescaled, so squares of these need a wider range
-            self.weights = [weight.double() for weight in self.weights]
-        elif unit != 1:
-            self.weights = [weight / unit for weight in self.weights]
+        self.criterion = METHODS[method]
+        self.follow = partial(flow, model, example, layers)
+        self.factors: list = []  # of flow
+        self.is_ordered = _is_ordered(self.criterion, example)
+        self.chain = chain_layers(model) if self.is_ordered else layers
+        self.weights = {layer.module: values_of(layer) for layer in self.chain}
+        self.data = [self.weights[layer.module].new_ones(()) for layer in layers]
+        if self.criterion.random:
+            self._rank_noise(seed)
+        if self.criterion.looks_at:
+            self._look_at(statistics)
+        self._rescale()
 
-    def _follows_data(self) -> bool:
-        return self.criterion.neighbours != "" and not _in_order(self.criterion, self.example)
+    def _rank_noise(self, seed: int) -> None:
+        generator = torch.Generator("cpu").manual_seed(int(seed))
+        for module, weight in self.weights.items():
+            kind = dict(dtype=torch.float32, device="cpu", generator=generator)
+            noise = torch.rand(weight.shape, **kind).to(weight)
+            self.weights[module] = noise * (weight != 0)  # what is pruned does not return
+
+    def _look_at(self, statistics) -> None:
+        try:
+            for i, (layer, numbers) in enumerate(zip(self.layers, statistics, strict=True)):
+                weight = self.weights[layer.module]
+                self.data[i] = numbers.to(weight).expand_as(weight)
+                if self.criterion.neighbours:
+                    self.weights[layer.module] = self.data[i] * weight
+        except (TypeError, AttributeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"statistics must be a tensor per layer, in shape: {error}") from error
+
+    def _rescale(self) -> None:
+        """Keep products of weights from under- and overflow."""
+        unit = _unit(self.weights.values())
+        follows = self.criterion.neighbours and not self.is_ordered
+        for module, weight in self.weights.items() if unit != 1 else ():
+            # Neighbours that `flow` knows alone are not rescaled, so it needs a wider range
+            self.weights[module] = weight.double() if follows else weight / unit
 
     def of(self, i: int) -> Tensor | None:
         """The scores of layer i; None where the data does not reach it."""
-        factors = self._factors(i)
+        factors = self._neighbours(i)
         if factors is None:  # flow has warned
             return None
-        score = self.criterion.score(self.weights[self.places[i]], *factors)
+        layer = self.layers[i]
+        score = self.criterion.score(self.weights[layer.module], *factors)
         largest = score.max()  # NaN if any is
-        name = self.layers[i].name
         if not largest.isfinite():
-            raise ValueError(f"scores must be finite, but weights or data of {name} are not")
+            raise ValueError(f"scores must be finite, but weights or data of {layer.name} are not")
         if not largest:
-            self.warnings.append(f"{name}: all scores are 0, lowest indices are kept")
+            about = f"{layer.name}: all scores are 0, lowest indices are kept"
+            warnings.warn(about, stacklevel=4)
         return score
 
-    def _factors(self, i: int) -> tuple[Tensor, Tensor] | None:
+    def _neighbours(self, i: int) -> tuple[Tensor, Tensor] | None:
         """`before` and `after` of layer i."""
+        weights = [*self.weights.values()]
+        place = [*self.weights].index(self.layers[i].module)
         if not self.criterion.neighbours:
             return self.data[i], self.data[i].new_ones(())
         if self.criterion.neighbours == "all":
-            return whole_network(self.weights, self.places[i])
-        if not self._follows_data():
-            return neighbours(self.chain, self.weights, self.places[i])
-        if self.flow is None or self.criterion.order:
-            self.flow = flow(self.model, self.example, self.layers, self.weights)
-        if self.flow[i] is None:
+            return whole_network(weights, place)
+        if self.is_ordered:
+            return neighbours(self.chain, weights, place)
+        if self.criterion.order or not self.factors:
+            self.factors = self.follow(weights)
+        if self.factors[i] is None:
             return None
-        before, after = (factor.to(self.weights[i]) for factor in self.flow[i])
+        before, after = (factor.to(weights[i]) for factor in self.factors[i])
         return before / _unit([before]), after / _unit([after])
-
-    def prune(self, i: int, mask: Tensor) -> None:
-        """Let the layers that follow see layer i pruned."""
-        place = self.places[i]
-        self.weights[place] = self.weights[place] * mask
 
 
 def _rank_within_layers(scores: _Scores, fractions: list[float]) -> list[Tensor]:
-    criterion = scores.criterion
-    pick = keep_in_rows if criterion.within == "row" else keep_largest
-    masks = [torch.ones_like(layer.weight, dtype=torch.bool) for layer in scores.layers]
-    numbers = list(range(len(masks)))
-    if criterion.order == "backward":
-        numbers.reverse()
+    pick = keep_in_rows if scores.criterion.within == "row" else keep_largest
+    masks = _dense_masks(scores.layers)
+    numbers = range(len(masks))
+    if scores.criterion.order == "backward":
+        numbers = reversed(numbers)
     for i in numbers:
+        layer = scores.layers[i]
         score = scores.of(i)
         if score is None:
             continue
-        mask = pick(score, round(fractions[i] * score.numel()), scores.values[i])
-        if criterion.order:
-            scores.prune(i, mask)
-        masks[i] = mask.to(masks[i].device)
+        mask = pick(score, round(fractions[i] * score.numel()), values_of(layer))
+        if scores.criterion.order:
+            scores.weights[layer.module] = scores.weights[layer.module] * mask
+        masks[i] = mask.to(layer.weight.device)
     return masks
 
 
 def _rank_over_all(scores: _Scores, fraction: float) -> list[Tensor]:
-    masks = [torch.ones_like(layer.weight, dtype=torch.bool) for layer in scores.layers]
-    compared = {}
-    for i in range(len(masks)):
-        score = scores.of(i)
-        if score is not None:
-            compared[i] = _comparable(score.flatten(), scores.criterion)
-    if not compared:
+    masks = _dense_masks(scores.layers)
+    every = [scores.of(i) for i in range(len(masks))]
+    reached = [i for i, score in enumerate(every) if score is not None]
+    if not reached:
         return masks
-    flat = torch.cat([*compared.values()])
-    values = [scores.values[i] for i in compared]
+    parts = [_comparable(every[i].flatten(), scores.criterion) for i in reached]
+    flat = torch.cat(parts)
+    values = [values_of(scores.layers[i]) for i in reached]
     mask = keep_largest(flat, round(fraction * len(flat)), *values)
-    parts = mask.split([len(score) for score in compared.values()])
-    for i, part in zip(compared, parts, strict=True):
-        masks[i] = part.view_as(masks[i]).to(masks[i].device)
+    for i, part in zip(reached, mask.split([len(part) for part in parts]), strict=True):
+        layer = scores.layers[i]
+        masks[i] = part.view(layer.weight.shape).to(layer.weight.device)
         if not part.any():
-            scores.warnings.append(f"the global ranking leaves {scores.layers[i].name} empty")
+            warnings.warn(f"the global ranking leaves {layer.name} empty", stacklevel=3)
     return masks
+
+
+def _dense_masks(layers: list[Layer]) -> list[Tensor]:
+    return [torch.ones_like(layer.weight, dtype=torch.bool) for layer in layers]
 
 
 def keep_largest(score: Tensor, count: int, *weights: Tensor) -> Tensor:
@@ -343,48 +342,41 @@ def keep_masks(
     """
     pairs = fitting(model, masks)
     is_hooked = getattr(getattr(type(optimizer), "step", None), "hooked", False)
-    is_optimizer = isinstance(optimizer, torch.optim.Optimizer) and is_hooked
+    stepped = _stepped(pairs, optimizer) if is_hooked else []
     allowed = "a torch.optim.Optimizer that steps prunable weights of the model, no wrapper of one"
-    usable = is_optimizer and _held(pairs, optimizer) != []
-    require(usable, "optimizer", allowed, type(optimizer).__name__)
-    held = [layer.name for layer, _ in _held(pairs, optimizer)]
-    outside = [x.name for x, _ in pairs if x.weight.requires_grad and x.name not in held]
-    if outside:
-        names = ", ".join(outside)
-        warnings.warn(f"optimizer does not step {names}: not kept at zero by it", stacklevel=2)
+    require(stepped != [], "optimizer", allowed, type(optimizer).__name__)
+    names = [layer.name for layer, _ in stepped]
+    for layer, _ in pairs:
+        if layer.weight.requires_grad and layer.name not in names:
+            warnings.warn(f"optimizer does not step {layer.name}, which is masked", stacklevel=2)
     zero(pairs)
     handle = mask_gradients(pairs)
-    before = optimizer.register_step_pre_hook(lambda *_: zero_gradients(_held(pairs, optimizer)))
-    after = optimizer.register_step_post_hook(lambda *_: zero(_held(pairs, optimizer)))
-    handle.hooks += [before, after]
+    hook = optimizer.register_step_post_hook(lambda *_: zero(_stepped(pairs, optimizer)))
+    handle.hooks.append(hook)
     return handle
 
 
-def _held(pairs: list[tuple[Layer, Tensor]], optimizer) -> list[tuple[Layer, Tensor]]:
+def _stepped(pairs: list, optimizer) -> list[tuple[Layer, Tensor]]:
     """The layers, with their masks, whose weights an optimizer steps."""
     ids = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    return [(layer, mask) for layer, mask in pairs if id(layer.weight) in ids]
+    return [pair for pair in pairs if id(pair[0].weight) in ids]
 
 
 def mask_gradients(pairs: list[tuple[Layer, Tensor]]) -> MaskHandle:
-    """Mask the gradients of layers, as `fitting` pairs them with masks, when they are computed."""
-    zero_gradients(pairs)
+    """Zero gradients outside masks as soon as they are computed, until `remove()` of the handle.
+
+    Args:
+        pairs: layers with their masks, as `fitting` returns them.
+    """
     trained = [(layer.weight, mask) for layer, mask in pairs if layer.weight.requires_grad]
     return MaskHandle([_mask_gradient(weight, mask) for weight, mask in trained])
 
 
 def _mask_gradient(weight: Tensor, mask: Tensor) -> RemovableHandle:
     pruned = ~mask.to(weight.device)
+    if weight.grad is not None:
+        weight.grad.masked_fill_(pruned, 0)
     return weight.register_hook(lambda gradient: gradient.masked_fill(pruned, 0))
-
-
-@torch.no_grad()
-def zero_gradients(pairs: list[tuple[Layer, Tensor]]) -> None:
-    """Zero what gradients there are outside the masks."""
-    for layer, mask in pairs:
-        gradient = layer.weight.grad
-        if gradient is not None:
-            gradient.masked_fill_(~mask.to(gradient.device), 0)
 
 
 @torch.no_grad()
@@ -422,43 +414,19 @@ def to_torch_prune(model: nn.Module, masks: list[Tensor]) -> nn.Module:
 def fitting(model: nn.Module, masks: list[Tensor]) -> list[tuple[Layer, Tensor]]:
     """Return each prunable layer with its mask; ValueError when they do not fit."""
     layers = prunable_layers(model)
-    is_list = isinstance(masks, list | tuple)
-    allowed = f"one per prunable layer ({len(layers)})"
-    require(is_list and len(masks) == len(layers), "masks", allowed, _briefly(masks))
+    count = len(masks) if isinstance(masks, list | tuple) else masks
+    require(count == len(layers), "masks", f"one per prunable layer ({len(layers)})", count)
     pairs = list(zip(layers, masks, strict=True))
     for layer, mask in pairs:
-        shape = layer.values.shape
         is_mask = isinstance(mask, Tensor) and mask.dtype == torch.bool and not mask.is_meta
-        allowed = f"a bool tensor of shape {tuple(shape)}"
+        shape = tuple(layer.values.shape)
+        allowed = f"a bool tensor of shape {shape}, with values"
         fits = is_mask and mask.shape == shape
-        require(fits, f"mask of {layer.name}", allowed, _briefly(mask))
+        require(fits, f"mask of {layer.name}", allowed, getattr(mask, "shape", mask))
     return pairs
 
 
-def _briefly(masks) -> str:
-    """What messages say of masks that do not fit."""
-    if isinstance(masks, Tensor):
-        return f"{masks.dtype} of shape {tuple(masks.shape)} on {masks.device}"
-    return f"{len(masks)}" if isinstance(masks, list | tuple) else type(masks).__name__
-
-
-def _noise(weights: list[Tensor], seed: int) -> list[Tensor]:
-    """Random numbers where weights are not 0: what an earlier round has pruned does not return."""
-    generator = torch.Generator("cpu").manual_seed(int(seed))
-    kind = dict(dtype=torch.float32, device="cpu", generator=generator)
-    return [torch.rand(w.shape, **kind).to(w) * (w != 0) for w in weights]
-
-
-def _expanded(statistics, weights: list[Tensor]) -> list[Tensor]:
-    """What a criterion knows of the data, in the shapes of the weights."""
-    try:
-        pairs = zip(statistics, weights, strict=True)
-        return [numbers.to(w).expand_as(w) for numbers, w in pairs]
-    except (TypeError, AttributeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"statistics must be a tensor per layer, in shape: {error}") from error
-
-
-def _unit(tensors: list[Tensor]) -> float:
+def _unit(tensors: Iterable[Tensor]) -> float:
     """A power of two near the largest value; 1 where products neither under- nor overflow."""
     largest = max(abs(float(value)) for x in tensors for value in x.aminmax())
     if 0.01 < largest < 100:
