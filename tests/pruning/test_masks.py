@@ -169,7 +169,7 @@ class Apple(torch.Tensor):
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
-        if func is torch.Tensor.device.__get__:
+        if func == torch.Tensor.device.__get__:
             return torch.device("mps")
         assert func.__name__ not in ("numpy", "double")
         if func.__name__ != "cpu":
