@@ -172,10 +172,10 @@ class Apple(torch.Tensor):
         if func == torch.Tensor.device.__get__:
             return torch.device("mps")
         assert func.__name__ not in ("numpy", "double")
-        if func.__name__ != "cpu":
-            return super().__torch_function__(func, types, args, kwargs or {})
-        with torch._C.DisableTorchFunctionSubclass():
-            return args[0].as_subclass(torch.Tensor)
+        if func.__name__ == "cpu" or (func.__name__ == "to" and type(args[1]) is torch.Tensor):
+            with torch._C.DisableTorchFunctionSubclass():
+                return args[0].as_subclass(torch.Tensor)
+        return super().__torch_function__(func, types, args, kwargs or {})
 
 
 @pytest.mark.parametrize("method", ["mp", "rp", "lap", "lamp"])
