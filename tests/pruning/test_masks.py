@@ -184,8 +184,12 @@ def test_masks_on_an_apple_gpu_are_those_of_a_cpu(net, method, scope, monkeypatc
     masks = lapnb.prune_masks(net, method, 0.5, scope)
     for layer in prunable_layers(net):
         layer.module.weight = nn.Parameter(layer.values.as_subclass(Apple))
-    move, apple = torch.Tensor.to, torch.device("mps")
-    monkeypatch.setattr(torch.Tensor, "to", lambda x, *to: x if to == (apple,) else move(x, *to))
+    move = torch.Tensor.to
+
+    def to(tensor, *where):
+        return tensor if where == (torch.device("mps"),) else move(tensor, *where)
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
     assert same(masks, lapnb.prune_masks(net, method, 0.5, scope))
 
 
