@@ -89,19 +89,23 @@ def values_of(layer: Layer) -> Tensor:
 
 def _moved(batches: Iterable, weight: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Images and labels on the device of `weight`, and images in its type."""
-    wanted = "pairs (images, labels), images normalised floats"
-    require(isinstance(batches, Iterable), "batches", wanted, type(batches).__name__)
-    count = 0
+    allowed = "pairs (images, labels), at least one, images normalised floats"
+    require(isinstance(batches, Iterable), "batches", allowed, type(batches).__name__)
+    pair = None
     for pair in batches:
-        is_pair = isinstance(pair, list | tuple) and len(pair) == 2
-        require(is_pair, "batches", wanted, type(pair).__name__)
+        require(_is_batch(pair), "batches", allowed, type(pair).__name__)
         images, labels = pair
-        is_float = isinstance(images, Tensor) and images.is_floating_point() and not images.is_meta
-        is_fit = is_float and isinstance(labels, Tensor | None) and bool(images.isfinite().all())
-        require(is_fit, "batches", wanted, getattr(images, "dtype", type(images).__name__))
         yield images.detach().to(weight), None if labels is None else labels.to(weight.device)
-        count += 1
-    require(count > 0, "batches", "at least one pair (images, labels)", "none")
+    require(pair is not None, "batches", allowed, "none")
+
+
+def _is_batch(pair) -> bool:
+    if not isinstance(pair, list | tuple) or len(pair) != 2:
+        return False
+    images, labels = pair
+    if not isinstance(images, Tensor) or images.is_meta or not images.is_floating_point():
+        return False
+    return isinstance(labels, Tensor | None) and bool(images.isfinite().all())
 
 
 class _Activity(TorchFunctionMode):

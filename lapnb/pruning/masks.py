@@ -1,7 +1,6 @@
 """From scores to boolean masks, and masks on weights and gradients."""
 
 import math
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,19 +14,9 @@ from lapnb.checks import require, require_whole
 from lapnb.pruning.chains import chain_layers, check_chain, neighbours
 from lapnb.pruning.data_statistics import data_statistics, hessian_modules, values_of
 from lapnb.pruning.flow import flow
-from lapnb.pruning.layers import Layer, modules_by_name, prunable_layers
+from lapnb.pruning.layers import Layer, dense_parameters, prunable_layers, warn
 from lapnb.pruning.linear_product import check_linear, whole_network
 from lapnb.pruning.scores import METHODS, Method
-
-# Modules with weights that are no layers here
-OTHER_KINDS = (
-    nn.RNNBase,
-    nn.RNNCellBase,
-    nn.MultiheadAttention,
-    nn.Embedding,
-    nn.EmbeddingBag,
-    nn.Bilinear,
-)
 
 
 def prune_masks(
@@ -88,7 +77,7 @@ def prune_masks(
         if batches is None:
             raise ValueError(f"method {method} looks at data: pass batches= of (images, labels)")
         statistics = data_statistics(model, criterion.looks_at, batches)
-    _warn_of_other_kinds(model, layers)
+    _warn_of_dense(model, layers)
     with torch.inference_mode(False), torch.no_grad():
         scores = _Scores(model, layers, method, example, statistics, seed)
         if scope == "global":
@@ -128,14 +117,13 @@ def _is_ordered(criterion: Method, example) -> bool:
     return criterion.neighbours in ("chain", "all") and not by_example
 
 
-def _warn_of_other_kinds(model: nn.Module, layers: list[Layer]) -> None:
-    modules = [module for _, module in modules_by_name(model)]
-    kinds = {type(module).__name__ for module in modules if isinstance(module, OTHER_KINDS)}
+def _warn_of_dense(model: nn.Module, layers: list[Layer]) -> None:
+    kinds = {type(module).__name__ for _, module, _ in dense_parameters(model)}
     if kinds:
         prunable = sum(layer.weight.numel() for layer in layers)
         total = sum(parameter.numel() for parameter in model.parameters())
         about = f"{prunable} of {total} parameters are prunable"
-        warnings.warn(f"left dense: {', '.join(sorted(kinds))}; {about}", stacklevel=3)
+        warn(f"left dense: {', '.join(sorted(kinds))}; {about}")
 
 
 class _Scores:
@@ -196,8 +184,7 @@ class _Scores:
         if not largest.isfinite():
             raise ValueError(f"scores must be finite, but weights or data of {layer.name} are not")
         if not largest:
-            about = f"{layer.name}: all scores are 0, lowest indices are kept"
-            warnings.warn(about, stacklevel=4)
+            warn(f"{layer.name}: all scores are 0, lowest indices are kept")
         return score
 
     def _neighbours(self, i: int) -> tuple[Tensor, Tensor] | None:
@@ -238,19 +225,21 @@ def _rank_within_layers(scores: _Scores, fractions: list[float]) -> list[Tensor]
 
 def _rank_over_all(scores: _Scores, fraction: float) -> list[Tensor]:
     masks = _dense_masks(scores.layers)
-    every = [scores.of(i) for i in range(len(masks))]
-    reached = [i for i, score in enumerate(every) if score is not None]
-    if not reached:
+    compared = {}
+    for i in range(len(masks)):
+        score = scores.of(i)
+        if score is not None:
+            compared[i] = _comparable(score.flatten(), scores.criterion)
+    if not compared:
         return masks
-    parts = [_comparable(every[i].flatten(), scores.criterion) for i in reached]
-    flat = torch.cat(parts)
-    values = [values_of(scores.layers[i]) for i in reached]
+    flat = torch.cat([*compared.values()])
+    values = [values_of(scores.layers[i]) for i in compared]
     mask = keep_largest(flat, round(fraction * len(flat)), *values)
-    for i, part in zip(reached, mask.split([len(part) for part in parts]), strict=True):
-        layer = scores.layers[i]
-        masks[i] = part.view(layer.weight.shape).to(layer.weight.device)
+    parts = mask.split([len(score) for score in compared.values()])
+    for i, part in zip(compared, parts, strict=True):
+        masks[i] = part.view_as(masks[i]).to(masks[i].device)
         if not part.any():
-            warnings.warn(f"the global ranking leaves {layer.name} empty", stacklevel=3)
+            warn(f"the global ranking leaves {scores.layers[i].name} empty")
     return masks
 
 
@@ -348,7 +337,7 @@ def keep_masks(
     names = [layer.name for layer, _ in stepped]
     for layer, _ in pairs:
         if layer.weight.requires_grad and layer.name not in names:
-            warnings.warn(f"optimizer does not step {layer.name}, which is masked", stacklevel=2)
+            warn(f"optimizer does not step {layer.name}, which is masked")
     zero(pairs)
     handle = mask_gradients(pairs)
     hook = optimizer.register_step_post_hook(lambda *_: zero(_stepped(pairs, optimizer)))

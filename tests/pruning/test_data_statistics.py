@@ -216,7 +216,7 @@ def test_any_iterable_precision_and_setting_of_torch(kind):
     assert all(x.isfinite().all() for x in data_statistics(model.bfloat16(), kind, FLAT))
 
 
-PAIRS = r"batches must be pairs \(images, labels\), images normalised floats; got"
+PAIRS = r"batches must be pairs \(images, labels\), at least one, images normalised floats; got"
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ PAIRS = r"batches must be pairs \(images, labels\), images normalised floats; go
         ("curvature", FLAT, "unlike FCN"),
         ("inputs", FLAT, "inputs of unused: it does not run"),
         ("flat", FLAT, "kind must be one of activity, curvature, inputs, ones; got 'flat'"),
-        ("inputs", [], "batches must be at least one pair"),
+        ("inputs", [], PAIRS),
         ("activity", [(torch.zeros(1, 16, dtype=torch.uint8), None)], PAIRS),
         ("activity", torch.zeros(3, 16), PAIRS),
     ],
