@@ -365,7 +365,7 @@ def _mask_gradient(weight: Tensor, mask: Tensor) -> RemovableHandle:
     pruned = ~mask.to(weight.device)
     if weight.grad is not None:
         weight.grad.masked_fill_(pruned, 0)
-    return weight.register_hook(lambda gradient: gradient.masked_fill(pruned, 0))
+    return weight.register_hook(lambda grad: grad.masked_fill(pruned.to(grad.device), 0))
 
 
 @torch.no_grad()
