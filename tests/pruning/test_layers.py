@@ -54,7 +54,7 @@ def test_score_is_the_distortion_of_the_block(form):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_our_networks_are_chains_by_the_papers_protocol(name):
     model = build_model(name, width=0.1, seed=0, image_size=64)
-    check_chain(model)
+    check_chain(model)  # without the shortcuts
     for score, layer in zip(scores(model), prunable_layers(model), strict=True):
         assert score.shape == layer.weight.shape and (score > 0).all()
 

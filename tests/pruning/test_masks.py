@@ -363,9 +363,7 @@ def test_torch_prune_form(net):
     assert torch.equal(converted(x), pruned(x))
     assert torch.equal(converted.layers[0].weight_mask.bool(), masks[0])
     for work in (lapnb.apply_masks, lambda model, _: lapnb.prune_masks(model, "lap_act", 0.5)):
-        with pytest.raises(
-            ValueError, match=r"prune layers\.0 \(Linear\).*: it computes its weight"
-        ):
+        with pytest.raises(ValueError, match=r"layers\.0 \(Linear\).*: it computes its"):
             work(converted, masks)
 
 
