@@ -76,7 +76,7 @@ def flow(model: nn.Module, example, layers: list[Layer], weights: list[Tensor]) 
     eager = torch.compiler.set_stance("force_eager") if compiles else nullcontext()
     unhooked = torch.autograd.graph.disable_saved_tensors_hooks("switch checkpointing off")
     try:
-        twin = twin_of(model, shared=True)
+        twin = twin_of(model)
         follow = _Follow(twin, prunable_layers(twin), weights)
         with torch.random.fork_rng(devices), eager, unhooked, follow:
             outputs = twin(**inputs) if isinstance(inputs, dict) else twin(*args)

@@ -4,17 +4,25 @@ Units are channels for a convolution, rows (outputs) and columns (inputs) for a 
 """
 
 import contextlib
+import copy
+import sys
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from lapnb.checks import is_plain
 
 CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d
 TRANSPOSED = nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
+PRUNABLE = nn.Linear, *CONVOLUTIONS, *TRANSPOSED
+EMBEDDINGS = nn.Embedding, nn.EmbeddingBag
+DENSE = nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Bilinear, *EMBEDDINGS
 BATCH_NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
 USED = "forward", "_conv_forward"  # the methods in which a layer uses its weight
 
@@ -66,61 +74,156 @@ def at_least_float(weight: Tensor) -> Tensor:
 
 
 def prunable_layers(model: nn.Module) -> list[Layer]:
-    """The linear and (transposed) convolution layers of `model` in the order of their definition.
+    """List the linear and (transposed) convolution layers of `model` in the order of definition.
 
     Layers at or below a module with the attribute `prunable = False` stay dense and are not listed.
-    A batch norm belongs to the layer defined before it, if it fits and is the only one there.
+    A module that has two names is one layer. A batch norm belongs to the layer defined before it,
+    if it fits and is the only one there.
 
-    Raises TypeError for anything but a module; ValueError, naming the layer, where zeros in its
-    weight would not do what they should: a weight that is shared, that is computed from something
-    else, not initialised yet, empty or complex, or that the layer's own `forward` may change.
+    Args:
+        model: any network.
+
+    Returns:
+        The layers, each with its `name`, `module`, `weight` and `batch_norm` (or None).
+
+    Raises:
+        TypeError: `model` is not a module.
+        ValueError: zeros in the weight of a layer would not do what they should, as the weight is
+            shared, computed from something else, not initialised yet, empty or complex, or changed
+            by the layer's own `forward`. The sentence names all such layers.
+
+    >>> [layer.name for layer in prunable_layers(nn.Sequential(nn.Linear(3, 2), nn.ReLU()))]
+    ['0']
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
-    uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    _refuse_faults(model)
     layers: list[Layer] = []
     norms = 0  # since the last layer
     for name, module in modules_by_name(model):
-        if isinstance(module, (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)):
-            _check_weight(name, module, uses)
+        if isinstance(module, PRUNABLE):
             layers.append(Layer(name, module))
             norms = 0
         elif isinstance(module, BATCH_NORMS) and layers:
             norms += 1
-            own = norms == 1 and _fits(module, layers[-1])
-            layers[-1].batch_norm = module if own else None
+            fits = norms == 1 and _fits(module, layers[-1])
+            layers[-1].batch_norm = module if fits else None
     if not layers:
         raise ValueError(f"{type(model).__name__} has no linear or convolution layer to prune")
     return layers
 
 
+def dense_parameters(model: nn.Module) -> list[tuple[str, nn.Module, Tensor]]:
+    """List the weights that no prunable layer holds, such as those of an LSTM or an embedding.
+
+    Each comes as (its name, the module that holds it, the parameter). Biases, scales of norm layers
+    and what lies below a module with `prunable = False` are not listed.
+    """
+    return [
+        (f"{name}.{key}".lstrip("."), module, parameter)
+        for name, module in modules_by_name(model)
+        if isinstance(module, DENSE)
+        for key, parameter in module.named_parameters(recurse=False)
+        if "weight" in key
+    ]
+
+
 def modules_by_name(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Modules by qualified name in the order of definition, without those that stay dense."""
-    named = [(f"{name}.".lstrip("."), m) for name, m in model.named_modules(remove_duplicate=False)]
-    dense = tuple(name for name, module in named if not getattr(module, "prunable", True))
-    return [(name[:-1], module) for name, module in named if not name.startswith(dense)]
+    dense = {
+        below
+        for module in model.modules()
+        if not getattr(module, "prunable", True)
+        for below in module.modules()
+    }
+    return [(name, module) for name, module in model.named_modules() if module not in dense]
 
 
-def _check_weight(name: str, module: nn.Module, uses: Counter) -> None:
-    """Raise ValueError unless a layer computes with a parameter `weight` of its own, as it is."""
+def _refuse_faults(model: nn.Module) -> None:
+    """Raise ValueError that names all layers whose weight cannot be pruned, and why."""
+    uses = Counter(
+        id(parameter)
+        for module in model.modules()
+        for _, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
+    )
+    faults: dict[str, list[str]] = {}
+    sizes = {True: 0, False: 0}  # how many weights have a fault
+    for name, module in modules_by_name(model):
+        if isinstance(module, PRUNABLE):
+            fault = _fault(module, uses)
+            if fault:
+                faults.setdefault(fault, []).append(called(name, module))
+            sizes[bool(fault)] += _size(module)
+    if faults:
+        reasons = [f"{', '.join(names)}: it {reason}" for reason, names in faults.items()]
+        share = sizes[True] / max(sum(sizes.values()), 1)
+        raise ValueError(
+            f"cannot prune {'; '.join(reasons)} (set its prunable = False to leave it dense: "
+            f"{share:.0%} of the weights in all such layers)"
+        )
+
+
+def _fault(module: nn.Module, uses: Counter) -> str:
+    """Say why a layer does not compute with a `weight` of its own, as it is; "" if it does."""
     weight = dict(module.named_parameters(recurse=False)).get("weight")
-    base = next(c for c in type(module).__mro__ if c.__module__.startswith("torch.nn.modules."))
-    methods = [getattr(getattr(module, f, None), "__func__", None) for f in USED]
     if weight is None:
-        reason = "computes its weight from other tensors, as torch.nn.utils.prune makes it do"
-    elif uses[id(weight)] > 1:
-        reason = "shares its weight"
-    elif nn.parameter.is_lazy(weight):
-        reason = "has no weight before the model has run once"
-    elif not (weight.numel() and is_plain(weight)):
+        return "computes its weight from other tensors, as torch.nn.utils.prune makes it do"
+    if uses[id(weight)] > 1:
+        return "shares its weight"
+    if nn.parameter.is_lazy(weight):
+        return "has no weight before the model has run once"
+    if not (weight.numel() and is_plain(weight)):
         about = f"{weight.dtype}, {tuple(weight.shape)}, {weight.layout}"
-        reason = f"has a weight of {about}, no plain real numbers"
-    elif methods != [getattr(base, f, None) for f in USED]:
-        reason = "has a forward of its own, which may change its weight"
-    else:
-        return
-    about = f"{called(name, module)}: it {reason}"
-    raise ValueError(f"cannot prune {about} (set its prunable = False to leave it dense)")
+        return f"has a weight of {about}, no plain real numbers"
+    base = next(kind for kind in type(module).__mro__ if kind.__module__.startswith("torch.nn.mod"))
+    methods = [getattr(getattr(module, f, None), "__func__", None) for f in USED]
+    if methods != [getattr(base, f, None) for f in USED] and not _takes_weight(module):
+        return "has a forward of its own, which may change its weight"
+    return ""
+
+
+def _size(module: nn.Module) -> int:
+    return 0 if nn.parameter.is_lazy(module.weight) else module.weight.numel()
+
+
+def functional_of(module: nn.Module) -> str:
+    """The name of the function in torch.nn.functional that a layer calls with its weight."""
+    if isinstance(module, nn.Linear):
+        return "linear"
+    kind = "conv_transpose" if isinstance(module, TRANSPOSED) else "conv"
+    return f"{kind}{module.weight.ndim - 2}d"
+
+
+class _Uses(TorchFunctionMode):
+    """Collects the names of the functions that compute something from a weight."""
+
+    def __init__(self, weight: Tensor):
+        super().__init__()
+        self.weight = weight
+        self.names: set[str] = set()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        takes = any(value is self.weight for value in tree_leaves((args, kwargs)))
+        if takes and isinstance(out, Tensor) and out is not self.weight:
+            self.names.add(func.__name__)
+        return out
+
+
+@torch.no_grad()
+def _takes_weight(module: nn.Module) -> bool:
+    """Whether a forward of its own hands the weight itself to its function, and to no other."""
+    try:
+        trial = copy.deepcopy(module).to("meta").eval()
+        shape = [1, getattr(trial, "in_features", 0) or trial.in_channels]
+        if not isinstance(trial, nn.Linear):
+            shape += [8 + d * k for d, k in zip(trial.dilation, trial.kernel_size, strict=True)]
+        with _Uses(trial.weight) as uses:
+            trial.forward(torch.zeros(shape, dtype=trial.weight.dtype, device="meta"))
+    except Exception:  # whatever a forward does with an input that is not its own
+        return False
+    return uses.names == {functional_of(module)}
 
 
 @contextlib.contextmanager
@@ -151,6 +254,14 @@ def _overruns(module: nn.Module) -> bool:
 def called(name: str, module: nn.Module) -> str:
     """What messages call a module."""
     return f"{name or 'the model'} ({type(module).__name__})"
+
+
+def warn(message: str) -> None:
+    """Warn at the line outside this package and torch from which it was called."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back and frame.f_globals["__name__"].startswith(("lapnb.pruning", "torch.")):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
 
 
 def _fits(norm: nn.Module, layer: Layer) -> bool:

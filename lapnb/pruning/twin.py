@@ -1,21 +1,53 @@
 """A copy of a model that may be run and changed."""
 
 import copy
+from collections import OrderedDict
 
+import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from lapnb.pruning.layers import called
 
 
-def twin_of(model: nn.Module, shared: bool = False) -> nn.Module:
-    """A copy in eval mode, without gradients, that can be run, and changed unless `shared`.
+def twin_of(model: nn.Module, unread: tuple | list = ()) -> nn.Module:
+    """A copy in eval mode, without gradients and hooks, that can be run and changed.
 
-    `shared`: its parameters have the memory of the model's.
+    It shares no memory with the model. `unread` parameters take no memory either: in the copy they
+    have shape and type, but no values, and cannot be written.
+
+    Raises:
+        ValueError: a module cannot be copied. The sentence names it.
     """
-    values = [value for module in model.modules() for value in vars(module).values()]
-    # deepcopy takes no results
-    stored = {id(value): value.detach().clone() for value in values if isinstance(value, Tensor)}
-    for parameter in model.parameters() if shared else ():
-        stored[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
-    twin = copy.deepcopy(model, stored).requires_grad_(False)
+    copies: dict = {}  # by the id of what they stand for, as deepcopy keeps them
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(f"cannot follow {called(name, module)}: it is scripted")
+        for key, value in vars(module).items():
+            if key.endswith("hooks"):
+                copies[id(value)] = OrderedDict()
+            for tensor in tree_leaves(value):  # deepcopy takes no results
+                if isinstance(tensor, Tensor) and not isinstance(tensor, nn.Parameter):
+                    copies[id(tensor)] = tensor.detach().clone()
+    for parameter in unread:
+        stand_in = parameter.new_zeros(()).expand(parameter.shape)
+        copies[id(parameter)] = nn.Parameter(stand_in, requires_grad=False)
+    try:
+        twin = copy.deepcopy(model, copies)
+    except Exception as error:  # whatever a module holds
+        raise ValueError(f"cannot copy {_uncopied(model, copies)}: {error}") from error
     for module in twin.modules():
         module.training = False
-    return twin
+    return twin.requires_grad_(False)
+
+
+def _uncopied(model: nn.Module, copies: dict) -> str:
+    """Name the module and its attribute that cannot be copied."""
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            try:
+                if key != "_modules":
+                    copy.deepcopy(value, dict(copies))
+            except Exception:
+                return f"{key} of {called(name, module)}"
+    return called("", model)
