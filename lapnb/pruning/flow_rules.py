@@ -1,53 +1,77 @@
 """What functions do to the signals of `flow`, which are squared norms in place of activations.
 
 A signal is a tensor that depends, for autograd, on what a layer emitted or the model was given; all
-else is a constant. It is the same at all positions: where it varies along a dimension, units lie.
+else is a constant. Each signal has labels, a random number per unit, in its own shape. They move
+with the signal where it is rearranged, and constants leave them alone. So neighbours along a
+dimension whose labels differ are two units, and those with the same label are two positions of one.
 """
 
 import inspect
 import math
 import re
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from lapnb.pruning.layers import at_least_float, column_norms, norm_scale, row_norms
+from lapnb.pruning.layers import (
+    Layer,
+    at_least_float,
+    column_norms,
+    norm_scale,
+    row_norms,
+)
 
 # Functions by name, without underscores, dimensions and "_as", for each method of `Rules`
 NAMES = {
-    "activation": "sigmoid hardsigmoid relu relu6 leaky_relu prelu rrelu elu selu celu gelu silu "
-    "mish hardswish hardtanh tanh softplus softsign logsigmoid tanhshrink softshrink hardshrink "
-    "threshold clamp clip clamp_min clamp_max sin cos exp erf abs sqrt square pow",
-    "identity": "dropout alpha_dropout feature_dropout feature_alpha_dropout detach neg to type "
-    "float double half bfloat16 cpu cuda requires_grad normalize local_response_norm",
-    "add": "add radd sub subtract rsub",
+    "activation": "sigmoid hardsigmoid relu6 elu selu celu gelu silu mish hardswish hardtanh tanh "
+    "softplus softsign logsigmoid tanhshrink softshrink hardshrink threshold sin cos exp erf "
+    "clamp clamp_min clamp_max clip",
+    "homogeneous": "relu leaky_relu prelu rrelu abs",
+    "identity": "dropout alpha_dropout feature_dropout feature_alpha_dropout detach neg contiguous "
+    "clone requires_grad normalize local_response_norm nan_to_num",
+    "convert": "to type float double half bfloat16 cpu cuda",
+    "power": "pow square sqrt",
+    "scale_of_data": "rsqrt reciprocal rdiv rtruediv",
+    "add": "add radd sub subtract",
+    "rsub": "rsub",
     "multiply": "mul rmul multiply",
     "divide": "div divide truediv true_divide",
-    "one": "var std var_mean std_mean norm linalg_norm linalg_vector_norm rsqrt reciprocal rdiv",
-    # rearranges, selects, pools or resizes signals, asks for their shape or makes constants of it
-    "as_is": "reshape view flatten unflatten ravel permute transpose t swapaxes movedim moveaxis "
-    "contiguous unsqueeze squeeze expand broadcast_to repeat tile repeat_interleave chunk split "
+    # rearranges or selects signals, or asks for their shape
+    "moved": "reshape view flatten unflatten ravel permute transpose t swapaxes movedim moveaxis "
+    "unsqueeze squeeze expand broadcast_to repeat tile repeat_interleave chunk split "
     "split_with_sizes tensor_split unbind getitem select narrow index_select gather roll flip "
-    "unfold pixel_shuffle pixel_unshuffle channel_shuffle clone copy zero interpolate upsample "
-    "adaptive_avg_pool adaptive_max_pool max_pool size dim ndimension numel stride is_contiguous "
-    "is_floating_point get_device len hash repr format zeros_like ones_like empty_like full_like "
-    "new_zeros new_ones new_empty new_full",
+    "unfold pixel_shuffle pixel_unshuffle channel_shuffle zero "
+    "size dim ndimension numel stride is_contiguous is_floating_point is_complex element_size "
+    "get_device len hash repr format",
+    # makes constants
+    "constant": "zeros_like ones_like empty_like full_like new_zeros new_ones new_empty new_full "
+    "new_tensor isfinite isnan isinf",
     "cat": "cat concat concatenate",
-    "reduce": "mean sum max amax",
-    "norm": "layer_norm rms_norm group_norm",
+    "reduce": "mean sum max amax norm linalg_norm linalg_vector_norm std var",
+    "resize": "adaptive_avg_pool adaptive_max_pool interpolate upsample",
+    "norm": "layer_norm rms_norm",
     "batch_norm": "batch_norm instance_norm",
     "weighted": "linear conv conv_transpose",
-    "end": "matmul mm addmm bmm baddbmm einsum softmax log_softmax fold "
-    "scaled_dot_product_attention",
-    "fill": "where masked_fill setitem",
+    "product": "matmul rmatmul mm bmm mv einsum tensordot inner outer",
+    "product_added": "addmm baddbmm",
+    "end": "softmax log_softmax fold scaled_dot_product_attention",
+    "embedding": "embedding embedding_bag",
     # called as the function is
-    "": "avg_pool stack pad addcmul glu embedding multi_head_attention_forward",
+    "": "avg_pool max_pool stack pad addcmul glu group_norm var_mean std_mean where masked_fill "
+    "setitem copy multi_head_attention_forward",
 }
 RULES = {name: rule or name for rule, names in NAMES.items() for name in names.split()}
-ELEMENTWISE = {"activation", "identity", "add", "multiply", "divide"}
+ELEMENTWISE = {"activation", "homogeneous", "identity", "convert", "power", "add", "rsub"}
+ELEMENTWISE |= {"multiply", "divide"}
+# of several signals these take the first only, and no parameter of theirs is computed from data
+SINGLE = {"activation", "homogeneous", "identity", "power", "scale_of_data", "reduce", "resize"}
+SINGLE |= {"norm", "group_norm", "batch_norm", "weighted", "glu", "avg_pool"}
+SINGLE |= {"max_pool", "var_mean", "std_mean"}
+SATURATING = {"sigmoid", "hardsigmoid", "softmax"}
 
 
 def rule_of(func) -> str | None:
@@ -55,67 +79,199 @@ def rule_of(func) -> str | None:
     return RULES.get(re.sub(r"_as$|[123]d$", "", func.__name__.strip("_")))
 
 
-class Rules(TorchFunctionMode):
-    """What is counted, and a method per rule, which takes the function and its arguments.
+class Refused(BaseException):
+    """Why the data cannot be followed. No `except Exception` of a model holds it up."""
 
-    `index` numbers layers by the ids of their weights in `twin`, in whose place `weights` count.
+
+@dataclass
+class Mark:
+    """What is known of a signal besides its squares.
+
+    labels: a number per unit; 0 where there is nothing.
+    gate: as what it counts in a product: 0 it is homogeneous in the weights that make it, 1 an
+        activation made it that is not, 2 one that saturates, 3 it is a scale computed from data.
+    root: the same object for all elementwise functions of one signal.
     """
 
-    def __init__(self, twin: nn.Module, layers: list, weights: list[Tensor]):
-        super().__init__()
-        self.index, self.weights = {id(layer.weight): i for i, layer in enumerate(layers)}, weights
+    labels: Tensor
+    gate: int
+    root: object
+
+
+class Rules:
+    """What is counted, and a method per rule, which takes the function and its arguments.
+
+    `stand_ins` are the layers' weights in the model that runs, in whose place `weights` count.
+    """
+
+    def __init__(self, layers: list[Layer], weights: list[Tensor], stand_ins: list[Tensor]):
+        self.layers, self.weights = layers, weights
+        self.index = {id(stand_in): i for i, stand_in in enumerate(stand_ins)}
+        self.marks = WeakTensorKeyDictionary()
+        self.random = torch.Generator().manual_seed(0)
         self.calls = [[] for _ in weights]  # of each layer: (what arrives, source of what it emits)
         self.total = torch.zeros(())  # Σ of ⟨‖W[:, k]‖², what arrives⟩
-        self.twin, self.dtype = twin, layers[0].weight.dtype
 
     def finish(self, outputs: list[Tensor]) -> list[list[tuple[Tensor, Tensor]]]:
         """The squares (what arrives, what follows) of each layer's calls; [] where it is unused."""
         self.count(outputs)
         sources = [source for calls in self.calls for _, source in calls]
-        grads = iter(torch.autograd.grad(self.total, sources, allow_unused=True) if sources else ())
-        found = [[(arrived, next(grads)) for arrived, _ in calls] for calls in self.calls]
-        return [[call for call in calls if call[1] is not None] for calls in found]
+        if not sources or not is_signal(self.total):
+            return [[] for _ in self.calls]
+        follows = iter(torch.autograd.grad(self.total, sources, allow_unused=True))
+        pairs = [[(arrived, next(follows)) for arrived, _ in calls] for calls in self.calls]
+        return [[pair for pair in calls if pair[1] is not None] for calls in pairs]
 
     def count(self, ends: list[Tensor]) -> None:
         """Let each unit of these signals be consumed with norm 1."""
         for signal in ends:
-            _, positions = _sizes(signal, range(signal.ndim))
-            self.total = self.total + signal.sum() / positions
+            for dim in range(signal.ndim):
+                signal = self.mean_of_units(signal, dim)
+            self.total = self.total + signal.sum()
+
+    # Signals and their labels
+
+    def mark(self, out, labels, gate: int = 0):
+        """`out`, its signals marked with labels."""
+        for value, label in zip(tree_leaves(out), tree_leaves(labels), strict=True):
+            if is_signal(value):
+                self.marks[value] = Mark(label, gate, object())
+        return out
+
+    def labels(self, values):
+        """`values` with the labels of signals in their place."""
+        marks = self.marks
+        return tree_map_only(Tensor, lambda x: marks[x].labels if is_signal(x) else x, values)
+
+    def labels_or_constant(self, x: Tensor) -> Tensor:
+        """Labels of a signal; a constant in their type."""
+        if is_signal(x):
+            return self.marks[x].labels
+        return x.double() if x.is_floating_point() else x
+
+    def emit(self, values: Tensor, shape, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The source of a new signal, and the signal: `values`, of new units, in a shape."""
+        source = values.detach().clone().requires_grad_()
+        labels = self.new_labels(source) if labels is None else labels
+        return source, self.mark(source.expand(shape).clone(), labels.expand(shape).clone())
+
+    def new_labels(self, like: Tensor) -> Tensor:
+        labels = torch.rand(like.shape, generator=self.random, dtype=torch.double)
+        return 1 + labels.to(like)
+
+    def layer_of(self, weight) -> Layer | None:
+        """The layer whose weight, or a view of it, this is."""
+        if not isinstance(weight, Tensor):
+            return None
+        i = self.index.get(id(weight), self.index.get(id(weight._base)))
+        return None if i is None else self.layers[i]
+
+    def set_gates(self, out, func, rule: str, signals: list[Tensor], args) -> None:
+        """Note what products will ask of the signals in `out`."""
+        marks = [self.marks[signal] for signal in signals]
+        gate, root = _gate_of(func, rule, args), object()
+        if marks and (rule in ELEMENTWISE or rule == "moved"):
+            factors = marks[:1] if rule == "moved" else marks  # of x.expand_as(y) the first counts
+            gate = max(gate, min(mark.gate for mark in factors))
+        if marks and rule in ELEMENTWISE and all(mark.root is marks[0].root for mark in marks):
+            root = marks[0].root
+        for value in tree_leaves(out):
+            if is_signal(value):
+                self.marks[value].gate, self.marks[value].root = gate, root
+
+    def written(self, x: Tensor, out: Tensor) -> Tensor:
+        """x, and its labels, once `out` is written into it in place."""
+        labels = self.marks[out].labels
+        x.copy_(out)
+        if x in self.marks:
+            self.marks[x].labels.copy_(labels)
+            return x
+        self.mark(x, labels)
+        base = x._base
+        if base is not None and base not in self.marks:  # a constant, of which a part is a signal
+            whole = torch.zeros_like(base, dtype=labels.dtype)
+            part = whole.as_strided(x.shape, x.stride(), x.storage_offset())
+            self.mark([base, x], [whole, part.copy_(labels)])
+        return x
+
+    def joined(self, out: Tensor, *parts) -> Tensor:
+        """`out`, an elementwise function of parts; its labels are the sums of theirs."""
+        first, *others = [self.marks[part].labels for part in parts if is_signal(part)]
+        labels = first.expand(out.shape).clone()
+        for other in others:
+            labels += other
+        return self.mark(out, labels)
+
+    def borders(self, x: Tensor, dim: int) -> Tensor:
+        """Where along a dimension a new unit begins, for each pair of neighbours."""
+        labels = self.marks[x].labels.movedim(dim, 0).flatten(1)
+        first, second = labels[:-1], labels[1:]
+        differ = (first - second).abs() > 1e-9 * first.abs()
+        return (differ & (first != 0) & (second != 0)).any(1)
+
+    def has_units(self, x: Tensor, dim: int) -> bool:
+        return bool(self.borders(x, dim).any())
+
+    def of_units(self, x: Tensor, values: Tensor, dim: int) -> Tensor:
+        """Sums of values of x over the positions of each unit along a dimension."""
+        borders = self.borders(x, dim)
+        if not borders.any():
+            return values.sum(dim, keepdim=True)
+        unit = torch.cat([borders.new_zeros(1), borders]).cumsum(0)
+        shape = [*values.shape]
+        shape[dim] = int(unit[-1]) + 1
+        return values.new_zeros(shape).index_add(dim, unit, values)
+
+    def mean_of_units(self, x: Tensor, dim: int) -> Tensor:
+        """One entry per unit along a dimension: the mean over its positions."""
+        count = self.of_units(x, torch.ones_like(x.detach()), dim)
+        labels = self.of_units(x, self.marks[x].labels, dim) / count
+        return self.mark(self.of_units(x, x, dim) / count, labels)
+
+    def sum_over(self, x: Tensor, dim: int) -> Tensor:
+        """The sum over a dimension: positions of a unit move together, units independently."""
+        squares = self.of_units(x, x, dim)
+        together = self.of_units(x, x.detach().sqrt(), dim).square() / squares.detach()
+        out = (squares * together.nan_to_num(0)).sum(dim, keepdim=True)
+        return self.mark(out, self.marks[x].labels.mean(dim, keepdim=True))
+
+    # Layers
 
     def weighted(self, func, x, weight, bias=None, *args, **kwargs):
         """A layer takes what arrives, weighs it with its columns and emits its rows."""
-        if is_signal(weight):
-            raise NotImplementedError("its weight is computed from the data")
         i = self.index.get(id(weight))
-        values = at_least_float(weight) if i is None else self.weights[i]
-        shape = func(_meta(x), _meta(weight), None, *args, **kwargs).shape
         channel = 1 - weight.ndim
+        if i is None and not is_parameter(weight):
+            return self.constant_weight(func, x, weight, *args, **kwargs)
+        values = at_least_float(weight) if i is None else self.weights[i]
+        shape = func(meta(x), meta(weight), None, *args, **kwargs).shape
         groups = x.shape[channel] // weight.shape[1]
         if "transpose" in func.__name__:
             groups = shape[channel] // weight.shape[1]
             values = values.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
-        if i is None and groups == len(values) > 1 and (values == values[0]).all():  # a blur
-            return x.mean(tuple(range(channel + 1, 0)), True).expand(shape).clone()
         arrived = x.movedim(channel, -1).reshape(-1, x.shape[channel]).mean(0)
         self.total = self.total + column_norms(values, groups).to(arrived).square() @ arrived
         rows = row_norms(values).to(arrived).square()
-        source, out = emit(rows.view(-1, *[1] * (weight.ndim - 2)), shape)
+        source, out = self.emit(rows.view(-1, *[1] * (weight.ndim - 2)), shape)
         if i is not None:
             self.calls[i].append((arrived.detach(), source))
         return out
 
-    def end(self, func, *args, **kwargs):
-        """What cannot be followed ends the block; what comes out of it counts as 1."""
-        right = args[-1]
-        if func.__name__ in ("matmul", "mm", "addmm") and right.ndim == 2 and not is_signal(right):
-            return self.weighted(functional.linear, args[-2], right.mT)
-        signals = [value for value in tree_leaves((args, kwargs)) if is_signal(value)]
-        self.count(signals)
-        return self.start(signals[0].new_ones(()), func, *args, **kwargs)
+    def constant_weight(self, func, x, weight, *args, **kwargs):
+        """A filter of constants adds positions up where it keeps units apart, as a blur does."""
+        if weight.ndim > 2 and weight.shape[1] == 1 and x.shape[1 - weight.ndim] == len(weight):
+            dims = tuple(range(2 - weight.ndim, 0))
+            factor = weight.to(x).abs().flatten(1).sum(1).square().view(-1, *[1] * len(dims))
+            shape = func(meta(x), meta(weight), None, *args, **kwargs).shape
+            labels = self.marks[x].labels.mean(dims, keepdim=True)
+            out = (x.mean(dims, keepdim=True) * factor).expand(shape).clone()
+            return self.mark(out, labels.expand(shape).clone())
+        return self.product(func, x, weight, None, *args, **kwargs)
 
-    def start(self, one: Tensor, func, *args, **kwargs):
-        args, kwargs = tree_map_only(Tensor, _meta, (args, kwargs))
-        return tree_map_only(Tensor, lambda x: emit(one, x.shape)[1], func(*args, **kwargs))
+    def embedding(self, func, indices, weight, *args, **kwargs):
+        """A layer that takes one-hot inputs."""
+        values = column_norms(at_least_float(weight), 1).double().square()
+        return self.emit(values, func(indices, weight, *args, **kwargs).shape)[1]
 
     def multi_head_attention_forward(self, func, *args, **kwargs):
         """Its projections are layers, between them the block ends."""
@@ -126,126 +282,316 @@ class Rules(TorchFunctionMode):
         for name, weight in zip(("query", "key", "value"), weights, strict=True):
             if is_signal(given[name]):
                 self.weighted(functional.linear, given[name], weight)
-        out, scores = self.start(given["query"].new_ones(()), func, *args, **kwargs)
-        return self.weighted(functional.linear, out, given["out_proj_weight"]), scores
+        one = given["query"].new_ones(())
+        args, kwargs = tree_map_only(Tensor, meta, (args, kwargs))
+        shapes = [out.shape for out in func(*args, **kwargs) if out is not None]
+        out, *scores = [self.emit(one, shape)[1] for shape in shapes]
+        out = self.weighted(functional.linear, out, given["out_proj_weight"])
+        return out, *(scores or [None])
 
-    def embedding(self, func, indices, weight, *_, **__):
-        values = column_norms(at_least_float(weight), 1).double().square()  # one-hot inputs
-        return emit(values, (*indices.shape, weight.shape[1]))[1]
+    # Linear maps by constants, and products of signals
+
+    def product(self, func, *args, **kwargs):
+        """A linear map by constants multiplies by their squares; a parameter is a layer."""
+        values = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        if sum(map(is_signal, values)) > 1:
+            return self.end(func, *args, **kwargs)
+
+        def run(of_signal, of_constant):
+            put = lambda x: of_signal(x) if is_signal(x) else of_constant(x)  # noqa: E731
+            mapped_args, mapped_kwargs = tree_map_only(Tensor, put, (args, kwargs))
+            return func(*mapped_args, **mapped_kwargs)
+
+        signal = next(filter(is_signal, values))
+        ones, square = torch.ones_like, lambda x: x.to(signal).square()
+        out = run(lambda x: x, square)
+        same = lambda x: torch.ones_like(x, dtype=signal.dtype)  # noqa: E731
+        count = run(lambda x: ones(x.detach()), same)
+        labels = run(self.labels, same) / count
+        deviation = run(lambda x: self.labels(x).square(), same) / count - labels.square()
+        if (deviation.abs() < 1e-9 * labels.square()).all():  # sums over positions only
+            if len(values) == 1:
+                together = run(lambda x: x.detach().sqrt(), same).square() / out.detach()
+                out = out * together.nan_to_num(0)
+            return self.mark(out, labels)
+        labels = run(self.labels, lambda x: self.new_labels(x.to(signal)))
+        if any(is_parameter(x) for x in values):
+            self.count([self.mark(out, labels)])
+            _, out = self.emit(run(lambda x: ones(x.detach()), square), out.shape, labels)
+        return self.mark(out, labels)
+
+    def product_added(self, func, x, a, b, *, beta=1, alpha=1):
+        product = torch.matmul(a, b)
+        if is_signal(a) or is_signal(b):
+            product = self.product(torch.matmul, a, b)
+        return self.add(func, self.multiply(func, x, beta) if is_signal(x) else x, product, alpha)
+
+    def end(self, func, *args, **kwargs):
+        """What cannot be followed ends the block; what comes out of it counts as 1."""
+        signals = [value for value in tree_leaves((args, kwargs)) if is_signal(value)]
+        self.count(signals)
+        one = signals[0].new_ones(())
+        args, kwargs = tree_map_only(Tensor, self.labels_or_constant, (args, kwargs))
+        labels = func(*args, **kwargs)
+        return tree_map_only(Tensor, lambda x: self.emit(one, x.shape, x.nan_to_num(0))[1], labels)
+
+    # Each unit by itself
+
+    def identity(self, func, x, *_, **__):
+        return self.joined(x.clone(), x)
+
+    activation = homogeneous = identity
+
+    def convert(self, func, x, *args, **kwargs):
+        if any(isinstance(kind, torch.dtype) and not kind.is_floating_point for kind in args):
+            raise NotImplementedError("it asks for whole numbers")
+        if is_signal(x):
+            return self.identity(func, x)
+        return x.to(self.layers[0].weight)
+
+    def power(self, func, x, exponent=None):
+        """A homogeneous function of another degree than 1."""
+        exponent = exponent or {"square": 2, "sqrt": 0.5}[func.__name__.strip("_")]
+        if exponent < 0:
+            return self.scale_of_data(func, x)
+        return self.joined(x.clamp(min=1e-300) ** exponent, x)
+
+    def scale_of_data(self, func, x, *_, **__):
+        return self.joined(0 * x + 1, x)
+
+    def norm(self, func, x, size, weight=None, *_, **__):
+        return self.multiply(func, x, 1 if weight is None else weight)
+
+    def group_norm(self, func, x, groups, weight=None, *_, **__):
+        if weight is not None:
+            weight = weight.view(-1, *[1] * (x.ndim - 2))
+        return self.norm(func, x, groups, weight)
 
     def batch_norm(self, func, x, mean=None, running_var=None, *, weight=None, eps=1e-5, **how):
         if running_var is not None and not (how.get("training") or how.get("use_input_stats")):
             weight = norm_scale(running_var, weight, eps)
-        return self.norm(functional.group_norm, x, 1, weight)
-
-    def norm(self, func, x, size, weight=None, *_, **__):
-        if weight is not None and "group" in func.__name__:
-            weight = weight.view(-1, *[1] * (x.ndim - 2))
-        return self.multiply(func, x, 1 if weight is None else weight)
-
-    def one(self, func, *args, **kwargs):  # scales that are computed from the data
-        return tree_map_only(Tensor, torch.ones_like, func(*args, **kwargs))
-
-    def as_is(self, func, *args, **kwargs):
-        return func(*args, **kwargs)
-
-    def identity(self, func, x, *_, **__):
-        if not is_signal(x):
-            raise NotImplementedError("a parameter of it is computed from the data")
-        return x.clone()
-
-    activation = identity
+        return self.group_norm(func, x, 1, weight)
 
     def add(self, func, a, b, alpha=1):
-        return _without_constant(a) + alpha**2 * _without_constant(b)
+        return self.joined(without_constant(a) + alpha**2 * without_constant(b), a, b)
+
+    def rsub(self, func, a, b, alpha=1):
+        return self.add(func, b, a, alpha)
 
     def multiply(self, func, a, b):
         if not (is_signal(a) and is_signal(b)):
             signal, factor = (a, b) if is_signal(a) else (b, a)
-            return signal * (factor.to(signal) if isinstance(factor, Tensor) else factor) ** 2
-        if a.root is b.root:  # an activation written as a product, as x·sigmoid(x)
-            return min(a, b, key=lambda signal: signal.gate).clone()
-        rank = [(signal.gate == 2, -signal.numel(), signal.gate) for signal in (a, b)]
-        x, gate = (a, b) if rank[0] < rank[1] else (b, a)
-        return a * b if rank[0] == rank[1] else _gate(x, gate)
+            return self.joined(signal * torch.as_tensor(factor).to(signal).square(), signal)
+        x, gate = sorted((a, b), key=lambda signal: self.gate_rank(signal, a, b))
+        if self.gate_rank(x, a, b) == self.gate_rank(gate, a, b):
+            return self.joined(a * b, a, b)
+        if self.marks[x].root is self.marks[gate].root:  # an activation, such as x·sigmoid(x)
+            return self.joined(x.clone(), x)
+        return self.joined(x + x.detach() * (gate - gate.detach()), x, gate)  # the gate counts as 1
+
+    def gate_rank(self, x, *both: Tensor) -> int:
+        """Of two factors the one of higher rank is the gate; with equal ranks both count."""
+        gate = self.marks[x].gate
+        smallest, largest = sorted(signal.numel() for signal in both)
+        if gate < 2 and x.numel() > smallest:
+            return 0
+        return 2 * gate + (gate > 0 and x.numel() < largest)
 
     def addcmul(self, func, x, a, b, value=1):
         return self.add(func, x, self.multiply(func, a, b), value)
 
     def divide(self, func, a, b):
-        return a * torch.ones_like(b) if is_signal(b) else self.multiply(func, a, 1 / b)
+        if not is_signal(b):
+            return self.multiply(func, a, 1 / b)
+        if not is_signal(a):
+            return self.scale_of_data(func, b)
+        return self.joined(a * torch.ones_like(b), a)
 
     def glu(self, func, x, dim=-1):
-        return _gate(*x.chunk(2, dim))
+        x, gate = self.moved(torch.chunk, x, 2, dim)
+        self.marks[gate].gate = 2
+        return self.multiply(func, x, gate)
+
+    # Sums, pooling and rearrangements
 
     def reduce(self, func, x, *args, **kwargs):
         """Over positions the identity of each unit; over n units a mean is 1/n² of their sum."""
-        dim = args[0] if args else kwargs.get("dim")
-        dims = range(x.ndim) if dim is None else (dim,) if isinstance(dim, int) else dim
-        units, positions = _sizes(x, dims)
-        if func.__name__ in ("max", "amax"):
-            return func(x, *args, **kwargs) if units == 1 else self.end(func, x, *args, **kwargs)
-        factor = positions if func.__name__ == "sum" else 1 / units
-        return func(x, *args, **kwargs) * factor
+        name = func.__name__
+        dims = dimensions(x, args[1:] if "norm" in name else args, **kwargs)
+        if "max" in name:
+            units = any(self.has_units(x, dim) for dim in dims)
+            return (self.end if units else self.moved)(func, x, *args, **kwargs)
+        shape = func(meta(x), *args, **kwargs).shape
+        size = math.prod(x.shape[dim] for dim in dims)
+        if name in ("mean", "sum"):
+            out = x
+            for dim in dims:
+                out = self.sum_over(out, dim)
+            labels = self.marks[out].labels
+            out = out / size**2 if name == "mean" else out
+        else:
+            out, labels = x.sum(dims), self.marks[x].labels.mean(dims)
+            out = out if "norm" in name else out / size
+            out = out.square() if name == "var" else out
+        return self.mark(out.view(shape), labels.view(shape))
 
-    def avg_pool(self, func, x, kernel_size, stride=None, padding=0, ceil_mode=False, *_, **__):
-        return func(x, kernel_size, stride, padding, ceil_mode, False)  # padding does not count
+    def var_mean(self, func, x, *args, **kwargs):
+        dims = dimensions(x, args, **kwargs)
+        functions = [getattr(torch, name) for name in func.__name__.split("_")]
+        keepdim = kwargs.get("keepdim", False)
+        return tuple(self.reduce(function, x, dims, keepdim=keepdim) for function in functions)
+
+    std_mean = var_mean
+
+    def avg_pool(
+        self, func, x, kernel_size, stride=None, padding=0, ceil_mode=False, *how, **named
+    ):
+        """Over positions the identity; over n units 1/n² of their sum."""
+        kernel = self.kernel(func, x, kernel_size)
+        units = math.prod(n for dim, n in kernel.items() if self.has_units(x, dim))
+        divisor = named.get("divisor_override", how[1] if len(how) > 1 else None)
+        size = math.prod(kernel.values())
+        factor = (size / (divisor or size)) ** 2 / units
+        pool = [kernel_size, stride, padding, ceil_mode, False]  # padding does not count
+        return self.mark(func(x, *pool) * factor, func(self.marks[x].labels, *pool))
+
+    def max_pool(self, func, x, kernel_size, *args, **kwargs):
+        """Over positions the identity; over units it ends the block."""
+        kernel = self.kernel(func, x, kernel_size)
+        units = any(n > 1 and self.has_units(x, dim) for dim, n in kernel.items())
+        return (self.end if units else self.moved)(func, x, kernel_size, *args, **kwargs)
+
+    def kernel(self, func, x, kernel_size) -> dict[int, int]:
+        """The size of a pooling window by dimension."""
+        dims = range(-int(func.__name__[-2]), 0)
+        sizes = [kernel_size] if isinstance(kernel_size, int) else list(kernel_size)
+        return dict(zip(dims, sizes * (len(dims) // len(sizes)), strict=True))
+
+    def resize(self, func, x, *args, **kwargs):
+        """Over positions the identity; over units it ends the block."""
+        out = self.moved(func, x, *args, **kwargs)
+        shape = tree_leaves(out)[0].shape
+        units = any(x.shape[d] != shape[d] and self.has_units(x, d) for d in range(x.ndim))
+        return self.end(func, x, *args, **kwargs) if units else out
 
     def pad(self, func, x, pad, mode="constant", value=None):
-        """Units are padded with nothing, positions with more of the same."""
-        for d, (left, right) in enumerate(zip(pad[::2], pad[1::2], strict=True), 1):
-            if _varies(x, -d):
-                x = func(x, [0] * (2 * d - 2) + [left, right])
+        """Units are padded with a constant, positions with more of the same."""
+        if mode != "constant":
+            return self.moved(func, x, pad, mode)
+        for dim, (left, right) in enumerate(zip(pad[::2], pad[1::2], strict=True), 1):
+            size = x.shape[-dim]
+            if self.has_units(x, -dim) or size == 1:
+                parts = [max(0, -left), size - max(0, -left) - max(0, -right)]
+                x = self.moved(torch.narrow, x, -dim, *parts)
+                sides = [[*x.shape] for _ in range(2)]
+                sides[0][-dim], sides[1][-dim] = max(0, left), max(0, right)
+                first, last = (torch.full(shape, value or 0.0).to(x) for shape in sides)
+                x = self.cat(func, [first, x, last], x.ndim - dim)
             else:
-                x = x.narrow(-d, 0, 1).repeat_interleave(x.shape[-d] + left + right, -d)
+                places = torch.arange(-left, size + right, device=x.device).clamp(0, size - 1)
+                x = self.moved(torch.index_select, x, -dim, places)
         return x
 
     def cat(self, func, tensors, dim=0):
-        """Constants among units count as 1, as inputs do; a constant token as next to nothing."""
-        like = next(filter(is_signal, tensors))
-        fill = 1 if like.ndim != 3 or _varies(like, dim) else 1e-12  # a layer may see it alone
-        parts = [x if is_signal(x) else like.new_full(x.shape, fill) for x in tensors]
-        return torch.cat(parts, dim)
+        """A constant unit counts as 1, as an input does, or 0; a token as next to nothing."""
+        tensors = [x for x in tensors if x.numel()]
+        signals = [x for x in tensors if is_signal(x)]
+        like = signals[0]
+        tokens = any(x.shape[dim] > 1 and not self.has_units(x, dim) for x in signals)
+        parts, labels = [], []
+        for x in tensors:
+            if is_signal(x):
+                part, label = x, self.marks[x].labels
+            elif tokens:  # a layer may see it alone
+                part = like.new_full(x.shape, 1e-12)
+                label = self.marks[like].labels.narrow(dim, 0, 1).expand(x.shape)
+            else:
+                part = self.constant_units(x, like, dim)
+                label = self.new_labels(part) * part
+            parts.append(part)
+            labels.append(label)
+        return self.mark(torch.cat(parts, dim), torch.cat(labels, dim))
+
+    def constant_units(self, x: Tensor, like: Tensor, dim: int) -> Tensor:
+        """1 for each unit of a constant that is not 0 at all positions."""
+        units = x != 0
+        for d in range(x.ndim):
+            if d != dim % x.ndim and not self.has_units(like, d):
+                units = units.any(d, keepdim=True)
+        return units.expand(x.shape).to(like)
 
     def stack(self, func, tensors, dim=0):
-        return self.cat(func, [x.unsqueeze(dim) for x in tensors], dim)
+        dim = dim % (tensors[0].ndim + 1)
+        return self.cat(func, [self.moved(torch.unsqueeze, x, dim) for x in tensors], dim)
 
-    def fill(self, func, x, where, value):
-        where = _without_constant(where) if func is torch.where else where  # where(x, where, value)
-        return func(x, where, _without_constant(value))
+    def moved(self, func, *args, **kwargs):
+        out = func(*args, **kwargs)
+        args, kwargs = self.labels((args, kwargs))
+        # labels may lie otherwise in memory
+        move = {"view": Tensor.reshape, "view_as": Tensor.reshape_as}.get(func.__name__, func)
+        return self.mark(out, move(*args, **kwargs))
+
+    def constant(self, func, x, *args, **kwargs):
+        if func.__name__.startswith("is"):
+            return func(torch.zeros_like(x.detach()))
+        return func(x.detach(), *args, **kwargs)
+
+    def where(self, func, condition, a, b):
+        out = func(condition, without_constant(a), without_constant(b))
+        return self.joined(out, a, b)
+
+    def masked_fill(self, func, x, mask, value):
+        return self.joined(func(x, mask, 0), x)
+
+    def copy(self, func, x, y, *_):
+        return self.joined(without_constant(y).expand(x.shape).clone(), y)
+
+    def setitem(self, func, x, place, value):
+        labels = (
+            self.marks[x].labels if x in self.marks else torch.zeros_like(x, dtype=torch.double)
+        )
+        func(x, place, without_constant(value))
+        if is_signal(value):
+            func(labels, place, self.marks[value].labels)
+        self.mark(x, labels)
 
 
 def is_signal(value) -> bool:
     return isinstance(value, Tensor) and value.requires_grad
 
 
-def emit(values: Tensor, shape) -> tuple[Tensor, Tensor]:
-    """The source of a new signal, and the signal: `values` expanded to a shape."""
-    source = values.detach().clone().requires_grad_()
-    return source, source.expand(shape).clone()
+def is_parameter(value) -> bool:
+    """Whether it is a parameter of the model, or a view of one."""
+    return isinstance(value, nn.Parameter) or isinstance(value._base, nn.Parameter)
 
 
-def _meta(value: Tensor) -> Tensor:
+def _gate_of(func, rule: str, args) -> int:
+    """As what the outputs of a function count in a product, whatever its inputs are."""
+    name = func.__name__.strip("_")
+    numbers = any(isinstance(x, int | float) and x for x in args)
+    if rule == "scale_of_data":
+        return 3
+    if name in SATURATING:
+        return 2
+    if "clamp" in name or rule in ("add", "rsub"):  # those of zero are homogeneous
+        return int(numbers)
+    return int(rule == "activation")
+
+
+def meta(value: Tensor) -> Tensor:
     """A tensor without values, for asking a function for the shape that it makes."""
     kind = torch.float32 if value.is_floating_point() else value.dtype
     return torch.empty(value.shape, dtype=kind, device="meta")
 
 
-def _varies(x: Tensor, dim: int) -> bool:
-    return not torch.allclose(x, x.narrow(dim, 0, 1).expand_as(x), rtol=1e-6, atol=0)
-
-
-def _sizes(x: Tensor, dims) -> tuple[int, int]:
-    """How many units and how many positions there are along some dimensions."""
-    units = math.prod(x.shape[d] for d in dims if _varies(x, d))
-    return units, math.prod(x.shape[d] for d in dims) // units
-
-
-def _without_constant(value) -> Tensor:
+def without_constant(value) -> Tensor:
     """Signals are added; of a constant there is nothing to add but its shape."""
     return value if is_signal(value) else torch.zeros_like(torch.as_tensor(value))
 
 
-def _gate(x: Tensor, gate: Tensor) -> Tensor:
-    """x, with a gradient of x² (which is x here) for the gate."""
-    return x + x.detach() * (gate - gate.detach())
+def dimensions(x: Tensor, args, dim=None, **_) -> list[int]:
+    """The dimensions that a reduction sums over."""
+    dim = args[0] if args and dim is None else dim
+    if dim is None or isinstance(dim, bool):
+        return list(range(x.ndim))
+    return [dim] if isinstance(dim, int) else list(dim)
