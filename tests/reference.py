@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import random
 import zlib
 
 import numpy as np
@@ -220,3 +221,147 @@ def between(source, target):
     ]
     zeros = source.new_zeros(target.numel(), source.numel())
     return torch.stack([row.flatten() for (row,) in rows]) if rows else zeros
+
+
+# Random networks -------------------------------------------------------------------------------
+
+
+def numbers(rows, columns=4):
+    return torch.arange(1.0, 1 + rows * columns).cos().view(rows, columns)
+
+
+def mask(x):
+    return (torch.arange(x.shape[1]) > 0).float().view(-1, *[1] * (x.ndim - 2))
+
+
+def written(x, y):
+    buffer = x.new_zeros(x.shape)
+    buffer[..., 1:] = x[..., 1:]
+    buffer[..., :1] += y[..., :1]
+    return buffer
+
+
+EXACT = {  # of an input x and two layers f and g; the last dimension holds units
+    "chain": lambda x, f, g: g(f(x)),
+    "residual": lambda x, f, g: x + g(f(x)),
+    "concatenated": lambda x, f, g: torch.cat([f(x), x], -1),
+    "interleaved": lambda x, f, g: torch.stack([f(x), g(x)], -1).flatten(-2),
+    "reordered": lambda x, f, g: x + g(f(x).flip(-1).roll(1, 1).movedim(1, 0).movedim(0, 1)),
+    "padded": lambda x, f, g: F.pad(f(x), (1, 2)),
+    "averaged": lambda x, f, g: torch.cat([f(x).mean(1, True).expand_as(x), g(x)], -1),
+    "largest": lambda x, f, g: g(x) + f(x).amax(1, True),
+    "masked": lambda x, f, g: g(x) + (f(x) * mask(x)).sum(1, True) / mask(x).sum(),
+    "pooled units": lambda x, f, g: torch.cat([g(x), F.avg_pool2d(f(x), (1, 2))], -1),
+    "mean of units": lambda x, f, g: torch.cat([f(x), g(x).mean(-1, True)], -1),
+    "scaled": lambda x, f, g: f(x) * numbers(1, x.shape[-1]),
+    "product": lambda x, f, g: torch.einsum("...c,cd->...d", g(x), numbers(x.shape[-1])),
+    "permuted": lambda x, f, g: x + torch.eye(x.shape[-2]).roll(1, 0) @ f(x),
+    "written": lambda x, f, g: written(f(x), g(x)),
+}
+CHAINS = {  # units of f may be multiplied where the columns of g are divided
+    "relu": lambda x, f, g: x + g(F.leaky_relu(f(x))),
+    "largest": lambda x, f, g: g(f(x).relu().amax(1, True)).expand_as(x),
+    "deviation": lambda x, f, g: g(f(x).std(1, keepdim=True)) + x,
+    "length": lambda x, f, g: torch.cat([x, g(f(x).norm(dim=1, keepdim=True)).expand_as(x)], -1),
+    "graph": lambda x, f, g: g(numbers(x.shape[-2], x.shape[-2]) @ f(x)),
+    "squeeze": lambda x, f, g: x * torch.sigmoid(g(f(x).mean(1, True).relu())),
+    "scaled": lambda x, f, g: F.silu(x) * g(torch.einsum("...c->...c", f(x))),
+}
+GATES = {  # units of f may be multiplied where the rows of g are divided
+    "relu": lambda x, f, g: f(x).relu() * g(x),
+    "clamp": lambda x, f, g: torch.cat([x, f(x) * g(x).clamp(min=0)], -1),
+    "broadcast": lambda x, f, g: f(x) * g(x.mean(1, True)),
+}
+
+
+class RandomNetwork(nn.Module):
+    """A few of the pieces, drawn by a seed, on a sequence or an image, and a linear layer."""
+
+    def __init__(self, seed, *pieces):
+        super().__init__()
+        draw = random.Random(seed)
+        self.image, self.flat, units = draw.random() < 0.5, draw.random() < 0.5, draw.randint(2, 4)
+        self.pieces = [draw.choice(list(draw.choice(pieces).values())) for _ in range(3)]
+        self.example = torch.rand(1, units, 3, 3) if self.image else torch.rand(1, 4, units)
+        self.layers = nn.ModuleList()
+        x = self.example.movedim(1, -1) if self.image else self.example
+        for piece in self.pieces:
+            self.layers += [self.layer(x.shape[-1]) for _ in range(2)]
+            x = self.applied(piece, x, *self.layers[-2:])
+        self.head = nn.Linear(x.numel() if self.flat else x.shape[-1], 2, bias=False)
+        randomised(self, seed)
+
+    def layer(self, units):
+        if self.image:
+            return nn.Conv2d(units, units, 3, padding=1, bias=False)
+        return nn.Linear(units, units, bias=False)
+
+    def applied(self, piece, x, *layers):
+        if self.image:
+            f, g = (lambda y, m=m: m(y.movedim(-1, 1)).movedim(1, -1) for m in layers)
+            return piece(x, f, g)
+        return piece(x, *layers)
+
+    def forward(self, x):
+        x = x.movedim(1, -1) if self.image else x
+        for piece, f, g in zip(self.pieces, self.layers[::2], self.layers[1::2], strict=True):
+            x = self.applied(piece, x, f, g)
+        return self.head(x.flatten(1) if self.flat else x.flatten(1, -2).mean(1))
+
+    @torch.no_grad()
+    def rescale(self, seed):
+        """Multiply units of one f by powers of 2 and divide what takes them: the function stays.
+
+        Returns the layers whose scores must stay too.
+        """
+        rescalable = [*CHAINS.values(), *GATES.values()]
+        i = 2 * next(i for i, piece in enumerate(self.pieces) if piece in rescalable)
+        f, g = self.layers[i : i + 2]
+        random = torch.Generator().manual_seed(seed)
+        c = 2.0 ** torch.randint(-3, 4, [len(f.weight)], generator=random)
+        c = c.view(-1, *[1] * (f.weight.ndim - 1))
+        f.weight *= c
+        if self.pieces[i // 2] in CHAINS.values():
+            g.weight /= c.transpose(0, 1)
+            return [f, g]
+        g.weight /= c
+        return [*self.layers[i:], self.head]
+
+
+def unit_factors(model, example):
+    """Per layer the squares (before, after) from the Jacobian between units, literally.
+
+    Positions of a unit move together, different units independently.
+    """
+    source = example.clone().requires_grad_()
+    layers = [module for module in model.modules() if hasattr(module, "weight")]
+    kernels = {layer: dense_kernel(layer) for layer in layers}
+    produced, consumed = {}, {}
+
+    def cut(layer, inputs, output):
+        consumed[layer] = inputs[0].movedim(1 - layer.weight.ndim, 0)
+        produced[layer] = output.detach().clone().requires_grad_()
+        return produced[layer]
+
+    hooks = [layer.register_forward_hook(cut) for layer in layers]
+    output = model(source)
+    for hook in hooks:
+        hook.remove()
+    before = {layer: torch.zeros(len(units)) for layer, units in consumed.items()}
+    after = {layer: torch.zeros(len(layer.weight)) for layer in layers}
+    variables = {None: source, **produced}
+    for consumer, units in [*consumed.items(), (None, output.movedim(-1, 0))]:
+        for k, unit in enumerate(units):
+            slopes = torch.autograd.grad(
+                unit.mean(), [*variables.values()], retain_graph=True, materialize_grads=True
+            )
+            for producer, slope in zip(variables, slopes, strict=True):
+                dim = producer.weight.ndim - 1 if producer else source.ndim - 1 if source.ndim > 3 else 1
+                squares = slope.movedim(-dim, 0).flatten(1).sum(1).square()
+                if consumer:
+                    rows = kernels[producer].flatten(1).square().sum(1) if producer else 1
+                    before[consumer][k] += (squares * rows).sum()
+                if producer:
+                    column = kernels[consumer][:, k].square().sum() if consumer else 1
+                    after[producer] += squares * column
+    return {layer: (before[layer], after[layer]) for layer in consumed}

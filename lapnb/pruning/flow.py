@@ -106,6 +106,9 @@ def _one_sample(example):
 @torch.enable_grad()
 def _walk(model: nn.Module, inputs, layers: list[Layer], weights: list[Tensor]) -> list:
     """The squares (what arrives, what follows) of each layer's calls, as a copy runs."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(f"cannot follow the data in {called(name, module)}: it is scripted")
     twin = twin_of(model, [layer.weight for layer in layers])
     walk = _Walk(Rules(layers, weights, [twin.get_submodule(x.name).weight for x in layers]))
     devices = {p.device for p in model.parameters() if p.is_cuda}
@@ -254,13 +257,14 @@ class _Walk(TorchFunctionMode):
 
 
 def _name(func) -> str:
-    return func.__name__.strip("_")
+    attribute = getattr(func, "__self__", func)  # of a getter
+    return getattr(attribute, "__name__", func.__name__).strip("_")
 
 
 def _units(value: Tensor, first: Layer) -> list[int]:
     """The dimensions of an input along which units lie, judged by the model's first layer."""
     if not isinstance(first.module, nn.Linear):
         return [1]
-    if value.shape[-1] == first.module.in_features:
+    if value.ndim < 4 or value.shape[-1] == first.module.in_features:
         return [value.ndim - 1]
     return list(range(1, value.ndim))  # all are flattened or rearranged

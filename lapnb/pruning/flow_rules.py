@@ -321,10 +321,9 @@ class Rules:
         return self.mark(out, labels)
 
     def product_added(self, func, x, a, b, *, beta=1, alpha=1):
-        product = torch.matmul(a, b)
-        if is_signal(a) or is_signal(b):
-            product = self.product(torch.matmul, a, b)
-        return self.add(func, self.multiply(func, x, beta) if is_signal(x) else x, product, alpha)
+        multiply = self.product if is_signal(a) or is_signal(b) else self.constant
+        x = self.multiply(func, x, beta) if is_signal(x) else x
+        return self.add(func, x, multiply(torch.matmul, a, b), alpha)
 
     def end(self, func, *args, **kwargs):
         """What cannot be followed ends the block; what comes out of it counts as 1."""
@@ -343,7 +342,8 @@ class Rules:
     activation = homogeneous = identity
 
     def convert(self, func, x, *args, **kwargs):
-        if any(isinstance(kind, torch.dtype) and not kind.is_floating_point for kind in args):
+        kinds = [kind for kind in (*args, *kwargs.values()) if isinstance(kind, torch.dtype)]
+        if not all(kind.is_floating_point for kind in kinds):
             raise NotImplementedError("it asks for whole numbers")
         if is_signal(x):
             return self.identity(func, x)
