@@ -1,7 +1,6 @@
 """Slow, literal versions of what the package computes fast: what the tests compare it with."""
 
 import dataclasses
-import functools
 import itertools
 import random
 import zlib
@@ -11,6 +10,8 @@ import torch
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
+
+from lapnb.pruning.layers import prunable_layers
 
 # Pruning ---------------------------------------------------------------------------------------
 
@@ -63,6 +64,8 @@ def same(masks, others):
 def dense_kernel(module):
     """Weight as (outputs, inputs, kernel positions), zero between the groups."""
     weight, groups = module.weight.detach(), getattr(module, "groups", 1)
+    if isinstance(module, nn.ConvTranspose2d):  # inputs first
+        weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
     weight = weight.reshape(*weight.shape[:2], -1)
     outputs, inputs, positions = weight.shape
     kernel = weight.new_zeros(outputs, inputs * groups, positions)
@@ -169,58 +172,57 @@ def normalised(data, images):
     return (images / 255 - mean) / std
 
 
-def wired_distortions(model, layer, example):
-    """Of the block [W_p1 | W_p2 | …] → layer → [W_c1; W_c2; …] of a network without activations.
+def unit_distortions(model, example):
+    """Per layer that of the block [W_p1 | W_p2 | …] → layer → [W_c1; W_c2; …] without activations.
 
-    The output of every weighted layer is made a variable of its own, so that a derivative of a
-    layer's input by one of them is what lies between the two. The model's input is a producer and
-    its outputs are consumers, both of unit weight. Over the calls of the layer squares are added.
+    The output of every layer is made a variable of its own, so that a derivative of a layer's input
+    by one of them is what lies between the two. Positions of a unit move together, different units
+    independently. The model's input is a producer and its outputs are consumers, of unit weight.
     """
-    source = example.clone().requires_grad_()
-    producers, consumers, calls = [(source, torch.eye(source.numel()).to(source))], [], []
+    layers = {layer.module: layer for layer in prunable_layers(model)}
+    variables, entered, called = [example.clone().requires_grad_()], [], []
 
     def cut(module, inputs, output):
-        variable, matrix = output.detach().clone().requires_grad_(), as_matrix(module, inputs[0])
-        producers.append((variable, matrix))
-        consumers.append((inputs[0], matrix))
-        if module is layer:
-            calls.append((inputs[0], variable))
-        return variable
+        called.append(layers[module])
+        entered.append(inputs[0])
+        variables.append(output.detach().clone().requires_grad_())
+        return variables[-1]
 
-    weighted = [m for m in model.modules() if getattr(m, "weight", torch.ones(1)).ndim > 1]
-    hooks = [module.register_forward_hook(cut) for module in weighted]
-    outputs = model(source)
+    hooks = [module.register_forward_hook(cut) for module in layers]
+    outputs = model(variables[0])
     for hook in hooks:
         hook.remove()
     outputs = vars(outputs) if dataclasses.is_dataclass(outputs) else outputs
-    for output in torch.utils._pytree.tree_leaves(outputs):
-        consumers.append((output, torch.eye(output.numel()).to(output)))
-    total = torch.zeros_like(layer.weight)
-    for entered, left in calls:
-        before = torch.cat([between(x, entered) @ matrix for x, matrix in producers], 1)
-        after = torch.cat([matrix @ between(left, y) for y, matrix in consumers])
-        block = functools.partial(block_of, after, layer, entered, before)
-        total += distortions(layer.weight.data, block) ** 2
-    return total.sqrt()
+    entered += torch.utils._pytree.tree_leaves(outputs)
+    between = [squared_slopes(units_first(ends), variables) for ends in entered]
+    kernels = [dense_kernel(layer.module).square().sum(2) for layer in called]
+    rows, columns = [1, *(k.sum(1) for k in kernels)], [k.sum(0) for k in kernels]
+    totals = {}
+    for i, layer in enumerate(called):
+        before = sum((x * row).sum(1) for x, row in zip(between[i], rows, strict=True))
+        after = sum(
+            (x[i + 1].T * column).sum(1)
+            for x, column in itertools.zip_longest(between, columns, fillvalue=1)
+        )
+        total = layer.per_output(after) * layer.per_input(before)
+        totals[layer.name] = totals.get(layer.name, 0) + total * layer.weight.detach() ** 2
+    return {name: total.sqrt() for name, total in totals.items()}
 
 
-def block_of(after, layer, entered, before):
-    return after @ as_matrix(layer, entered) @ before
+def units_first(values):
+    return values.movedim(1 if values.ndim == 4 else -1, 0).flatten(1)
 
 
-def as_matrix(function, value):
-    jacobian = torch.autograd.functional.jacobian(function.forward, value.detach())
-    return jacobian.reshape(-1, value.numel())
-
-
-def between(source, target):
-    rows = [
-        torch.autograd.grad(y, source, retain_graph=True, materialize_grads=True, allow_unused=True)
-        for y in target.flatten()
-        if target.requires_grad
+def squared_slopes(units, variables):
+    """Of the mean of each unit, by each unit of each variable."""
+    slopes = [
+        torch.autograd.grad(x.mean(), variables, retain_graph=True, materialize_grads=True)
+        for x in units
     ]
-    zeros = source.new_zeros(target.numel(), source.numel())
-    return torch.stack([row.flatten() for (row,) in rows]) if rows else zeros
+    return [
+        torch.stack([units_first(x).sum(1) for x in of_one]).square()
+        for of_one in zip(*slopes, strict=True)
+    ]
 
 
 # Random networks -------------------------------------------------------------------------------
@@ -251,7 +253,6 @@ EXACT = {  # of an input x and two layers f and g; the last dimension holds unit
     "averaged": lambda x, f, g: torch.cat([f(x).mean(1, True).expand_as(x), g(x)], -1),
     "largest": lambda x, f, g: g(x) + f(x).amax(1, True),
     "masked": lambda x, f, g: g(x) + (f(x) * mask(x)).sum(1, True) / mask(x).sum(),
-    "pooled units": lambda x, f, g: torch.cat([g(x), F.avg_pool2d(f(x), (1, 2))], -1),
     "mean of units": lambda x, f, g: torch.cat([f(x), g(x).mean(-1, True)], -1),
     "scaled": lambda x, f, g: f(x) * numbers(1, x.shape[-1]),
     "product": lambda x, f, g: torch.einsum("...c,cd->...d", g(x), numbers(x.shape[-1])),
@@ -312,56 +313,19 @@ class RandomNetwork(nn.Module):
     def rescale(self, seed):
         """Multiply units of one f by powers of 2 and divide what takes them: the function stays.
 
-        Returns the layers whose scores must stay too.
+        Returns the names of the layers whose scores must stay too.
         """
-        rescalable = [*CHAINS.values(), *GATES.values()]
-        i = 2 * next(i for i, piece in enumerate(self.pieces) if piece in rescalable)
-        f, g = self.layers[i : i + 2]
-        random = torch.Generator().manual_seed(seed)
-        c = 2.0 ** torch.randint(-3, 4, [len(f.weight)], generator=random)
-        c = c.view(-1, *[1] * (f.weight.ndim - 1))
-        f.weight *= c
-        if self.pieces[i // 2] in CHAINS.values():
-            g.weight /= c.transpose(0, 1)
-            return [f, g]
-        g.weight /= c
-        return [*self.layers[i:], self.head]
-
-
-def unit_factors(model, example):
-    """Per layer the squares (before, after) from the Jacobian between units, literally.
-
-    Positions of a unit move together, different units independently.
-    """
-    source = example.clone().requires_grad_()
-    layers = [module for module in model.modules() if hasattr(module, "weight")]
-    kernels = {layer: dense_kernel(layer) for layer in layers}
-    produced, consumed = {}, {}
-
-    def cut(layer, inputs, output):
-        consumed[layer] = inputs[0].movedim(1 - layer.weight.ndim, 0)
-        produced[layer] = output.detach().clone().requires_grad_()
-        return produced[layer]
-
-    hooks = [layer.register_forward_hook(cut) for layer in layers]
-    output = model(source)
-    for hook in hooks:
-        hook.remove()
-    before = {layer: torch.zeros(len(units)) for layer, units in consumed.items()}
-    after = {layer: torch.zeros(len(layer.weight)) for layer in layers}
-    variables = {None: source, **produced}
-    for consumer, units in [*consumed.items(), (None, output.movedim(-1, 0))]:
-        for k, unit in enumerate(units):
-            slopes = torch.autograd.grad(
-                unit.mean(), [*variables.values()], retain_graph=True, materialize_grads=True
-            )
-            for producer, slope in zip(variables, slopes, strict=True):
-                dim = producer.weight.ndim - 1 if producer else source.ndim - 1 if source.ndim > 3 else 1
-                squares = slope.movedim(-dim, 0).flatten(1).sum(1).square()
-                if consumer:
-                    rows = kernels[producer].flatten(1).square().sum(1) if producer else 1
-                    before[consumer][k] += (squares * rows).sum()
-                if producer:
-                    column = kernels[consumer][:, k].square().sum() if consumer else 1
-                    after[producer] += squares * column
-    return {layer: (before[layer], after[layer]) for layer in consumed}
+        for i, piece in enumerate(self.pieces):
+            f, g = self.layers[2 * i : 2 * i + 2]
+            random = torch.Generator().manual_seed(seed)
+            c = 2.0 ** torch.randint(-3, 4, [len(f.weight)], generator=random)
+            c = c.view(-1, *[1] * (f.weight.ndim - 1))
+            if piece in CHAINS.values():
+                f.weight *= c
+                g.weight /= c.transpose(0, 1)
+                return {f"layers.{2 * i}", f"layers.{2 * i + 1}"}
+            if piece in GATES.values():
+                f.weight *= c
+                g.weight /= c
+                return {"head", *(f"layers.{k}" for k in range(2 * i, len(self.layers)))}
+        return set()

@@ -257,8 +257,9 @@ class _Walk(TorchFunctionMode):
 
 
 def _name(func) -> str:
-    attribute = getattr(func, "__self__", func)  # of a getter
-    return getattr(attribute, "__name__", func.__name__).strip("_")
+    if func.__name__ == "__get__":
+        return func.__self__.__name__
+    return func.__name__.strip("_")
 
 
 def _units(value: Tensor, first: Layer) -> list[int]:

@@ -52,7 +52,7 @@ NAMES = {
     "new_tensor isfinite isnan isinf",
     "cat": "cat concat concatenate",
     "reduce": "mean sum max amax norm linalg_norm linalg_vector_norm std var",
-    "resize": "adaptive_avg_pool adaptive_max_pool interpolate upsample",
+    "pool": "max_pool adaptive_avg_pool adaptive_max_pool interpolate upsample",
     "norm": "layer_norm rms_norm",
     "batch_norm": "batch_norm instance_norm",
     "weighted": "linear conv conv_transpose",
@@ -61,16 +61,19 @@ NAMES = {
     "end": "softmax log_softmax fold scaled_dot_product_attention",
     "embedding": "embedding embedding_bag",
     # called as the function is
-    "": "avg_pool max_pool stack pad addcmul glu group_norm var_mean std_mean where masked_fill "
+    "": "avg_pool stack pad addcmul glu group_norm var_mean where masked_fill "
     "setitem copy multi_head_attention_forward",
 }
 RULES = {name: rule or name for rule, names in NAMES.items() for name in names.split()}
 ELEMENTWISE = {"activation", "homogeneous", "identity", "convert", "power", "add", "rsub"}
 ELEMENTWISE |= {"multiply", "divide"}
 # of several signals these take the first only, and no parameter of theirs is computed from data
-SINGLE = {"activation", "homogeneous", "identity", "power", "scale_of_data", "reduce", "resize"}
+SINGLE = {"activation", "homogeneous", "identity", "power", "scale_of_data", "reduce", "pool"}
 SINGLE |= {"norm", "group_norm", "batch_norm", "weighted", "glu", "avg_pool"}
-SINGLE |= {"max_pool", "var_mean", "std_mean"}
+SINGLE |= {
+    "max_pool",
+    "var_mean",
+}
 SATURATING = {"sigmoid", "hardsigmoid", "softmax"}
 
 
@@ -168,16 +171,18 @@ class Rules:
 
     def set_gates(self, out, func, rule: str, signals: list[Tensor], args) -> None:
         """Note what products will ask of the signals in `out`."""
+        gate = _gate_of(func, rule, args)
+        root = object()
         marks = [self.marks[signal] for signal in signals]
-        gate, root = _gate_of(func, rule, args), object()
-        if marks and (rule in ELEMENTWISE or rule == "moved"):
-            factors = marks[:1] if rule == "moved" else marks  # of x.expand_as(y) the first counts
-            gate = max(gate, min(mark.gate for mark in factors))
-        if marks and rule in ELEMENTWISE and all(mark.root is marks[0].root for mark in marks):
-            root = marks[0].root
-        for value in tree_leaves(out):
-            if is_signal(value):
-                self.marks[value].gate, self.marks[value].root = gate, root
+        if rule == "moved":  # of x.expand_as(y) the first counts
+            gate = marks[0].gate
+        elif rule in ELEMENTWISE:
+            gate = max(gate, min(mark.gate for mark in marks))
+            if len({id(mark.root) for mark in marks}) == 1:
+                root = marks[0].root
+        for value in filter(is_signal, tree_leaves(out)):
+            self.marks[value].gate = gate
+            self.marks[value].root = root
 
     def written(self, x: Tensor, out: Tensor) -> Tensor:
         """x, and its labels, once `out` is written into it in place."""
@@ -205,9 +210,10 @@ class Rules:
     def borders(self, x: Tensor, dim: int) -> Tensor:
         """Where along a dimension a new unit begins, for each pair of neighbours."""
         labels = self.marks[x].labels.movedim(dim, 0).flatten(1)
-        first, second = labels[:-1], labels[1:]
-        differ = (first - second).abs() > 1e-9 * first.abs()
-        return (differ & (first != 0) & (second != 0)).any(1)
+        first = labels[:-1]
+        second = labels[1:]
+        both = (first != 0) & (second != 0)
+        return (differ(first, second) & both).any(1)
 
     def has_units(self, x: Tensor, dim: int) -> bool:
         return bool(self.borders(x, dim).any())
@@ -242,7 +248,7 @@ class Rules:
         i = self.index.get(id(weight))
         channel = 1 - weight.ndim
         if i is None and not is_parameter(weight):
-            return self.constant_weight(func, x, weight, *args, **kwargs)
+            return self.product(func, x, weight, None, *args, **kwargs)
         values = at_least_float(weight) if i is None else self.weights[i]
         shape = func(meta(x), meta(weight), None, *args, **kwargs).shape
         groups = x.shape[channel] // weight.shape[1]
@@ -256,17 +262,6 @@ class Rules:
         if i is not None:
             self.calls[i].append((arrived.detach(), source))
         return out
-
-    def constant_weight(self, func, x, weight, *args, **kwargs):
-        """A filter of constants adds positions up where it keeps units apart, as a blur does."""
-        if weight.ndim > 2 and weight.shape[1] == 1 and x.shape[1 - weight.ndim] == len(weight):
-            dims = tuple(range(2 - weight.ndim, 0))
-            factor = weight.to(x).abs().flatten(1).sum(1).square().view(-1, *[1] * len(dims))
-            shape = func(meta(x), meta(weight), None, *args, **kwargs).shape
-            labels = self.marks[x].labels.mean(dims, keepdim=True)
-            out = (x.mean(dims, keepdim=True) * factor).expand(shape).clone()
-            return self.mark(out, labels.expand(shape).clone())
-        return self.product(func, x, weight, None, *args, **kwargs)
 
     def embedding(self, func, indices, weight, *args, **kwargs):
         """A layer that takes one-hot inputs."""
@@ -293,32 +288,37 @@ class Rules:
 
     def product(self, func, *args, **kwargs):
         """A linear map by constants multiplies by their squares; a parameter is a layer."""
-        values = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
-        if sum(map(is_signal, values)) > 1:
+        operands = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        signal, *others = filter(is_signal, operands)
+        if others:
             return self.end(func, *args, **kwargs)
+        labels = self.marks[signal].labels
+        ones = torch.ones_like(labels)
 
-        def run(of_signal, of_constant):
-            put = lambda x: of_signal(x) if is_signal(x) else of_constant(x)  # noqa: E731
-            mapped_args, mapped_kwargs = tree_map_only(Tensor, put, (args, kwargs))
-            return func(*mapped_args, **mapped_kwargs)
+        def run(values, change):
+            """The function of `values` in place of the signal, its constants changed."""
 
-        signal = next(filter(is_signal, values))
-        ones, square = torch.ones_like, lambda x: x.to(signal).square()
-        out = run(lambda x: x, square)
-        same = lambda x: torch.ones_like(x, dtype=signal.dtype)  # noqa: E731
-        count = run(lambda x: ones(x.detach()), same)
-        labels = run(self.labels, same) / count
-        deviation = run(lambda x: self.labels(x).square(), same) / count - labels.square()
-        if (deviation.abs() < 1e-9 * labels.square()).all():  # sums over positions only
-            if len(values) == 1:
-                together = run(lambda x: x.detach().sqrt(), same).square() / out.detach()
-                out = out * together.nan_to_num(0)
-            return self.mark(out, labels)
-        labels = run(self.labels, lambda x: self.new_labels(x.to(signal)))
-        if any(is_parameter(x) for x in values):
-            self.count([self.mark(out, labels)])
-            _, out = self.emit(run(lambda x: ones(x.detach()), square), out.shape, labels)
-        return self.mark(out, labels)
+            def replaced(x):
+                return values if x is signal else change(x.to(labels))
+
+            new_args, new_kwargs = tree_map_only(Tensor, replaced, (args, kwargs))
+            return func(*new_args, **new_kwargs)
+
+        out = run(signal, torch.square)
+        count = run(ones, torch.ones_like)
+        mean = run(labels, torch.ones_like) / count
+        mean_square = run(labels.square(), torch.ones_like) / count
+        if not differ(mean_square, mean.square()).any():  # it adds up positions alone
+            if len(operands) == 1 or "conv" in func.__name__:  # a sum or a filter, such as a blur
+                together = run(signal.detach().sqrt(), torch.abs).square()
+                out = out * (together / out.detach()).nan_to_num(0)
+            return self.mark(out, mean)
+        labels = run(labels, self.new_labels)
+        self.mark(out, labels)
+        if any(map(is_parameter, operands)):
+            self.count([out])
+            _, out = self.emit(run(ones, torch.square), out.shape, labels)
+        return out
 
     def product_added(self, func, x, a, b, *, beta=1, alpha=1):
         multiply = self.product if is_signal(a) or is_signal(b) else self.constant
@@ -435,61 +435,50 @@ class Rules:
             out = out.square() if name == "var" else out
         return self.mark(out.view(shape), labels.view(shape))
 
-    def var_mean(self, func, x, *args, **kwargs):
-        dims = dimensions(x, args, **kwargs)
-        functions = [getattr(torch, name) for name in func.__name__.split("_")]
-        keepdim = kwargs.get("keepdim", False)
-        return tuple(self.reduce(function, x, dims, keepdim=keepdim) for function in functions)
+    def var_mean(self, func, x, dim=None, *, keepdim=False, **_):
+        functions = torch.var, torch.mean
+        return tuple(self.reduce(function, x, dim, keepdim=keepdim) for function in functions)
 
-    std_mean = var_mean
+    def pool(self, func, x, *args, **kwargs):
+        """Pooling or resizing: over positions the identity; a maximum over units ends the block."""
+        labels = self.marks[x].labels
+        pooled = func(labels, *args, **kwargs)
+        if differ(pooled, -func(-labels, *args, **kwargs)).any():
+            return self.end(func, x, *args, **kwargs)
+        if differ(pooled.square(), func(labels.square(), *args, **kwargs)).any():
+            raise NotImplementedError("it averages over units")
+        return self.mark(func(x, *args, **kwargs), pooled)
 
     def avg_pool(
-        self, func, x, kernel_size, stride=None, padding=0, ceil_mode=False, *how, **named
+        self,
+        func,
+        x,
+        kernel_size,
+        stride=None,
+        padding=0,
+        ceil_mode=False,
+        count_include_pad=True,
+        divisor_override=None,
     ):
-        """Over positions the identity; over n units 1/n² of their sum."""
-        kernel = self.kernel(func, x, kernel_size)
-        units = math.prod(n for dim, n in kernel.items() if self.has_units(x, dim))
-        divisor = named.get("divisor_override", how[1] if len(how) > 1 else None)
-        size = math.prod(kernel.values())
-        factor = (size / (divisor or size)) ** 2 / units
-        pool = [kernel_size, stride, padding, ceil_mode, False]  # padding does not count
-        return self.mark(func(x, *pool) * factor, func(self.marks[x].labels, *pool))
-
-    def max_pool(self, func, x, kernel_size, *args, **kwargs):
-        """Over positions the identity; over units it ends the block."""
-        kernel = self.kernel(func, x, kernel_size)
-        units = any(n > 1 and self.has_units(x, dim) for dim, n in kernel.items())
-        return (self.end if units else self.moved)(func, x, kernel_size, *args, **kwargs)
-
-    def kernel(self, func, x, kernel_size) -> dict[int, int]:
-        """The size of a pooling window by dimension."""
-        dims = range(-int(func.__name__[-2]), 0)
-        sizes = [kernel_size] if isinstance(kernel_size, int) else list(kernel_size)
-        return dict(zip(dims, sizes * (len(dims) // len(sizes)), strict=True))
-
-    def resize(self, func, x, *args, **kwargs):
-        """Over positions the identity; over units it ends the block."""
-        out = self.moved(func, x, *args, **kwargs)
-        shape = tree_leaves(out)[0].shape
-        units = any(x.shape[d] != shape[d] and self.has_units(x, d) for d in range(x.ndim))
-        return self.end(func, x, *args, **kwargs) if units else out
+        if divisor_override:
+            raise NotImplementedError("its divisor is another")
+        padded = False  # does not count
+        return self.pool(func, x, kernel_size, stride, padding, ceil_mode, padded)
 
     def pad(self, func, x, pad, mode="constant", value=None):
         """Units are padded with a constant, positions with more of the same."""
         if mode != "constant":
             return self.moved(func, x, pad, mode)
+        fill = float(bool(value))
         for dim, (left, right) in enumerate(zip(pad[::2], pad[1::2], strict=True), 1):
             size = x.shape[-dim]
-            if self.has_units(x, -dim) or size == 1:
-                parts = [max(0, -left), size - max(0, -left) - max(0, -right)]
-                x = self.moved(torch.narrow, x, -dim, *parts)
-                sides = [[*x.shape] for _ in range(2)]
-                sides[0][-dim], sides[1][-dim] = max(0, left), max(0, right)
-                first, last = (torch.full(shape, value or 0.0).to(x) for shape in sides)
-                x = self.cat(func, [first, x, last], x.ndim - dim)
+            if size == 1 or self.has_units(x, -dim):
+                sides = [0] * (2 * dim - 2) + [left, right]
+                labels = func(self.marks[x].labels, sides)
+                x = self.mark(func(x, sides, mode, fill), labels)
             else:
-                places = torch.arange(-left, size + right, device=x.device).clamp(0, size - 1)
-                x = self.moved(torch.index_select, x, -dim, places)
+                places = torch.arange(-left, size + right, device=x.device)
+                x = self.moved(torch.index_select, x, -dim, places.clamp(0, size - 1))
         return x
 
     def cat(self, func, tensors, dim=0):
@@ -576,6 +565,11 @@ def _gate_of(func, rule: str, args) -> int:
     if "clamp" in name or rule in ("add", "rsub"):  # those of zero are homogeneous
         return int(numbers)
     return int(rule == "activation")
+
+
+def differ(a: Tensor, b: Tensor) -> Tensor:
+    """Where labels are not the same, but for rounding."""
+    return (a - b).abs() > 1e-9 * b.abs()
 
 
 def meta(value: Tensor) -> Tensor:

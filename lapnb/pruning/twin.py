@@ -3,7 +3,6 @@
 import copy
 from collections import OrderedDict
 
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -20,7 +19,7 @@ def twin_of(model: nn.Module, unread: tuple | list = ()) -> nn.Module:
         ValueError: a module cannot be copied. The sentence names it.
     """
     copies: dict = {}  # by the id of what they stand for, as deepcopy keeps them
-    for name, module in model.named_modules():
+    for module in model.modules():
         for key, value in vars(module).items():
             if key.endswith("_hooks") and isinstance(value, dict):
                 copies[id(value)] = OrderedDict()

@@ -6,7 +6,15 @@ import dataclasses
 import pytest
 import torch
 import torchvision
-from reference import randomised, same, wired_distortions
+from reference import (
+    CHAINS,
+    EXACT,
+    GATES,
+    RandomNetwork,
+    randomised,
+    same,
+    unit_distortions,
+)
 from torch import nn
 from torch.nn import functional as F
 
@@ -60,21 +68,10 @@ def close(factor, expected):
 
 T2, NORM = nn.ConvTranspose2d, nn.BatchNorm1d
 FORMS = {
-    "residual": Net(
-        lambda n, x: n.c((y := n.a(x)) + n.norm(n.b(y))), a=(5, 4), b=(4, 4), norm=NORM(4), c=(4, 3)
-    ),
     "identity to both ends": Net(lambda n, x: x + n.b(n.a(x)), a=(5, 4), b=(4, 5)),
     "branches and outputs": Net(
         lambda n, x: Outputs(n.b(y := n.norm(n.a(x))), {"c": [n.c(y) / 2, 3 * y]}),
         **{"a": (5, 4), "norm": NORM(4), "b": (4, 3), "c": (4, 2)},
-    ),
-    "concatenation": Net(
-        lambda n, x: n.c(n.norm(torch.cat([x, y := n.a(x), n.b(y)], 1))),
-        **{"a": (5, 3), "b": (3, 2), "norm": NORM(10), "c": (10, 3)},
-    ),
-    "mean, scale and padded units": Net(
-        lambda n, x: n.c(torch.stack([F.pad(n.a(x), (1, 0)), n.scale * n.b(x)]).mean(0)),
-        **{"a": (5, 3), "b": (5, 4), "scale": nn.Parameter(torch.rand(4)), "c": (4, 2)},
     ),
     "called twice": Net(lambda n, x: n.b(n.b(n.a(x))) + n.b(x[:, :4]), a=(5, 4), b=(4, 4)),
     "groups": Net(
@@ -94,13 +91,47 @@ FORMS = {
 }
 
 
+def scores(model, example):
+    pairs = factors(model, example)
+    return {
+        name: model.get_submodule(name).weight.detach().abs() * pair[0] * pair[1]
+        for name, pair in pairs.items()
+        if pair
+    }
+
+
+def check_distortions(model, example):
+    literal = unit_distortions(model, example)
+    found = scores(model, example)
+    assert found.keys() == literal.keys()
+    for name, score in found.items():
+        torch.testing.assert_close(score, literal[name], rtol=1e-4, atol=1e-7)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_the_product_is_the_distortion_of_the_block(form):
-    model = randomised(FORMS[form]).double()
-    for name, (before, after) in factors(model, torch.rand(model.shape)).items():
-        layer = model.get_submodule(name)
-        brute = wired_distortions(model, layer, torch.rand(model.shape).double())
-        torch.testing.assert_close(layer.weight.abs() * before * after, brute, rtol=1e-6, atol=1e-9)
+    check_distortions(randomised(FORMS[form]), torch.rand(FORMS[form].shape))
+
+
+@pytest.mark.filterwarnings("ignore:left dense")
+@pytest.mark.parametrize("seeds", [range(k, k + 50) for k in range(0, 300, 50)])
+def test_random_networks_have_the_distortions_of_their_blocks(seeds):
+    for seed in seeds:
+        model = RandomNetwork(seed, EXACT)
+        check_distortions(model, model.example)
+
+
+@pytest.mark.filterwarnings("ignore:left dense")
+@pytest.mark.parametrize("seeds", [range(k, k + 50) for k in range(300, 500, 50)])
+def test_random_networks_keep_their_scores_where_rescaled_units_leave_the_function(seeds):
+    for seed in seeds:
+        model = RandomNetwork(seed, EXACT, CHAINS, GATES)
+        output, old = model(model.example), scores(model, model.example)
+        touched = model.rescale(seed)
+        torch.testing.assert_close(model(model.example), output, rtol=1e-3, atol=1e-4)
+        new = scores(model, model.example)
+        for name in touched & old.keys():
+            torch.testing.assert_close(new[name], old[name], rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("name", ["fcn", "conv6", "vgg11", "vgg16"])
