@@ -1,5 +1,6 @@
 """Slow, literal versions of what the package computes fast: what the tests compare it with."""
 
+import contextlib
 import dataclasses
 import itertools
 import random
@@ -12,6 +13,23 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from lapnb.pruning.layers import prunable_layers
+
+
+@contextlib.contextmanager
+def odd_torch():
+    """Defaults and gradient mode as a user may have set them; they must stay as they are."""
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    try:
+        with torch.inference_mode():
+            yield
+            assert torch.is_inference_mode_enabled()
+        assert torch.get_default_dtype() == torch.float64
+        assert torch.get_default_device().type == "meta"
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+
 
 # Pruning ---------------------------------------------------------------------------------------
 

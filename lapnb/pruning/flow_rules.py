@@ -514,10 +514,10 @@ class Rules:
         return self.cat(func, [self.moved(torch.unsqueeze, x, dim) for x in tensors], dim)
 
     def moved(self, func, *args, **kwargs):
-        out = func(*args, **kwargs)
-        args, kwargs = self.labels((args, kwargs))
-        # labels may lie otherwise in memory
+        # signals and labels may lie in memory otherwise than activations do
         move = {"view": Tensor.reshape, "view_as": Tensor.reshape_as}.get(func.__name__, func)
+        out = move(*args, **kwargs)
+        args, kwargs = self.labels((args, kwargs))
         return self.mark(out, move(*args, **kwargs))
 
     def constant(self, func, x, *args, **kwargs):

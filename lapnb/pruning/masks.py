@@ -1,44 +1,24 @@
-"""From scores to boolean masks: layer-wise, within rows, sequential, global."""
+"""From scores to boolean masks, and masks on weights and gradients."""
 
 import math
-import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
+from torch.utils.hooks import RemovableHandle
 
 from lapnb.checks import require, require_whole
-from lapnb.pruning import data_statistics as of_data
-from lapnb.pruning.chains import chain_fault, neighbours, whole_network
+from lapnb.pruning.chains import chain_layers, check_chain, neighbours
+from lapnb.pruning.data_statistics import data_statistics, hessian_modules, values_of
 from lapnb.pruning.flow import flow
-from lapnb.pruning.layers import Layer, prunable_layers
+from lapnb.pruning.layers import Layer, dense_parameters, prunable_layers, warn
+from lapnb.pruning.linear_product import check_linear, whole_network
 from lapnb.pruning.scores import METHODS, Method
 
 
-def check(
-    model: nn.Module, method: str, scope="layer", example=None, statistics=None
-) -> list[Layer]:
-    """The layers that `prune_masks` would prune; its ValueError where it needs no data to tell."""
-    require(method in [*METHODS], "method", f"one of {', '.join(METHODS)}", method)
-    require(scope in ("layer", "global"), "scope", '"layer" or "global"', scope)
-    layers, criterion = prunable_layers(model), METHODS[method]
-    if scope == "global" and (criterion.order or criterion.within == "row"):
-        parts = "layer after layer" if criterion.order else "within each output unit"
-        raise ValueError(f"method {method} prunes {parts}, so it has no global scope")
-    for layer in layers:
-        if criterion.within == "row" and layer.transposed:  # its rows are not its output units
-            raise ValueError(f"method {method} cannot rank within units of {layer.name}")
-    whole = criterion.neighbours == "all"
-    in_order = whole or (criterion.neighbours == "chain" and example is None)
-    if in_order and (fault := chain_fault(model, layers, linear=whole)):
-        raise ValueError(fault)
-    if criterion.looks_at == "curvature" and statistics is None:
-        of_data.hessian_chain(model, layers)
-    return layers
-
-
-@torch.no_grad()
 def prune_masks(
     model: nn.Module,
     method: str,
@@ -49,23 +29,37 @@ def prune_masks(
     statistics: list[Tensor] | None = None,
     seed: int = 0,
 ) -> list[Tensor]:
-    """Boolean masks (True survives), in the order, shapes and devices of `prunable_layers(model)`.
+    """Compute which weights survive. The model is not changed.
 
-    keep: the surviving fraction, in [0, 1]: one for all layers, or one per layer. Of n weights
-        exactly round(keep · n) survive; ties: see `keep_largest`.
-    scope: "layer" ranks each layer by itself (wanda each output unit: round(keep · n) is spread
-        evenly over a layer's units, those whose next score is highest keep one more). "global"
-        makes one ranking over all layers, each layer's scores (|w| for MP, squared distortion for
-        LAP) divided by their Frobenius norm (not for LAMP and SynFlow).
-    example: a batch of the model's inputs. Neighbours are then found by following it through the
-        model. Without it they are the layers defined next to each, in models known to be chains.
-        A layer that the batch never reaches stays dense, with a warning, and is not ranked.
-    batches: (images, labels) for the methods that look at data, as `data_statistics` takes
-        them, unless that function's result is at hand as `statistics`.
-    seed: a whole number, for the random scores of rp.
+    Warns of layers without scores above 0 or without weights left, and of modules with weights
+    that cannot be pruned (recurrent ones, the input projection of attention, embeddings, bilinear
+    ones): they stay dense.
 
-    The model is not changed. Warns of a layer without scores above 0 or without weights left;
-    ValueError names the argument or module that cannot be handled.
+    Args:
+        model: the network.
+        method: the name of a criterion, a key of `lapnb.pruning.scores.METHODS`.
+        keep: the surviving fraction, in [0, 1]: one for all layers, or one per layer. Of n weights
+            exactly round(keep · n) survive; for ties see `keep_largest`.
+        scope: "layer" ranks each layer by itself. (Wanda ranks each output unit: round(keep · n)
+            is spread evenly over a layer's units, those whose next score is highest keep one
+            more.) "global" makes one ranking over all layers, each layer's scores (|w| for MP, the
+            squared distortion for LAP) divided by their Frobenius norm, except for LAMP and
+            SynFlow.
+        example: a batch of the model's inputs. Neighbours are then found by following it through
+            the model. A layer that it never reaches stays dense, with a warning. Without it the
+            neighbours are the layers defined next to each, dense ones too, which is known of this
+            project's own networks only.
+        batches: (images, labels) for the methods that look at data, as `data_statistics` takes
+            them, unless that function's result is at hand as `statistics`. Lookahead methods count
+            neighbours that stay dense without such numbers.
+        statistics: one tensor per prunable layer.
+        seed: a whole number, for the random scores of rp.
+
+    Returns:
+        Boolean masks (True survives) in the order, shapes and devices of `prunable_layers(model)`.
+
+    Raises:
+        ValueError: naming the argument or module that cannot be handled.
 
     >>> import lapnb
     >>> model = lapnb.build_model("fcn", seed=0)
@@ -73,58 +67,184 @@ def prune_masks(
     >>> [int(mask.sum()) for mask in masks]
     [39200, 25000, 25000, 25000, 500]
     """
-    layers, criterion = check(model, method, scope, example, statistics), METHODS[method]
-    fractions = _fractions(keep, len(layers) if scope == "layer" else 1, scope)
+    layers = check_method(model, method, scope, example, statistics)
+    fractions = _fractions(keep, len(layers), scope)
     require_whole("seed", seed, 0, 2**63 - 1)
+    criterion = METHODS[method]
     if criterion.neighbours == "flow" and example is None:
         raise ValueError(f"method {method} follows the data: pass example=, a batch of inputs")
     if criterion.looks_at and statistics is None:
         if batches is None:
             raise ValueError(f"method {method} looks at data: pass batches= of (images, labels)")
-        statistics = of_data.data_statistics(model, criterion.looks_at, batches)
-    weights, known = _ranked(layers, criterion, statistics, seed)
-    if example is None:  # else other layers, which are not scaled, may be neighbours
-        weights = _scaled(weights)
-    followed: list = []
+        statistics = data_statistics(model, criterion.looks_at, batches)
+    _warn_of_dense(model, layers)
+    with torch.inference_mode(False), torch.no_grad():
+        scores = _Scores(model, layers, method, example, statistics, seed)
+        if scope == "global":
+            return _rank_over_all(scores, fractions[0])
+        return _rank_within_layers(scores, fractions)
 
-    def around(i: int) -> tuple[Tensor, Tensor] | None:
-        if not criterion.neighbours:
-            return known[i], known[i].new_ones(())
-        if criterion.neighbours == "all":
-            return whole_network(weights, i)
-        if example is None:
-            return neighbours(layers, weights, i)
-        if criterion.order or not followed:
-            followed[:] = flow(model, example, layers, weights)
-        return followed[i]
 
-    masks = [torch.ones_like(layer.weight, dtype=torch.bool) for layer in layers]
-    scores = {}  # that a global ranking compares
-    for i in range(len(layers))[:: -1 if criterion.order == "backward" else 1]:
-        if (factors := around(i)) is None:  # flow has warned
-            continue
-        score, layer = criterion.score(weights[i], *factors), layers[i]
+def check_method(model: nn.Module, method, scope="layer", example=None, statistics=None) -> list:
+    """Return the layers that `prune_masks` would prune, without numbers of weights or data.
+
+    Raises:
+        ValueError: as `prune_masks`, as far as that can be known beforehand.
+    """
+    require(method in [*METHODS], "method", f"one of {', '.join(METHODS)}", method)
+    require(scope in ("layer", "global"), "scope", '"layer" or "global"', scope)
+    criterion = METHODS[method]
+    if scope == "global" and criterion.order:
+        raise ValueError(f"method {method} prunes layer after layer, so it has no global scope")
+    if scope == "global" and criterion.within == "row":
+        raise ValueError(f"method {method} ranks within output units, so it has no global scope")
+    layers = prunable_layers(model)
+    for layer in layers:
+        if criterion.within == "row" and layer.transposed:  # its rows are not its output units
+            raise ValueError(f"method {method} cannot rank within units of {layer.name}")
+    if _is_ordered(criterion, example):
+        check_chain(model)
+    if criterion.neighbours == "all":
+        check_linear(model)
+    if criterion.looks_at == "curvature" and statistics is None:
+        hessian_modules(model)
+    return layers
+
+
+def _is_ordered(criterion: Method, example) -> bool:
+    """Whether the order of definition says which layers are neighbours."""
+    by_example = criterion.neighbours == "chain" and example is not None
+    return criterion.neighbours in ("chain", "all") and not by_example
+
+
+def _warn_of_dense(model: nn.Module, layers: list[Layer]) -> None:
+    kinds = {type(module).__name__ for _, module, _ in dense_parameters(model)}
+    if kinds:
+        prunable = sum(layer.weight.numel() for layer in layers)
+        total = sum(parameter.numel() for parameter in model.parameters())
+        about = f"{prunable} of {total} parameters are prunable"
+        warn(f"left dense: {', '.join(sorted(kinds))}; {about}")
+
+
+class _Scores:
+    """The scores of each layer, and what they are computed from.
+
+    weights: what is ranked in each module, and the weights of a chain's layers that stay dense.
+    data: what the criterion knows of the data for each layer; 1 without.
+    """
+
+    def __init__(self, model, layers: list[Layer], method: str, example, statistics, seed: int):
+        self.layers = layers
+        self.criterion = METHODS[method]
+        self.follow = partial(flow, model, example, layers)
+        self.factors: list = []  # of flow
+        self.is_ordered = _is_ordered(self.criterion, example)
+        self.chain = chain_layers(model) if self.is_ordered else layers
+        self.weights = {layer.module: values_of(layer) for layer in self.chain}
+        self.data = [self.weights[layer.module].new_ones(()) for layer in layers]
+        if self.criterion.random:
+            self._rank_noise(seed)
+        if self.criterion.looks_at:
+            self._look_at(statistics)
+        self._rescale()
+
+    def _rank_noise(self, seed: int) -> None:
+        generator = torch.Generator("cpu").manual_seed(int(seed))
+        for module, weight in self.weights.items():
+            kind = dict(dtype=torch.float32, device="cpu", generator=generator)
+            noise = torch.rand(weight.shape, **kind).to(weight)
+            self.weights[module] = noise * (weight != 0)  # what is pruned does not return
+
+    def _look_at(self, statistics) -> None:
+        try:
+            for i, (layer, numbers) in enumerate(zip(self.layers, statistics, strict=True)):
+                weight = self.weights[layer.module]
+                self.data[i] = numbers.to(weight).expand_as(weight)
+                if self.criterion.neighbours:
+                    self.weights[layer.module] = self.data[i] * weight
+        except (TypeError, AttributeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"statistics must be a tensor per layer, in shape: {error}") from error
+
+    def _rescale(self) -> None:
+        """Keep products of weights from under- and overflow."""
+        unit = _unit(self.weights.values())
+        follows = self.criterion.neighbours and not self.is_ordered
+        for module, weight in self.weights.items() if unit != 1 else ():
+            # Neighbours that `flow` knows alone are not rescaled, so it needs a wider range
+            self.weights[module] = weight.double() if follows else weight / unit
+
+    def of(self, i: int) -> Tensor | None:
+        """The scores of layer i; None where the data does not reach it."""
+        factors = self._neighbours(i)
+        if factors is None:  # flow has warned
+            return None
+        layer = self.layers[i]
+        score = self.criterion.score(self.weights[layer.module], *factors)
         largest = score.max()  # NaN if any is
         if not largest.isfinite():
             raise ValueError(f"scores must be finite, but weights or data of {layer.name} are not")
         if not largest:
-            warnings.warn(f"{layer.name}: all scores are 0, lowest indices are kept", stacklevel=3)
-        if scope == "global":
-            scores[i] = _comparable(score.flatten(), criterion)
+            warn(f"{layer.name}: all scores are 0, lowest indices are kept")
+        return score
+
+    def _neighbours(self, i: int) -> tuple[Tensor, Tensor] | None:
+        """`before` and `after` of layer i."""
+        weights = [*self.weights.values()]
+        place = [*self.weights].index(self.layers[i].module)
+        if not self.criterion.neighbours:
+            return self.data[i], self.data[i].new_ones(())
+        if self.criterion.neighbours == "all":
+            return whole_network(weights, place)
+        if self.is_ordered:
+            return neighbours(self.chain, weights, place)
+        if self.criterion.order or not self.factors:
+            self.factors = self.follow(weights)
+        if self.factors[i] is None:
+            return None
+        before, after = (factor.to(weights[i]) for factor in self.factors[i])
+        return before / _unit([before]), after / _unit([after])
+
+
+def _rank_within_layers(scores: _Scores, fractions: list[float]) -> list[Tensor]:
+    pick = keep_in_rows if scores.criterion.within == "row" else keep_largest
+    masks = _dense_masks(scores.layers)
+    numbers = range(len(masks))
+    if scores.criterion.order == "backward":
+        numbers = reversed(numbers)
+    for i in numbers:
+        layer = scores.layers[i]
+        score = scores.of(i)
+        if score is None:
             continue
-        pick = keep_in_rows if criterion.within == "row" else keep_largest
-        masks[i] = pick(score, round(fractions[i] * score.numel()), layer.weight)
-        if criterion.order:
-            weights[i] = weights[i] * masks[i]
-    if scores:
-        flat, sizes = torch.cat([*scores.values()]), [len(score) for score in scores.values()]
-        count, ranked = round(fractions[0] * len(flat)), [layers[i].weight for i in scores]
-        kept = keep_largest(flat, count, *ranked).split(sizes)
-        for i, mask in zip(scores, kept, strict=True):
-            masks[i] = mask.view_as(masks[i])
-            if not mask.any():
-                warnings.warn(f"the global ranking leaves {layers[i].name} empty", stacklevel=3)
+        mask = pick(score, round(fractions[i] * score.numel()), values_of(layer))
+        if scores.criterion.order:
+            scores.weights[layer.module] = scores.weights[layer.module] * mask
+        masks[i] = mask.to(layer.weight.device)
     return masks
+
+
+def _rank_over_all(scores: _Scores, fraction: float) -> list[Tensor]:
+    masks = _dense_masks(scores.layers)
+    compared = {}
+    for i in range(len(masks)):
+        score = scores.of(i)
+        if score is not None:
+            compared[i] = _comparable(score.flatten(), scores.criterion)
+    if not compared:
+        return masks
+    flat = torch.cat([*compared.values()])
+    values = [values_of(scores.layers[i]) for i in compared]
+    mask = keep_largest(flat, round(fraction * len(flat)), *values)
+    parts = mask.split([len(score) for score in compared.values()])
+    for i, part in zip(compared, parts, strict=True):
+        masks[i] = part.view_as(masks[i]).to(masks[i].device)
+        if not part.any():
+            warn(f"the global ranking leaves {scores.layers[i].name} empty")
+    return masks
+
+
+def _dense_masks(layers: list[Layer]) -> list[Tensor]:
+    return [torch.ones_like(layer.weight, dtype=torch.bool) for layer in layers]
 
 
 def keep_largest(score: Tensor, count: int, *weights: Tensor) -> Tensor:
@@ -132,7 +252,8 @@ def keep_largest(score: Tensor, count: int, *weights: Tensor) -> Tensor:
 
     Ties go to weights not yet zero (what was pruned does not return), then to the lower index.
     """
-    flat, rank = score.flatten(), score.numel() - count
+    flat = score.flatten()
+    rank = len(flat) - count
     if count == 0 or rank == 0:
         return torch.full_like(score, count > 0, dtype=torch.bool)
     if flat.is_cuda:
@@ -140,9 +261,10 @@ def keep_largest(score: Tensor, count: int, *weights: Tensor) -> Tensor:
     else:
         values = flat.clone().numpy()  # NumPy's partition is several times faster than kthvalue
         values.partition(rank)
-        threshold = torch.tensor(values[rank])
+        threshold = float(values[rank])
     mask = flat >= threshold
-    if surplus := int(mask.count_nonzero()) - count:
+    surplus = int(mask.count_nonzero()) - count
+    if surplus:
         ties = (flat == threshold).nonzero().flatten()
         pruned = torch.cat([weight.flatten() for weight in weights])[ties] == 0
         ties = ties[pruned.int().argsort(stable=True)]
@@ -160,25 +282,102 @@ def keep_in_rows(score: Tensor, count: int, weight: Tensor) -> Tensor:
 
 
 def apply_masks(model: nn.Module, masks: list[Tensor]) -> None:
-    """Zero the weights outside the masks, in place. ValueError when they do not fit the model."""
+    """Zero the weights outside the masks, in place.
+
+    Raises:
+        ValueError: when the masks do not fit the model.
+    """
     zero(fitting(model, masks))
 
 
-def keep_masks(model: nn.Module, masks: list[Tensor], optimizer: torch.optim.Optimizer):
-    """For your own training loop: weights outside the masks are zero now and after each step.
+@dataclass
+class MaskHandle:
+    """Ends what it was returned for."""
 
-    Returns a handle whose `remove()` ends this. ValueError when masks or optimizer do not fit.
+    hooks: list[RemovableHandle]
+
+    def remove(self) -> None:
+        """Remove all hooks."""
+        for hook in self.hooks:
+            hook.remove()
+
+
+def keep_masks(
+    model: nn.Module, masks: list[Tensor], optimizer: torch.optim.Optimizer
+) -> MaskHandle:
+    """Keep weights outside the masks at zero in your own training loop.
+
+    They are zero from now on: their gradients are masked as soon as they are computed, so moments,
+    clipping and line searches see none of them, and each step of the optimizer ends by zeroing
+    those of its weights that are outside. With several optimizers call it once for each.
+
+    After `load_state_dict` of dense weights, masked weights live until the next step. Copies that
+    average weights (EMA) need `apply_masks` too. A deep copy of an optimizer loses the hooks. An
+    optimizer that keeps weights of its own or moves them outside `step` (SAM's two steps,
+    Lookahead, schedule-free) must be made after `apply_masks`, and what it writes outside `step`
+    needs `apply_masks` again.
+
+    Args:
+        model: the network.
+        masks: as `prune_masks` returns them.
+        optimizer: a `torch.optim.Optimizer` of prunable weights.
+
+    Returns:
+        A handle whose `remove()` ends this.
+
+    Raises:
+        ValueError: when the masks do not fit, when the optimizer holds no prunable weight, or when
+            it is a wrapper, whose hooks never run.
     """
     pairs = fitting(model, masks)
-    trained = {id(p) for group in getattr(optimizer, "param_groups", []) for p in group["params"]}
-    if trained.isdisjoint(id(layer.weight) for layer, _ in pairs):
-        raise ValueError("optimizer must be a torch.optim.Optimizer of the model's parameters")
+    is_hooked = getattr(getattr(type(optimizer), "step", None), "hooked", False)
+    stepped = _stepped(pairs, optimizer) if is_hooked else []
+    allowed = "a torch.optim.Optimizer that steps prunable weights of the model, no wrapper of one"
+    require(stepped != [], "optimizer", allowed, type(optimizer).__name__)
+    names = [layer.name for layer, _ in stepped]
+    for layer, _ in pairs:
+        if layer.weight.requires_grad and layer.name not in names:
+            warn(f"optimizer does not step {layer.name}, which is masked")
     zero(pairs)
-    return optimizer.register_step_post_hook(lambda *_: zero(pairs))
+    handle = mask_gradients(pairs)
+    hook = optimizer.register_step_post_hook(lambda *_: zero(_stepped(pairs, optimizer)))
+    handle.hooks.append(hook)
+    return handle
+
+
+def _stepped(pairs: list, optimizer) -> list[tuple[Layer, Tensor]]:
+    """The layers, with their masks, whose weights an optimizer steps."""
+    ids = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return [pair for pair in pairs if id(pair[0].weight) in ids]
+
+
+def mask_gradients(pairs: list[tuple[Layer, Tensor]]) -> MaskHandle:
+    """Zero gradients outside masks as soon as they are computed, until `remove()` of the handle.
+
+    Args:
+        pairs: layers with their masks, as `fitting` returns them.
+    """
+    trained = [(layer.weight, mask) for layer, mask in pairs if layer.weight.requires_grad]
+    return MaskHandle([_mask_gradient(weight, mask) for weight, mask in trained])
+
+
+def _mask_gradient(weight: Tensor, mask: Tensor) -> RemovableHandle:
+    pruned = ~mask.to(weight.device)
+    if weight.grad is not None:
+        weight.grad.masked_fill_(pruned, 0)
+    return weight.register_hook(lambda grad: grad.masked_fill(pruned.to(grad.device), 0))
+
+
+@torch.no_grad()
+def zero(pairs: list[tuple[Layer, Tensor]]) -> None:
+    """Zero the weights outside the masks."""
+    for layer, mask in pairs:
+        # not a product with the mask: that would leave -0.0, and NaN where a weight is infinite
+        layer.weight.masked_fill_(~mask.to(layer.weight.device), 0)
 
 
 def surviving(masks: list[Tensor]) -> float:
-    """The fraction of prunable weights that survive."""
+    """Return the fraction of prunable weights that survive."""
     return sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
 
 
@@ -187,6 +386,12 @@ def to_torch_prune(model: nn.Module, masks: list[Tensor]) -> nn.Module:
     """Attach masks as `torch.nn.utils.prune` does (weight_orig, weight_mask); zeroes weight_orig.
 
     For PyTorch's own tools. Until `prune.remove` folds them in, functions here refuse the model.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        ValueError: when the masks do not fit the model.
     """
     pairs = fitting(model, masks)
     zero(pairs)
@@ -196,65 +401,45 @@ def to_torch_prune(model: nn.Module, masks: list[Tensor]) -> nn.Module:
 
 
 def fitting(model: nn.Module, masks: list[Tensor]) -> list[tuple[Layer, Tensor]]:
-    """Each prunable layer with its mask; ValueError when they do not fit."""
-    layers, found = prunable_layers(model), type(masks)
-    if not isinstance(masks, list | tuple) or (found := len(masks)) != len(layers):
-        raise ValueError(f"masks must be one per prunable layer ({len(layers)}); got {found}")
+    """Return each prunable layer with its mask; ValueError when they do not fit."""
+    layers = prunable_layers(model)
+    count = len(masks) if isinstance(masks, list | tuple) else masks
+    require(count == len(layers), "masks", f"one per prunable layer ({len(layers)})", count)
     pairs = list(zip(layers, masks, strict=True))
     for layer, mask in pairs:
-        wanted = torch.bool, layer.values.shape
-        got = getattr(mask, "dtype", None), getattr(mask, "shape", None)
-        got = "one on the meta device" if getattr(mask, "is_meta", False) else got
-        if got != wanted:
-            raise ValueError(f"mask of {layer.name} must be {wanted}, got {got}")
+        is_mask = isinstance(mask, Tensor) and mask.dtype == torch.bool and not mask.is_meta
+        shape = tuple(layer.values.shape)
+        allowed = f"a bool tensor of shape {shape}, with values"
+        fits = is_mask and mask.shape == shape
+        require(fits, f"mask of {layer.name}", allowed, getattr(mask, "shape", mask))
     return pairs
 
 
-@torch.no_grad()
-def zero(pairs: list[tuple[Layer, Tensor]]) -> None:
-    for layer, mask in pairs:
-        # not a product with the mask: that would leave -0.0, and NaN where a weight is infinite
-        layer.weight.masked_fill_(~mask.to(layer.weight.device), 0)
-
-
-def _ranked(layers, criterion: Method, statistics, seed: int) -> tuple[list[Tensor], list[Tensor]]:
-    """What the criterion ranks, and what it knows of the data."""
-    weights = [layer.values for layer in layers]
-    known = [w.new_ones(()) for w in weights]
-    if criterion.random:  # where w ≠ 0: what an earlier round has pruned does not return
-        noise = torch.Generator().manual_seed(int(seed))
-        weights = [torch.rand(w.shape, generator=noise).to(w) * (w != 0) for w in weights]
-    if criterion.looks_at:
-        try:
-            known = [s.to(w).expand_as(w) for s, w in zip(statistics, weights, strict=True)]
-        except (TypeError, AttributeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"statistics must be a tensor per layer, in shape: {error}") from error
-        if criterion.neighbours:
-            weights = [s * w for s, w in zip(known, weights, strict=True)]
-    return weights, known
-
-
-def _scaled(tensors: list[Tensor]) -> list[Tensor]:
-    """All divided by one power of two, which is exact, where powers might under- or overflow."""
+def _unit(tensors: Iterable[Tensor]) -> float:
+    """A power of two near the largest value; 1 where products neither under- nor overflow."""
     largest = max(abs(float(value)) for x in tensors for value in x.aminmax())
-    unit = 2.0 ** max(math.frexp(largest)[1], -126)
-    return tensors if 0.01 < largest < 100 else [x / unit for x in tensors]
+    if 0.01 < largest < 100:
+        return 1.0
+    return 2.0 ** max(math.frexp(largest)[1], -126)
 
 
 def _comparable(score: Tensor, criterion: Method) -> Tensor:
     """What the global ranking compares."""
     if not criterion.normalised:
         return score**criterion.power
-    score = _scaled([score])[0] ** criterion.power
+    score = (score / _unit([score])) ** criterion.power
     return score / torch.linalg.vector_norm(score).clamp(min=1e-30)
 
 
-def _fractions(keep, count: int, scope: str) -> list[float]:
+def _fractions(keep, layers: int, scope: str) -> list[float]:
+    """The surviving fraction of each layer; in global scope the only one."""
+    count = layers if scope == "layer" else 1
     try:
-        fractions = torch.as_tensor(keep, dtype=torch.double).expand(count)
+        fractions = torch.as_tensor(keep, dtype=torch.double, device="cpu").expand(count).tolist()
     except (TypeError, ValueError, RuntimeError):
-        fractions = torch.tensor(math.nan)
-    if not ((fractions >= 0) & (fractions <= 1)).all():
-        several = f" or {count} of them, one per layer" if scope == "layer" else " in global scope"
-        raise ValueError(f"keep must be a number in [0, 1]{several}; got {keep!r}")
-    return fractions.tolist()
+        fractions = [math.nan]
+    allowed = "a number in [0, 1] in global scope"
+    if scope == "layer":
+        allowed = f"a number in [0, 1] or {count} of them, one per layer"
+    require(all(0 <= fraction <= 1 for fraction in fractions), "keep", allowed, keep)
+    return fractions

@@ -1,4 +1,4 @@
-"""Pruning criteria. Each scores every weight of one layer; the weights of lowest score are pruned.
+"""Pruning criteria. Each scores every weight of one layer; weights with low scores are pruned.
 
 Lookahead pruning (LAP) scores a weight w from input unit j to output unit k of layer i by the
 Frobenius distortion that zeroing it causes in the block of three layers (paper, Section 2):
@@ -6,11 +6,12 @@ Frobenius distortion that zeroing it causes in the block of three layers (paper,
     L_i(w) = |w| · ‖W_{i−1}[j, :]‖_F · ‖W_{i+1}[:, k]‖_F
 
 `before` holds ‖W_{i−1}[j, :]‖_F and `after` holds ‖W_{i+1}[:, k]‖_F, shaped so that they multiply
-the weight tensor (batch norm and convolutions included): `layers.neighbours` makes them for a
-chain of layers, `flow.flow` for any network. To a criterion without neighbours `before` is what it
-knows of the data and `after` is 1.
+the weight tensor (batch norm and convolutions included): `chains.neighbours` makes them for a
+chain of layers, `flow.flow` for any network. For a criterion without neighbours `before` is what
+`data_statistics` computes for it, or 1, and `after` is 1.
 
-A new criterion is a function here and a line in `METHODS`.
+A new criterion is a function here and a line in `METHODS`. If it looks at data in a new way, it is
+one more function in `data_statistics.py`.
 """
 
 from collections.abc import Callable
@@ -43,7 +44,8 @@ def lap(weight: Tensor, before: Tensor, after: Tensor) -> Tensor:
 def obd(weight: Tensor, before: Tensor, after: Tensor) -> Tensor:
     """Optimal brain damage (LeCun et al., NeurIPS 1989): sqrt(h) · |w|, `before` is sqrt(h).
 
-    With h the diagonal of the loss's Hessian, its square ranks as the published h · w² / 2 does.
+    h is the diagonal of the loss's Hessian. The square of this score ranks as the published
+    h · w² / 2 does.
     """
     return weight.abs() * before
 
@@ -51,7 +53,7 @@ def obd(weight: Tensor, before: Tensor, after: Tensor) -> Tensor:
 def lamp(weight: Tensor, before: Tensor, after: Tensor) -> Tensor:
     """LAMP (Lee et al., ICLR 2021): w² / Σ of w′² over the layer's weights with w′² ≥ w².
 
-    Within a layer it ranks as |w| does; it is made for the global ranking, as it is.
+    Within a layer it ranks as |w| does. It is made for the global ranking, without normalisation.
     """
     size = weight.flatten().abs()
     ascending = size.sort().values
@@ -61,7 +63,7 @@ def lamp(weight: Tensor, before: Tensor, after: Tensor) -> Tensor:
 
 
 def lamp_lap(weight: Tensor, before: Tensor, after: Tensor) -> Tensor:
-    """LAMP with the lookahead distortion L(w) in place of |w|. Ours: published nowhere."""
+    """LAMP with the lookahead distortion L(w) in place of |w|. This is ours: it is unpublished."""
     return lamp(lap(weight, before, after), before, after)
 
 
@@ -107,20 +109,23 @@ def synflow(weight: Tensor, before: Tensor, after: Tensor) -> Tensor:
 class Method:
     """A criterion and what it is applied to.
 
-    title: for plots and captions.
-    score: one of the functions above.
-    looks_at: what it must know of the data, a key of `data_statistics.STATISTICS`; "" for nothing.
-        With neighbours these numbers multiply all weights first; without, they are `before`.
-    neighbours: where `before` and `after` come from: "chain" the layers next to it (in the order of
-        definition or, where there is an example, along its flow), "flow" the flow of an example
-        always, "all" the products of all layers before and all layers after, "" none needed.
-    order: "" when every layer sees the dense network; "forward" or "backward" when layers are
-        pruned one after the other and each sees the layers already pruned in their pruned form.
-    within: what is ranked together: each "layer", or each "row" (output unit) of it.
-    power: the global ranking takes this power of the score: as published, |w| for MP and the
-        squared distortion for LAP and OBD.
-    normalised: whether each layer's scores are then divided by their Frobenius norm.
-    random: whether noise takes the place of the weights.
+    Args:
+        title: the name in plots and captions.
+        score: one of the functions above.
+        looks_at: what the criterion must know of the data, a key of `data_statistics.STATISTICS`;
+            "" for nothing. With neighbours these numbers multiply all weights first; without, they
+            are `before`.
+        neighbours: where `before` and `after` come from. "chain": the layers next to it, in the
+            order of definition or, with an example, along its flow. "flow": always the flow of an
+            example. "all": the products of all layers before and of all layers after. "": it needs
+            none.
+        order: "" when every layer sees the dense network; "forward" or "backward" when layers are
+            pruned one after the other and each sees those already pruned in their pruned form.
+        within: what is ranked together: each "layer", or each "row" (output unit) of it.
+        power: the power of the score that the global ranking compares: as published, |w| for MP
+            and the squared distortion for LAP and OBD.
+        normalised: whether the global ranking divides each layer's scores by their Frobenius norm.
+        random: whether random numbers replace the weights.
     """
 
     title: str

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from lapnb.paper.protocol import Table
-from lapnb.pruning.chains import relative_distortion
 from lapnb.pruning.data_statistics import data_statistics
 from lapnb.pruning.layers import prunable_layers
+from lapnb.pruning.linear_product import relative_distortion
 from lapnb.pruning.masks import apply_masks, prune_masks, surviving
 from lapnb.pruning.scores import METHODS
 from lapnb.runs.task import Run, Task

@@ -12,7 +12,7 @@ from pydantic import Field
 from lapnb.checks import checked, require
 from lapnb.paper.protocol import SCALES, Table, Whole
 from lapnb.paper.tables import table as declare
-from lapnb.pruning.masks import check
+from lapnb.pruning.masks import check_method
 from lapnb.runs.compute import network_of
 from lapnb.runs.rows import keys, matching, read, record, results_file, taken_over
 from lapnb.runs.schedule import compute_all, graph_of
@@ -62,7 +62,7 @@ def run(
         with torch.device("meta"):  # without numbers in its weights
             model = network_of(plain)
         for method in plain.methods:
-            check(model, method, plain.scope)
+            check_method(model, method, plain.scope)
     data = load_data(table.dataset, table.image_size, table.channels)
     most = len(data.train_labels)
     allowed = f"at most {most}, the number of training images of {data.source}"

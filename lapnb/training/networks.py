@@ -95,6 +95,7 @@ class Residual(nn.Module):
         self.body = nn.Sequential(*body)
         self.shortcut = nn.Sequential(*shortcut)
         self.shortcut.prunable = False
+        self.shortcut.definition_order = False  # no neighbour of other layers
 
     def forward(self, x):
         return self.body(x) + self.shortcut(x)
