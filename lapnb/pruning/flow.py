@@ -176,7 +176,7 @@ class _Walk(TorchFunctionMode):
         kind = torch.float32 if value.device.type == "mps" else torch.float64
         units = _units(value, self.rules.layers[0])
         shape = [n if d in units else 1 for d, n in enumerate(value.shape)]
-        return self.rules.emit(value.new_ones(shape, dtype=kind), value.shape)[1]
+        return self.rules.emit(value.new_ones(shape, dtype=kind), value.shape)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})

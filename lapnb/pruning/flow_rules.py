@@ -121,7 +121,8 @@ class Rules:
         sources = [source for calls in self.calls for _, source in calls]
         if not sources or not is_signal(self.total):
             return [[] for _ in self.calls]
-        follows = iter(torch.autograd.grad(self.total, sources, allow_unused=True))
+        slopes = torch.autograd.grad(self.total, sources, allow_unused=True)
+        follows = iter(slopes)
         pairs = [[(arrived, next(follows)) for arrived, _ in calls] for calls in self.calls]
         return [[pair for pair in calls if pair[1] is not None] for calls in pairs]
 
@@ -141,25 +142,29 @@ class Rules:
                 self.marks[value] = Mark(label, gate, object())
         return out
 
-    def labels(self, values):
-        """`values` with the labels of signals in their place."""
-        marks = self.marks
-        return tree_map_only(Tensor, lambda x: marks[x].labels if is_signal(x) else x, values)
+    def labels(self, signal: Tensor) -> Tensor:
+        return self.marks[signal].labels
 
-    def labels_or_constant(self, x: Tensor) -> Tensor:
-        """Labels of a signal; a constant in their type."""
-        if is_signal(x):
-            return self.marks[x].labels
-        return x.double() if x.is_floating_point() else x
+    def with_labels(self, values, change=lambda x: x):
+        """`values` with labels in place of signals, and constants changed."""
 
-    def emit(self, values: Tensor, shape, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The source of a new signal, and the signal: `values`, of new units, in a shape."""
-        source = values.detach().clone().requires_grad_()
-        labels = self.new_labels(source) if labels is None else labels
-        return source, self.mark(source.expand(shape).clone(), labels.expand(shape).clone())
+        def replaced(x):
+            return self.labels(x) if is_signal(x) else change(x)
+
+        return tree_map_only(Tensor, replaced, values)
+
+    def emit(self, values: Tensor, shape, labels: Tensor | None = None) -> Tensor:
+        """A new signal: `values`, of new units, in a shape."""
+        if labels is None:
+            labels = self.new_labels(values)
+        if not is_signal(values):
+            values = values.detach().requires_grad_()
+        out = values.expand(shape).clone()
+        return self.mark(out, labels.expand(shape).clone())
 
     def new_labels(self, like: Tensor) -> Tensor:
-        labels = torch.rand(like.shape, generator=self.random, dtype=torch.double)
+        size = like.shape
+        labels = torch.rand(size, generator=self.random, dtype=torch.double)
         return 1 + labels.to(like)
 
     def layer_of(self, weight) -> Layer | None:
@@ -189,7 +194,7 @@ class Rules:
         labels = self.marks[out].labels
         x.copy_(out)
         if x in self.marks:
-            self.marks[x].labels.copy_(labels)
+            self.labels(x).copy_(labels)
             return x
         self.mark(x, labels)
         base = x._base
@@ -201,15 +206,16 @@ class Rules:
 
     def joined(self, out: Tensor, *parts) -> Tensor:
         """`out`, an elementwise function of parts; its labels are the sums of theirs."""
-        first, *others = [self.marks[part].labels for part in parts if is_signal(part)]
-        labels = first.expand(out.shape).clone()
-        for other in others:
-            labels += other
+        signals = [part for part in parts if is_signal(part)]
+        labels = self.labels(signals[0])
+        labels = labels.expand(out.shape).clone()
+        for signal in signals[1:]:
+            labels += self.labels(signal)
         return self.mark(out, labels)
 
     def borders(self, x: Tensor, dim: int) -> Tensor:
         """Where along a dimension a new unit begins, for each pair of neighbours."""
-        labels = self.marks[x].labels.movedim(dim, 0).flatten(1)
+        labels = self.labels(x).movedim(dim, 0).flatten(1)
         first = labels[:-1]
         second = labels[1:]
         both = (first != 0) & (second != 0)
@@ -231,42 +237,50 @@ class Rules:
     def mean_of_units(self, x: Tensor, dim: int) -> Tensor:
         """One entry per unit along a dimension: the mean over its positions."""
         count = self.of_units(x, torch.ones_like(x.detach()), dim)
-        labels = self.of_units(x, self.marks[x].labels, dim) / count
+        labels = self.of_units(x, self.labels(x), dim) / count
         return self.mark(self.of_units(x, x, dim) / count, labels)
 
     def sum_over(self, x: Tensor, dim: int) -> Tensor:
         """The sum over a dimension: positions of a unit move together, units independently."""
         squares = self.of_units(x, x, dim)
-        together = self.of_units(x, x.detach().sqrt(), dim).square() / squares.detach()
-        out = (squares * together.nan_to_num(0)).sum(dim, keepdim=True)
-        return self.mark(out, self.marks[x].labels.mean(dim, keepdim=True))
+        sizes = self.of_units(x, x.detach().sqrt(), dim)
+        together = ratio(sizes.square(), squares)
+        out = (squares * together).sum(dim, keepdim=True)
+        labels = self.labels(x).mean(dim, keepdim=True)
+        return self.mark(out, labels)
 
     # Layers
 
     def weighted(self, func, x, weight, bias=None, *args, **kwargs):
         """A layer takes what arrives, weighs it with its columns and emits its rows."""
         i = self.index.get(id(weight))
-        channel = 1 - weight.ndim
         if i is None and not is_parameter(weight):
             return self.product(func, x, weight, None, *args, **kwargs)
         values = at_least_float(weight) if i is None else self.weights[i]
-        shape = func(meta(x), meta(weight), None, *args, **kwargs).shape
-        groups = x.shape[channel] // weight.shape[1]
+        out = func(meta(x), meta(weight), None, *args, **kwargs)
+        channel = 1 - weight.ndim
+        inputs = x.shape[channel]
+        groups = inputs // weight.shape[1]
         if "transpose" in func.__name__:
-            groups = shape[channel] // weight.shape[1]
-            values = values.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
-        arrived = x.movedim(channel, -1).reshape(-1, x.shape[channel]).mean(0)
-        self.total = self.total + column_norms(values, groups).to(arrived).square() @ arrived
+            groups = out.shape[channel] // weight.shape[1]
+            values = values.unflatten(0, (groups, -1))
+            values = values.transpose(1, 2).flatten(0, 1)
+        arrived = x.movedim(channel, -1)
+        arrived = arrived.reshape(-1, inputs).mean(0)
+        columns = column_norms(values, groups).to(arrived)
+        self.total = self.total + columns.square() @ arrived
         rows = row_norms(values).to(arrived).square()
-        source, out = self.emit(rows.view(-1, *[1] * (weight.ndim - 2)), shape)
+        source = rows.detach().requires_grad_()
         if i is not None:
             self.calls[i].append((arrived.detach(), source))
-        return out
+        positions = [1] * (weight.ndim - 2)
+        return self.emit(source.view(-1, *positions), out.shape)
 
     def embedding(self, func, indices, weight, *args, **kwargs):
         """A layer that takes one-hot inputs."""
-        values = column_norms(at_least_float(weight), 1).double().square()
-        return self.emit(values, func(indices, weight, *args, **kwargs).shape)[1]
+        values = column_norms(at_least_float(weight), 1)
+        out = func(indices, weight, *args, **kwargs)
+        return self.emit(values.double().square(), out.shape)
 
     def multi_head_attention_forward(self, func, *args, **kwargs):
         """Its projections are layers, between them the block ends."""
@@ -279,10 +293,10 @@ class Rules:
                 self.weighted(functional.linear, given[name], weight)
         one = given["query"].new_ones(())
         args, kwargs = tree_map_only(Tensor, meta, (args, kwargs))
-        shapes = [out.shape for out in func(*args, **kwargs) if out is not None]
-        out, *scores = [self.emit(one, shape)[1] for shape in shapes]
+        out, scores = func(*args, **kwargs)
+        out = self.emit(one, out.shape)
         out = self.weighted(functional.linear, out, given["out_proj_weight"])
-        return out, *(scores or [None])
+        return out, scores if scores is None else self.emit(one, scores.shape)
 
     # Linear maps by constants, and products of signals
 
@@ -292,7 +306,7 @@ class Rules:
         signal, *others = filter(is_signal, operands)
         if others:
             return self.end(func, *args, **kwargs)
-        labels = self.marks[signal].labels
+        labels = self.labels(signal)
         ones = torch.ones_like(labels)
 
         def run(values, change):
@@ -310,14 +324,15 @@ class Rules:
         mean_square = run(labels.square(), torch.ones_like) / count
         if not differ(mean_square, mean.square()).any():  # it adds up positions alone
             if len(operands) == 1 or "conv" in func.__name__:  # a sum or a filter, such as a blur
-                together = run(signal.detach().sqrt(), torch.abs).square()
-                out = out * (together / out.detach()).nan_to_num(0)
+                sizes = run(signal.detach().sqrt(), torch.abs)
+                out = out * ratio(sizes.square(), out)
             return self.mark(out, mean)
         labels = run(labels, self.new_labels)
         self.mark(out, labels)
         if any(map(is_parameter, operands)):
             self.count([out])
-            _, out = self.emit(run(ones, torch.square), out.shape, labels)
+            rows = run(ones, torch.square)
+            return self.emit(rows, rows.shape, labels)
         return out
 
     def product_added(self, func, x, a, b, *, beta=1, alpha=1):
@@ -330,9 +345,13 @@ class Rules:
         signals = [value for value in tree_leaves((args, kwargs)) if is_signal(value)]
         self.count(signals)
         one = signals[0].new_ones(())
-        args, kwargs = tree_map_only(Tensor, self.labels_or_constant, (args, kwargs))
+        args, kwargs = self.with_labels((args, kwargs), _as_double)
         labels = func(*args, **kwargs)
-        return tree_map_only(Tensor, lambda x: self.emit(one, x.shape, x.nan_to_num(0))[1], labels)
+
+        def emitted(label):
+            return self.emit(one, label.shape, label.nan_to_num(0))
+
+        return tree_map_only(Tensor, emitted, labels)
 
     # Each unit by itself
 
@@ -342,16 +361,17 @@ class Rules:
     activation = homogeneous = identity
 
     def convert(self, func, x, *args, **kwargs):
-        kinds = [kind for kind in (*args, *kwargs.values()) if isinstance(kind, torch.dtype)]
-        if not all(kind.is_floating_point for kind in kinds):
-            raise NotImplementedError("it asks for whole numbers")
+        for kind in (*args, *kwargs.values()):
+            if isinstance(kind, torch.dtype) and not kind.is_floating_point:
+                raise NotImplementedError("it asks for whole numbers")
         if is_signal(x):
             return self.identity(func, x)
         return x.to(self.layers[0].weight)
 
     def power(self, func, x, exponent=None):
         """A homogeneous function of another degree than 1."""
-        exponent = exponent or {"square": 2, "sqrt": 0.5}[func.__name__.strip("_")]
+        if exponent is None:
+            exponent = 0.5 if "sqrt" in func.__name__ else 2
         if exponent < 0:
             return self.scale_of_data(func, x)
         return self.joined(x.clamp(min=1e-300) ** exponent, x)
@@ -367,35 +387,40 @@ class Rules:
             weight = weight.view(-1, *[1] * (x.ndim - 2))
         return self.norm(func, x, groups, weight)
 
-    def batch_norm(self, func, x, mean=None, running_var=None, *, weight=None, eps=1e-5, **how):
-        if running_var is not None and not (how.get("training") or how.get("use_input_stats")):
-            weight = norm_scale(running_var, weight, eps)
+    def batch_norm(self, func, x, mean=None, variance=None, *, weight=None, eps=1e-5, **how):
+        of_batch = how.get("training") or how.get("use_input_stats")
+        if variance is not None and not of_batch:
+            weight = norm_scale(variance, weight, eps)
         return self.group_norm(func, x, 1, weight)
 
     def add(self, func, a, b, alpha=1):
-        return self.joined(without_constant(a) + alpha**2 * without_constant(b), a, b)
+        added = alpha**2 * without_constant(b)
+        return self.joined(without_constant(a) + added, a, b)
 
     def rsub(self, func, a, b, alpha=1):
         return self.add(func, b, a, alpha)
 
     def multiply(self, func, a, b):
-        if not (is_signal(a) and is_signal(b)):
-            signal, factor = (a, b) if is_signal(a) else (b, a)
-            return self.joined(signal * torch.as_tensor(factor).to(signal).square(), signal)
-        x, gate = sorted((a, b), key=lambda signal: self.gate_rank(signal, a, b))
-        if self.gate_rank(x, a, b) == self.gate_rank(gate, a, b):
+        if not is_signal(a):
+            a, b = b, a
+        if not is_signal(b):
+            factor = torch.as_tensor(b).to(a)
+            return self.joined(a * factor.square(), a)
+        ranks = [self.gate_rank(a, b), self.gate_rank(b, a)]
+        if ranks[0] == ranks[1]:
             return self.joined(a * b, a, b)
+        x, gate = (a, b) if ranks[0] < ranks[1] else (b, a)
         if self.marks[x].root is self.marks[gate].root:  # an activation, such as x·sigmoid(x)
             return self.joined(x.clone(), x)
-        return self.joined(x + x.detach() * (gate - gate.detach()), x, gate)  # the gate counts as 1
+        slope = gate - gate.detach()  # the gate counts as 1
+        return self.joined(x + x.detach() * slope, x, gate)
 
-    def gate_rank(self, x, *both: Tensor) -> int:
+    def gate_rank(self, x: Tensor, other: Tensor) -> int:
         """Of two factors the one of higher rank is the gate; with equal ranks both count."""
         gate = self.marks[x].gate
-        smallest, largest = sorted(signal.numel() for signal in both)
-        if gate < 2 and x.numel() > smallest:
+        if gate == 0 or (gate == 1 and x.numel() > other.numel()):
             return 0
-        return 2 * gate + (gate > 0 and x.numel() < largest)
+        return 2 * gate + (x.numel() < other.numel())
 
     def addcmul(self, func, x, a, b, value=1):
         return self.add(func, x, self.multiply(func, a, b), value)
@@ -420,34 +445,42 @@ class Rules:
         dims = dimensions(x, args[1:] if "norm" in name else args, **kwargs)
         if "max" in name:
             units = any(self.has_units(x, dim) for dim in dims)
-            return (self.end if units else self.moved)(func, x, *args, **kwargs)
+            rule = self.end if units else self.moved
+            return rule(func, x, *args, **kwargs)
         shape = func(meta(x), *args, **kwargs).shape
         size = math.prod(x.shape[dim] for dim in dims)
+        labels = self.labels(x).mean(dims)
         if name in ("mean", "sum"):
             out = x
             for dim in dims:
                 out = self.sum_over(out, dim)
-            labels = self.marks[out].labels
-            out = out / size**2 if name == "mean" else out
+            if name == "mean":
+                out = out / size**2
         else:
-            out, labels = x.sum(dims), self.marks[x].labels.mean(dims)
-            out = out if "norm" in name else out / size
-            out = out.square() if name == "var" else out
+            out = x.sum(dims)
+            if name in ("std", "var"):
+                out = out / size
+            if name == "var":
+                out = out.square()
         return self.mark(out.view(shape), labels.view(shape))
 
     def var_mean(self, func, x, dim=None, *, keepdim=False, **_):
-        functions = torch.var, torch.mean
-        return tuple(self.reduce(function, x, dim, keepdim=keepdim) for function in functions)
+        variance = self.reduce(torch.var, x, dim, keepdim=keepdim)
+        return variance, self.reduce(torch.mean, x, dim, keepdim=keepdim)
 
     def pool(self, func, x, *args, **kwargs):
         """Pooling or resizing: over positions the identity; a maximum over units ends the block."""
-        labels = self.marks[x].labels
-        pooled = func(labels, *args, **kwargs)
-        if differ(pooled, -func(-labels, *args, **kwargs)).any():
+
+        def run(values):
+            return func(values, *args, **kwargs)
+
+        labels = self.labels(x)
+        pooled = run(labels)
+        if differ(pooled, -run(-labels)).any():
             return self.end(func, x, *args, **kwargs)
-        if differ(pooled.square(), func(labels.square(), *args, **kwargs)).any():
+        if differ(pooled.square(), run(labels.square())).any():
             raise NotImplementedError("it averages over units")
-        return self.mark(func(x, *args, **kwargs), pooled)
+        return self.mark(run(x), pooled)
 
     def avg_pool(
         self,
@@ -470,15 +503,18 @@ class Rules:
         if mode != "constant":
             return self.moved(func, x, pad, mode)
         fill = float(bool(value))
-        for dim, (left, right) in enumerate(zip(pad[::2], pad[1::2], strict=True), 1):
-            size = x.shape[-dim]
-            if size == 1 or self.has_units(x, -dim):
-                sides = [0] * (2 * dim - 2) + [left, right]
-                labels = func(self.marks[x].labels, sides)
+        for k in range(0, len(pad), 2):
+            dim = x.ndim - 1 - k // 2
+            left, right = pad[k : k + 2]
+            if x.shape[dim] == 1 or self.has_units(x, dim):
+                sides = [0] * k + [left, right]
+                labels = func(self.labels(x), sides)
                 x = self.mark(func(x, sides, mode, fill), labels)
             else:
-                places = torch.arange(-left, size + right, device=x.device)
-                x = self.moved(torch.index_select, x, -dim, places.clamp(0, size - 1))
+                last = x.shape[dim] - 1
+                places = torch.arange(-left, last + 1 + right, device=x.device)
+                places = places.clamp(0, last)
+                x = self.moved(torch.index_select, x, dim, places)
         return x
 
     def cat(self, func, tensors, dim=0):
@@ -487,13 +523,16 @@ class Rules:
         signals = [x for x in tensors if is_signal(x)]
         like = signals[0]
         tokens = any(x.shape[dim] > 1 and not self.has_units(x, dim) for x in signals)
-        parts, labels = [], []
+        parts = []
+        labels = []
         for x in tensors:
             if is_signal(x):
-                part, label = x, self.marks[x].labels
+                part = x
+                label = self.labels(x)
             elif tokens:  # a layer may see it alone
                 part = like.new_full(x.shape, 1e-12)
-                label = self.marks[like].labels.narrow(dim, 0, 1).expand(x.shape)
+                label = self.labels(like).narrow(dim, 0, 1)
+                label = label.expand(x.shape)
             else:
                 part = self.constant_units(x, like, dim)
                 label = self.new_labels(part) * part
@@ -511,13 +550,15 @@ class Rules:
 
     def stack(self, func, tensors, dim=0):
         dim = dim % (tensors[0].ndim + 1)
-        return self.cat(func, [self.moved(torch.unsqueeze, x, dim) for x in tensors], dim)
+        parts = [self.moved(torch.unsqueeze, x, dim) for x in tensors]
+        return self.cat(func, parts, dim)
 
     def moved(self, func, *args, **kwargs):
         # signals and labels may lie in memory otherwise than activations do
-        move = {"view": Tensor.reshape, "view_as": Tensor.reshape_as}.get(func.__name__, func)
+        layouts = {"view": Tensor.reshape, "view_as": Tensor.reshape_as}
+        move = layouts.get(func.__name__, func)
         out = move(*args, **kwargs)
-        args, kwargs = self.labels((args, kwargs))
+        args, kwargs = self.with_labels((args, kwargs))
         return self.mark(out, move(*args, **kwargs))
 
     def constant(self, func, x, *args, **kwargs):
@@ -536,12 +577,12 @@ class Rules:
         return self.joined(without_constant(y).expand(x.shape).clone(), y)
 
     def setitem(self, func, x, place, value):
-        labels = (
-            self.marks[x].labels if x in self.marks else torch.zeros_like(x, dtype=torch.double)
-        )
+        labels = torch.zeros_like(x, dtype=torch.double)
+        if is_signal(x):
+            labels = self.labels(x)
         func(x, place, without_constant(value))
         if is_signal(value):
-            func(labels, place, self.marks[value].labels)
+            func(labels, place, self.labels(value))
         self.mark(x, labels)
 
 
@@ -565,6 +606,15 @@ def _gate_of(func, rule: str, args) -> int:
     if "clamp" in name or rule in ("add", "rsub"):  # those of zero are homogeneous
         return int(numbers)
     return int(rule == "activation")
+
+
+def ratio(a: Tensor, b: Tensor) -> Tensor:
+    """a / b as a constant, 0 where both are."""
+    return (a / b.detach()).nan_to_num(0)
+
+
+def _as_double(value: Tensor) -> Tensor:
+    return value.double() if value.is_floating_point() else value
 
 
 def differ(a: Tensor, b: Tensor) -> Tensor:
