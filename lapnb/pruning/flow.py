@@ -19,22 +19,25 @@ cross terms.
 - The model's input counts as 1 per unit, its outputs as consumers of norm 1: the first layer's
   `before` and the last one's `after` are the paper's. An identity path reaches through to them.
   Whole numbers are an input where they are turned into others, or look up an embedding.
-- What is one unit and what are its positions is told by labels (`flow_rules`), not by values.
+- Labels (`flow_rules`) tell units from positions, never values.
 - A batch norm multiplies by γ²/(running_var + ε), other norm layers by γ²: the scale that they
-  compute from the data counts as 1. Constants multiply by their square, in any linear map: products
-  of matrices, `einsum`, filters. A parameter used there is a weighted layer, and a neighbour.
-- Activations, dropout, resizing, pooling and averages over positions are the identity of each unit,
-  and what is summed over n positions is multiplied by n². An average over n units is 1/n² of the
-  sum of theirs. Powers and roots are taken of the squares.
-- A constant among units counts as 1, as an input does, or as 0 where it is 0, as padded units are.
-  Padded positions hold more of the same.
-- In a product of signals, a·b, each is multiplied by the other's square, also where one is a
-  ReLU or a broadcast linear map: its weights can be rescaled. But one that comes from a sigmoid, or
-  another activation that is not homogeneous, is a gate, which counts as 1: x passes, and what the
-  gate is made of is multiplied by x².
+  compute from the data counts as 1. Any linear map by constants multiplies by their squares. A
+  matrix that is a parameter of the model is a weighted layer, and so a neighbour.
+- Activations, dropout, resizing, pooling and averages over positions are the identity of each unit.
+  Positions of one unit move together: a sum over n of them, as a filter makes it, counts as n².
+- An average over n units is 1/n² of the sum of theirs; padded units hold nothing, padded positions
+  more of the same. Norms and deviations over positions are sums and means of squares. What takes a
+  power of activations takes it of squares.
+- A constant beside units counts as 1, as an input does, and as 0 where it is 0.
+- In a product of signals each is multiplied by the other's square: so weights on either side may be
+  rescaled, as around relu(a)·b or x·linear(mean(x)).
+- But what comes from a sigmoid, or from another activation that is not homogeneous, is a gate: in
+  x·g, x passes and g counts as 1; what g is made of is multiplied by x². Of two such factors the
+  sigmoid is the gate, or the one that is broadcast.
 - A block ends, with the factor 1 on either side, at what cannot be followed: matrix products of
-  signals, attention, softmax, maxima over units. What has no rule is refused, and so is a `forward`
-  that asks for a signal's value, or computes with the weight of a layer elsewhere than there.
+  signals, attention, softmax, maxima over units.
+- What has no rule is refused, and so is a `forward` that asks for the value of a signal or computes
+  with a layer's weight elsewhere than in that layer.
 - A layer that is called twice gets the sum of before²·after² over its calls.
 """
 

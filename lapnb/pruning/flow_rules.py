@@ -179,7 +179,7 @@ class Rules:
         gate = _gate_of(func, rule, args)
         root = object()
         marks = [self.marks[signal] for signal in signals]
-        if rule == "moved":  # of x.expand_as(y) the first counts
+        if rule in ("moved", "divide"):  # of x.expand_as(y) the first counts
             gate = marks[0].gate
         elif rule in ELEMENTWISE:
             gate = max(gate, min(mark.gate for mark in marks))
@@ -605,7 +605,8 @@ def _gate_of(func, rule: str, args) -> int:
         return 2
     if "clamp" in name or rule in ("add", "rsub"):  # those of zero are homogeneous
         return int(numbers)
-    return int(rule == "activation")
+    statistic = rule == "reduce" and name not in ("mean", "sum", "max", "amax")
+    return int(rule == "activation" or statistic)
 
 
 def ratio(a: Tensor, b: Tensor) -> Tensor:
