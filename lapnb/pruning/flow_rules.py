@@ -179,12 +179,12 @@ class Rules:
         gate = _gate_of(func, rule, args)
         root = object()
         marks = [self.marks[signal] for signal in signals]
+        if rule in ELEMENTWISE and len({id(mark.root) for mark in marks}) == 1:
+            root = marks[0].root
         if rule in ("moved", "divide"):  # of x.expand_as(y) the first counts
-            gate = marks[0].gate
-        elif rule in ELEMENTWISE:
+            marks = marks[:1]
+        if rule == "moved" or rule in ELEMENTWISE:
             gate = max(gate, min(mark.gate for mark in marks))
-            if len({id(mark.root) for mark in marks}) == 1:
-                root = marks[0].root
         for value in filter(is_signal, tree_leaves(out)):
             self.marks[value].gate = gate
             self.marks[value].root = root
