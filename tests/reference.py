@@ -2,8 +2,8 @@
 
 import contextlib
 import dataclasses
-import functools
 import itertools
+import random
 import zlib
 
 import numpy as np
@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
+
+from lapnb.pruning.layers import prunable_layers
 
 
 @contextlib.contextmanager
@@ -80,6 +82,8 @@ def same(masks, others):
 def dense_kernel(module):
     """Weight as (outputs, inputs, kernel positions), zero between the groups."""
     weight, groups = module.weight.detach(), getattr(module, "groups", 1)
+    if isinstance(module, nn.ConvTranspose2d):  # inputs first
+        weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
     weight = weight.reshape(*weight.shape[:2], -1)
     outputs, inputs, positions = weight.shape
     kernel = weight.new_zeros(outputs, inputs * groups, positions)
@@ -186,55 +190,160 @@ def normalised(data, images):
     return (images / 255 - mean) / std
 
 
-def wired_distortions(model, layer, example):
-    """Of the block [W_p1 | W_p2 | …] → layer → [W_c1; W_c2; …] of a network without activations.
+def unit_distortions(model, example):
+    """Per layer that of the block [W_p1 | W_p2 | …] → layer → [W_c1; W_c2; …] without activations.
 
-    The output of every weighted layer is made a variable of its own, so that a derivative of a
-    layer's input by one of them is what lies between the two. The model's input is a producer and
-    its outputs are consumers, both of unit weight. Over the calls of the layer squares are added.
+    The output of every layer is made a variable of its own, so that a derivative of a layer's input
+    by one of them is what lies between the two. Positions of a unit move together, different units
+    independently. The model's input is a producer and its outputs are consumers, of unit weight.
     """
-    source = example.clone().requires_grad_()
-    producers, consumers, calls = [(source, torch.eye(source.numel()).to(source))], [], []
+    layers = {layer.module: layer for layer in prunable_layers(model)}
+    variables, entered, called = [example.clone().requires_grad_()], [], []
 
     def cut(module, inputs, output):
-        variable, matrix = output.detach().clone().requires_grad_(), as_matrix(module, inputs[0])
-        producers.append((variable, matrix))
-        consumers.append((inputs[0], matrix))
-        if module is layer:
-            calls.append((inputs[0], variable))
-        return variable
+        called.append(layers[module])
+        entered.append(inputs[0])
+        variables.append(output.detach().clone().requires_grad_())
+        return variables[-1]
 
-    weighted = [m for m in model.modules() if getattr(m, "weight", torch.ones(1)).ndim > 1]
-    hooks = [module.register_forward_hook(cut) for module in weighted]
-    outputs = model(source)
+    hooks = [module.register_forward_hook(cut) for module in layers]
+    outputs = model(variables[0])
     for hook in hooks:
         hook.remove()
     outputs = vars(outputs) if dataclasses.is_dataclass(outputs) else outputs
-    for output in torch.utils._pytree.tree_leaves(outputs):
-        consumers.append((output, torch.eye(output.numel()).to(output)))
-    total = torch.zeros_like(layer.weight)
-    for entered, left in calls:
-        before = torch.cat([between(x, entered) @ matrix for x, matrix in producers], 1)
-        after = torch.cat([matrix @ between(left, y) for y, matrix in consumers])
-        block = functools.partial(block_of, after, layer, entered, before)
-        total += distortions(layer.weight.data, block) ** 2
-    return total.sqrt()
+    entered += torch.utils._pytree.tree_leaves(outputs)
+    between = [squared_slopes(units_first(ends), variables) for ends in entered]
+    kernels = [dense_kernel(layer.module).square().sum(2) for layer in called]
+    rows, columns = [1, *(k.sum(1) for k in kernels)], [k.sum(0) for k in kernels]
+    totals = {}
+    for i, layer in enumerate(called):
+        before = sum((x * row).sum(1) for x, row in zip(between[i], rows, strict=True))
+        after = sum(
+            (x[i + 1].T * column).sum(1)
+            for x, column in itertools.zip_longest(between, columns, fillvalue=1)
+        )
+        total = layer.per_output(after) * layer.per_input(before)
+        totals[layer.name] = totals.get(layer.name, 0) + total * layer.weight.detach() ** 2
+    return {name: total.sqrt() for name, total in totals.items()}
 
 
-def block_of(after, layer, entered, before):
-    return after @ as_matrix(layer, entered) @ before
+def units_first(values):
+    return values.movedim(1 if values.ndim == 4 else -1, 0).flatten(1)
 
 
-def as_matrix(function, value):
-    jacobian = torch.autograd.functional.jacobian(function.forward, value.detach())
-    return jacobian.reshape(-1, value.numel())
-
-
-def between(source, target):
-    rows = [
-        torch.autograd.grad(y, source, retain_graph=True, materialize_grads=True, allow_unused=True)
-        for y in target.flatten()
-        if target.requires_grad
+def squared_slopes(units, variables):
+    """Of the mean of each unit, by each unit of each variable."""
+    slopes = [
+        torch.autograd.grad(x.mean(), variables, retain_graph=True, materialize_grads=True)
+        for x in units
     ]
-    zeros = source.new_zeros(target.numel(), source.numel())
-    return torch.stack([row.flatten() for (row,) in rows]) if rows else zeros
+    return [
+        torch.stack([units_first(x).sum(1) for x in of_one]).square()
+        for of_one in zip(*slopes, strict=True)
+    ]
+
+
+# Random networks -------------------------------------------------------------------------------
+
+
+def numbers(rows, columns=4):
+    return torch.arange(1.0, 1 + rows * columns).cos().view(rows, columns)
+
+
+def mask(x):
+    return (torch.arange(x.shape[1]) > 0).float().view(-1, *[1] * (x.ndim - 2))
+
+
+def written(x, y):
+    buffer = x.new_zeros(x.shape)
+    buffer[..., 1:] = x[..., 1:]
+    buffer[..., :1] += y[..., :1]
+    return buffer
+
+
+EXACT = {  # of an input x and two layers f and g; the last dimension holds units
+    "chain": lambda x, f, g: g(f(x)),
+    "residual": lambda x, f, g: x + g(f(x)),
+    "concatenated": lambda x, f, g: torch.cat([f(x), x], -1),
+    "interleaved": lambda x, f, g: torch.stack([f(x), g(x)], -1).flatten(-2),
+    "reordered": lambda x, f, g: x + g(f(x).flip(-1).roll(1, 1).movedim(1, 0).movedim(0, 1)),
+    "padded": lambda x, f, g: F.pad(f(x), (1, 2)),
+    "averaged": lambda x, f, g: torch.cat([f(x).mean(1, True).expand_as(x), g(x)], -1),
+    "largest": lambda x, f, g: g(x) + f(x).amax(1, True),
+    "masked": lambda x, f, g: g(x) + (f(x) * mask(x)).sum(1, True) / mask(x).sum(),
+    "mean of units": lambda x, f, g: torch.cat([f(x), g(x).mean(-1, True)], -1),
+    "scaled": lambda x, f, g: f(x) * numbers(1, x.shape[-1]),
+    "product": lambda x, f, g: torch.einsum("...c,cd->...d", g(x), numbers(x.shape[-1])),
+    "permuted": lambda x, f, g: x + torch.eye(x.shape[-2]).roll(1, 0) @ f(x),
+    "written": lambda x, f, g: written(f(x), g(x)),
+}
+CHAINS = {  # units of f may be multiplied where the columns of g are divided
+    "relu": lambda x, f, g: x + g(F.leaky_relu(f(x))),
+    "largest": lambda x, f, g: g(f(x).relu().amax(1, True)).expand_as(x),
+    "deviation": lambda x, f, g: g(f(x).std(1, keepdim=True)) + x,
+    "length": lambda x, f, g: torch.cat([x, g(f(x).norm(dim=1, keepdim=True)).expand_as(x)], -1),
+    "graph": lambda x, f, g: g(numbers(x.shape[-2], x.shape[-2]) @ f(x)),
+    "squeeze": lambda x, f, g: x * torch.sigmoid(g(f(x).mean(1, True).relu())),
+    "scaled": lambda x, f, g: F.silu(x) * g(torch.einsum("...c->...c", f(x))),
+}
+GATES = {  # units of f may be multiplied where the rows of g are divided
+    "relu": lambda x, f, g: f(x).relu() * g(x),
+    "clamp": lambda x, f, g: torch.cat([x, f(x) * g(x).clamp(min=0)], -1),
+    "broadcast": lambda x, f, g: f(x) * g(x.mean(1, True)),
+}
+
+
+class RandomNetwork(nn.Module):
+    """A few of the pieces, drawn by a seed, on a sequence or an image, and a linear layer."""
+
+    def __init__(self, seed, *pieces):
+        super().__init__()
+        draw = random.Random(seed)
+        self.image, self.flat, units = draw.random() < 0.5, draw.random() < 0.5, draw.randint(2, 4)
+        self.pieces = [draw.choice(list(draw.choice(pieces).values())) for _ in range(3)]
+        self.example = torch.rand(1, units, 3, 3) if self.image else torch.rand(1, 4, units)
+        self.layers = nn.ModuleList()
+        x = self.example.movedim(1, -1) if self.image else self.example
+        for piece in self.pieces:
+            self.layers += [self.layer(x.shape[-1]) for _ in range(2)]
+            x = self.applied(piece, x, *self.layers[-2:])
+        self.head = nn.Linear(x.numel() if self.flat else x.shape[-1], 2, bias=False)
+        randomised(self, seed)
+
+    def layer(self, units):
+        if self.image:
+            return nn.Conv2d(units, units, 3, padding=1, bias=False)
+        return nn.Linear(units, units, bias=False)
+
+    def applied(self, piece, x, *layers):
+        if self.image:
+            f, g = (lambda y, m=m: m(y.movedim(-1, 1)).movedim(1, -1) for m in layers)
+            return piece(x, f, g)
+        return piece(x, *layers)
+
+    def forward(self, x):
+        x = x.movedim(1, -1) if self.image else x
+        for piece, f, g in zip(self.pieces, self.layers[::2], self.layers[1::2], strict=True):
+            x = self.applied(piece, x, f, g)
+        return self.head(x.flatten(1) if self.flat else x.flatten(1, -2).mean(1))
+
+    @torch.no_grad()
+    def rescale(self, seed):
+        """Multiply units of one f by powers of 2 and divide what takes them: the function stays.
+
+        Returns the names of the layers whose scores must stay too.
+        """
+        for i, piece in enumerate(self.pieces):
+            f, g = self.layers[2 * i : 2 * i + 2]
+            random = torch.Generator().manual_seed(seed)
+            c = 2.0 ** torch.randint(-3, 4, [len(f.weight)], generator=random)
+            c = c.view(-1, *[1] * (f.weight.ndim - 1))
+            if piece in CHAINS.values():
+                f.weight *= c
+                g.weight /= c.transpose(0, 1)
+                return {f"layers.{2 * i}", f"layers.{2 * i + 1}"}
+            if piece in GATES.values():
+                f.weight *= c
+                g.weight /= c
+                return {"head", *(f"layers.{k}" for k in range(2 * i, len(self.layers)))}
+        return set()

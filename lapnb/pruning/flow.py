@@ -18,85 +18,136 @@ cross terms.
 
 - The model's input counts as 1 per unit, its outputs as consumers of norm 1: the first layer's
   `before` and the last one's `after` are the paper's. An identity path reaches through to them.
+  Whole numbers are an input where they are turned into others, or look up an embedding.
+- Labels (`flow_rules`) tell units from positions, never values.
 - A batch norm multiplies by γ²/(running_var + ε), other norm layers by γ²: the scale that they
-  compute from the data counts as 1. Constants multiply by their square.
-- Activations, dropout, resizing and pooling (averages too) are the identity of each unit.
-- In a gate x·g, x passes and g counts as 1; what g is made of is multiplied by x². The gate is the
-  factor that comes from a sigmoid, or is broadcast along the other, or comes from any activation;
-  in a product of two equals each is multiplied by the other's square.
+  compute from the data counts as 1. Any linear map by constants multiplies by their squares. A
+  matrix that is a parameter of the model is a weighted layer, and so a neighbour.
+- Activations, dropout, resizing, pooling and averages over positions are the identity of each unit.
+  Positions of one unit move together: a sum over n of them, as a filter makes it, counts as n².
+- An average over n units is 1/n² of the sum of theirs; padded units hold nothing, padded positions
+  more of the same. Norms and deviations over positions are sums and means of squares. What takes a
+  power of activations takes it of squares.
+- A constant beside units counts as 1, as an input does, and as 0 where it is 0.
+- In a product of signals each is multiplied by the other's square: so weights on either side may be
+  rescaled, as around relu(a)·b or x·linear(mean(x)).
+- But what comes from a sigmoid, or from another activation that is not homogeneous, is a gate: in
+  x·g, x passes and g counts as 1; what g is made of is multiplied by x². Of two such factors the
+  sigmoid is the gate, or the one that is broadcast.
 - A block ends, with the factor 1 on either side, at what cannot be followed: matrix products of
-  signals, attention, softmax, maxima over units. What has no rule is refused.
+  signals, attention, softmax, maxima over units.
+- What has no rule is refused, and so is a `forward` that asks for the value of a signal or computes
+  with a layer's weight elsewhere than in that layer.
 - A layer that is called twice gets the sum of before²·after² over its calls.
 """
 
 import re
 import sys
 import traceback
-import warnings
 from contextlib import nullcontext
 from dataclasses import is_dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from lapnb.pruning.chains import chain_fault, neighbours
-from lapnb.pruning.flow_rules import ELEMENTWISE, Rules, emit, is_signal, rule_of
-from lapnb.pruning.layers import Layer, called, prunable_layers
+from lapnb.pruning.flow_rules import SINGLE, Refused, Rules, is_signal, rule_of
+from lapnb.pruning.layers import Layer, called, functional_of, warn
 from lapnb.pruning.twin import twin_of
 
 Factors = tuple[Tensor, Tensor]
 
 
+def flow(model: nn.Module, example, layers: list[Layer], weights: list[Tensor]) -> list:
+    """Follow the data to find the factors (before, after) of each layer.
+
+    Args:
+        model: any network. It is not changed, and its hooks do not run.
+        example: a batch of the model's inputs, of which the first is taken; a tuple of positional
+            or a dict of keyword arguments for a model that wants several. Only shapes matter.
+        layers: those of `prunable_layers(model)`. Other weighted layers are neighbours too.
+        weights: tensors in place of the layers' weights.
+
+    Returns:
+        For each layer a pair that is broadcastable to its weight. It is None, with a warning that
+        names the layer, where the input does not reach it or nothing that it computes is used:
+        such a layer stays dense.
+
+    Raises:
+        ValueError: the data cannot be followed, or the model does not take the example. The
+            sentence names the function and the module that calls it.
+    """
+    inputs = _one_sample(example)
+    calls = _walk(model, inputs, layers, weights)
+    factors = [_factors(*x) for x in zip(layers, weights, calls, strict=True)]
+    dense = [layer.name for layer, pair in zip(layers, factors, strict=True) if pair is None]
+    if dense:
+        reason = "as the input does not reach them or nothing they compute is used"
+        warn(f"left dense, {reason}: {', '.join(dense)}")
+    if not chain_fault(model, layers):  # masks are equal bit for bit where its order says the same
+        close = partial(torch.allclose, rtol=1e-6, atol=0)
+        for i, pair in enumerate(factors):
+            ordered = neighbours(layers, weights, i)
+            if pair and all(map(close, ordered, pair)):
+                factors[i] = ordered
+    return factors
+
+
+def _one_sample(example):
+    """The first sample of a batch, or all arguments of a model that wants several."""
+    tensors = [value for value in tree_leaves(example) if isinstance(value, Tensor)]
+    if not tensors or any(value.is_meta or not value.numel() for value in tensors):
+        raise ValueError(f"example must be a batch of inputs, got {type(example).__name__}")
+    return example[:1] if isinstance(example, Tensor) else example
+
+
 @torch.inference_mode(False)
 @torch.enable_grad()
-def flow(model: nn.Module, example, layers: list[Layer], weights: list[Tensor]) -> list:
-    """Factors (before, after) of each of `layers`, broadcastable to its weight, in a list.
-
-    It has None, with a warning that names the layer, where the input does not reach it or nothing
-    that it computes is used: such a layer stays dense.
-
-    example: a batch of the model's inputs, of which the first is taken; a tuple of positional or a
-        dict of keyword arguments for a model that wants several. Only shapes matter.
-    layers: those of `prunable_layers(model)`. Other weighted layers are neighbours too.
-    weights: tensors in place of the layers' weights.
-
-    The model is not changed. Raises ValueError where the data cannot be followed, naming the
-    function and the module that calls it, and where the model does not take the example.
-    """
-    given = [value for value in tree_leaves(example) if isinstance(value, Tensor)]
-    if not given or any(value.is_meta or not value.numel() for value in given):
-        raise ValueError(f"example must be a batch of inputs, got {type(example).__name__}")
-    inputs = example[:1] if isinstance(example, Tensor) else example
-    inputs = tree_map_only(Tensor, _as_input, inputs)
-    args = inputs if isinstance(inputs, tuple) else (inputs,)
+def _walk(model: nn.Module, inputs, layers: list[Layer], weights: list[Tensor]) -> list:
+    """The squares (what arrives, what follows) of each layer's calls, as a copy runs."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(f"cannot follow the data in {called(name, module)}: it is scripted")
+    twin = twin_of(model, [layer.weight for layer in layers])
+    walk = _Walk(Rules(layers, weights, [twin.get_submodule(x.name).weight for x in layers]))
     devices = {p.device for p in model.parameters() if p.is_cuda}
     compiles = "torch._dynamo" in sys.modules  # importing it takes seconds
     eager = torch.compiler.set_stance("force_eager") if compiles else nullcontext()
     unhooked = torch.autograd.graph.disable_saved_tensors_hooks("switch checkpointing off")
     try:
-        twin = twin_of(model)
-        follow = _Follow(twin, prunable_layers(twin), weights)
-        with torch.random.fork_rng(devices), eager, unhooked, follow:
+        inputs = tree_map_only(Tensor, walk.as_input, inputs)
+        args = inputs if isinstance(inputs, tuple) else (inputs,)
+        with torch.random.fork_rng(devices), eager, unhooked, walk:
             outputs = twin(**inputs) if isinstance(inputs, dict) else twin(*args)
-    except (RuntimeError, TypeError, IndexError, AttributeError, AssertionError) as error:
-        raise ValueError(f"cannot run a copy of the model on example: {error}") from error
-    outputs = vars(outputs) if is_dataclass(outputs) else outputs
-    calls = follow.finish(follow.signals(outputs))
-    factors = [_factors(*x) for x in zip(layers, weights, calls, strict=True)]
-    if names := [layer.name for layer, pair in zip(layers, factors, strict=True) if pair is None]:
-        warnings.warn(
-            "left dense, as the input does not reach them or nothing they compute is used: "
-            + ", ".join(names),
-            stacklevel=7,  # where prune_masks is called
-        )
-    if not chain_fault(model, layers):  # masks are equal bit for bit where its order says the same
-        close = partial(torch.allclose, rtol=1e-6, atol=0)
-        for i, pair in enumerate(factors):
-            ordered = neighbours(layers, weights, i)
-            factors[i] = ordered if pair and all(map(close, ordered, pair)) else pair
-    return factors
+        outputs = vars(outputs) if is_dataclass(outputs) else outputs
+        return walk.rules.finish(walk.signals(outputs))
+    except Refused as reason:
+        where = _innermost(twin, reason)
+        raise ValueError(
+            f"cannot follow the data in {where}: {reason}; methods that need no neighbours, such "
+            "as mp, work"
+        ) from None
+    except Exception as error:  # whatever a model does with an input that it does not take
+        where = _innermost(twin, error)
+        kind = type(error).__name__
+        raise ValueError(
+            f"cannot run a copy of the model on example: {where} ends in {kind}: {error}"
+        ) from error
+
+
+def _innermost(twin: nn.Module, error: BaseException) -> str:
+    """What messages call the innermost module at work when an error came."""
+    names = {module: name for name, module in twin.named_modules()}
+    name = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        at_work = frame.f_locals.get("self")
+        if isinstance(at_work, nn.Module):
+            name = names.get(at_work, name)
+    return called(name, twin.get_submodule(name))
 
 
 def _factors(layer: Layer, weight: Tensor, calls: list[Factors]) -> Factors | None:
@@ -111,70 +162,113 @@ def _factors(layer: Layer, weight: Tensor, calls: list[Factors]) -> Factors | No
     return before.sqrt().to(weight), after.sqrt().to(weight)
 
 
-def _as_input(value: Tensor) -> Tensor:
-    """An input of the model: 1 per unit, unless it holds whole numbers."""
-    if not value.is_floating_point():
-        return value
-    kind = torch.float32 if value.device.type == "mps" else torch.float64
-    return _mark(emit(value.new_ones((), dtype=kind), value.shape)[1])
+class _Walk(TorchFunctionMode):
+    """Runs functions of signals by their rules, all others as they are."""
 
+    def __init__(self, rules: Rules):
+        super().__init__()
+        self.rules = rules
+        self.whole = WeakTensorKeyDictionary()  # whole numbers that come from an input
 
-def _mark(out, name: str = "", rule: str | None = None, signals=()):
-    """`out`, its signals marked with what a product needs to know about its factors.
-
-    gate: 2 for what comes from a sigmoid, 1 for other activations, else 0. root: the same for all
-    that are elementwise functions of one signal.
-    """
-    root = signals[0].root if rule in ELEMENTWISE and len(signals) == 1 else None
-    gate = 2 if name in ("sigmoid", "hardsigmoid", "softmax") else int(rule == "activation")
-    if rule in ELEMENTWISE or rule == "as_is":  # of x.expand_as(y) the first counts
-        gate = max(gate, min(x.gate for x in signals[: 1 if rule == "as_is" else None]))
-    for value in filter(is_signal, tree_leaves(out)):
-        value.gate, value.root = gate, root or object()
-        written = value._base  # through a view
-        if is_signal(written) and not hasattr(written, "gate"):
-            written.gate, written.root = 0, object()
-    return out
-
-
-class _Follow(Rules):
-    """Runs functions of signals by their rules."""
+    def as_input(self, value: Tensor) -> Tensor:
+        """An input of the model: 1 per unit."""
+        if not value.is_floating_point():
+            if value.dtype != torch.bool:
+                self.whole[value] = True
+            return value
+        kind = torch.float32 if value.device.type == "mps" else torch.float64
+        units = _units(value, self.rules.layers[0])
+        shape = [n if d in units else 1 for d, n in enumerate(value.shape)]
+        return self.rules.emit(value.new_ones(shape, dtype=kind), value.shape)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs, name, rule = dict(kwargs or {}), func.__name__.strip("_"), rule_of(func)
-        signals = self.signals((args, kwargs))
-        if not signals and name != "embedding":
-            return func(*args, **kwargs)
-        if name == "get":  # an attribute; that these are no activations is not to be seen
-            hidden = {"requires_grad": False, "data": args[0], "dtype": self.dtype}
-            attribute = func.__self__.__name__
-            return hidden[attribute] if attribute in hidden else _mark(func(*args))
-        if rule is None:
-            self.refuse(f"{name} has no rule")
+        kwargs = dict(kwargs or {})
+        if "input" in kwargs:
+            args = (kwargs.pop("input"), *args)
+        leaves = tree_leaves((args, kwargs))
+        signals = self.signals(leaves)
+        rule = rule_of(func)
+        if not signals and rule != "embedding":
+            return self.constant(func, rule, leaves, args, kwargs)
+        if func.__name__ == "__get__":
+            return self.attribute(func, args[0])
+        self.check(func, rule, leaves, signals, args, kwargs)
         in_place = kwargs.pop("inplace", False) or re.fullmatch("[a-z].*_", func.__name__)
-        with torch.enable_grad():
-            try:
-                out = getattr(self, rule)(func, *args, **kwargs)
-            except (TypeError, NotImplementedError) as error:
-                self.refuse(f"{name} has no rule for these arguments ({error})")
-            if in_place and out is not args[0]:
-                out = args[0].copy_(out)
-        return _mark(out, name, rule, signals)
+        try:
+            with torch.enable_grad():
+                out = getattr(self.rules, rule)(func, *args, **kwargs)
+                if in_place and out is not args[0]:
+                    out = self.rules.written(args[0], out)
+        except (TypeError, NotImplementedError) as error:
+            raise Refused(f"{_name(func)} has no rule for these arguments ({error})") from error
+        self.rules.set_gates(out, func, rule, signals, args)
+        return out
 
     def signals(self, values) -> list[Tensor]:
         """The signals among `values`; refused where one comes from code without rules."""
         signals = [value for value in tree_leaves(values) if is_signal(value)]
-        custom = torch.autograd.function.BackwardCFunction
-        if any(not hasattr(x, "gate") or isinstance(x.grad_fn, custom) for x in signals):
-            self.refuse("what comes before is scripted, compiled or has a gradient of its own")
+        if any(signal not in self.rules.marks for signal in signals):
+            raise Refused("what comes before is scripted, compiled or has a gradient of its own")
         return signals
 
-    def refuse(self, why: str) -> None:
-        """Raise ValueError that names the innermost module at work."""
-        names = {module: name for name, module in self.twin.named_modules()}
-        selves = [frame.f_locals.get("self") for frame, _ in traceback.walk_stack(None)]
-        name = next((names[x] for x in selves if isinstance(x, nn.Module) and x in names), "")
-        raise ValueError(
-            f"cannot follow the data in {called(name, self.twin.get_submodule(name))}: {why}; "
-            "methods that need no neighbours, such as mp, work"
-        )
+    def check(self, func, rule, leaves, signals, args, kwargs) -> None:
+        """Refuse what has no rule, or none for these arguments."""
+        if func.__name__ == "__float__":
+            raise Refused("it asks for the value of what it computes")
+        if rule is None:
+            raise Refused(f"{_name(func)} has no rule")
+        if rule in SINGLE and (len(signals) > 1 or signals[0] is not args[0]):
+            what = "weight" if rule == "weighted" else "parameter"
+            why = f"its {what} is computed from the data"
+            raise Refused(f"{_name(func)} has no rule for these arguments ({why})")
+        if rule != "convert":  # x.to(weight) looks at its type alone
+            self.check_weights(func, leaves, args, kwargs)
+
+    def check_weights(self, func, leaves, args, kwargs) -> None:
+        """Refuse a function that computes with a layer's weight, unless it is the layer's own."""
+        for value in leaves:
+            layer = self.rules.layer_of(value)
+            if layer is None or func.__name__ == "multi_head_attention_forward":
+                continue
+            takes = [*args[1:2], kwargs.get("weight")]
+            itself = any(value is x for x in takes) and id(value) in self.rules.index
+            if not (itself and func.__name__ == functional_of(layer.module)):
+                raise Refused(
+                    f"{_name(func)} computes with the weight of {called(layer.name, layer.module)} "
+                    "(set its prunable = False to leave it dense)"
+                )
+
+    def constant(self, func, rule, leaves, args, kwargs):
+        """A function of constants is run, but what whole numbers are turned into is an input."""
+        out = func(*args, **kwargs)
+        if rule == "constant" or not isinstance(out, Tensor) or any(out is x for x in leaves):
+            return out
+        self.check_weights(func, leaves, args, kwargs)
+        if any(isinstance(x, Tensor) and x in self.whole for x in leaves):
+            return self.as_input(out)
+        return out
+
+    def attribute(self, func, signal):
+        """An attribute of a signal; that it is no activation is not to be seen."""
+        name = func.__self__.__name__
+        hidden = {"requires_grad": False, "data": signal}
+        hidden["dtype"] = self.rules.layers[0].weight.dtype
+        if name in hidden:
+            return hidden[name]
+        out = func(signal)
+        return self.rules.moved(func, signal) if is_signal(out) else out
+
+
+def _name(func) -> str:
+    if func.__name__ == "__get__":
+        return func.__self__.__name__
+    return func.__name__.strip("_")
+
+
+def _units(value: Tensor, first: Layer) -> list[int]:
+    """The dimensions of an input along which units lie, judged by the model's first layer."""
+    if not isinstance(first.module, nn.Linear):
+        return [1]
+    if value.ndim < 4 or value.shape[-1] == first.module.in_features:
+        return [value.ndim - 1]
+    return list(range(1, value.ndim))  # all are flattened or rearranged

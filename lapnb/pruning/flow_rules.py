@@ -1,53 +1,80 @@
 """What functions do to the signals of `flow`, which are squared norms in place of activations.
 
 A signal is a tensor that depends, for autograd, on what a layer emitted or the model was given; all
-else is a constant. It is the same at all positions: where it varies along a dimension, units lie.
+else is a constant. Each signal has labels, a random number per unit, in its own shape. They move
+with the signal where it is rearranged, and constants leave them alone. So neighbours along a
+dimension whose labels differ are two units, and those with the same label are two positions of one.
 """
 
 import inspect
 import math
 import re
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from lapnb.pruning.layers import at_least_float, column_norms, norm_scale, row_norms
+from lapnb.pruning.layers import (
+    Layer,
+    at_least_float,
+    column_norms,
+    norm_scale,
+    row_norms,
+)
 
 # Functions by name, without underscores, dimensions and "_as", for each method of `Rules`
 NAMES = {
-    "activation": "sigmoid hardsigmoid relu relu6 leaky_relu prelu rrelu elu selu celu gelu silu "
-    "mish hardswish hardtanh tanh softplus softsign logsigmoid tanhshrink softshrink hardshrink "
-    "threshold clamp clip clamp_min clamp_max sin cos exp erf abs sqrt square pow",
-    "identity": "dropout alpha_dropout feature_dropout feature_alpha_dropout detach neg to type "
-    "float double half bfloat16 cpu cuda requires_grad normalize local_response_norm",
-    "add": "add radd sub subtract rsub",
+    "activation": "sigmoid hardsigmoid relu6 elu selu celu gelu silu mish hardswish hardtanh tanh "
+    "softplus softsign logsigmoid tanhshrink softshrink hardshrink threshold sin cos exp erf "
+    "clamp clamp_min clamp_max clip",
+    "homogeneous": "relu leaky_relu prelu rrelu abs",
+    "identity": "dropout alpha_dropout feature_dropout feature_alpha_dropout detach neg contiguous "
+    "clone requires_grad normalize local_response_norm nan_to_num",
+    "convert": "to type float double half bfloat16 cpu cuda",
+    "power": "pow square sqrt",
+    "scale_of_data": "rsqrt reciprocal rdiv rtruediv",
+    "add": "add radd sub subtract",
+    "rsub": "rsub",
     "multiply": "mul rmul multiply",
     "divide": "div divide truediv true_divide",
-    "one": "var std var_mean std_mean norm linalg_norm linalg_vector_norm rsqrt reciprocal rdiv",
-    # rearranges, selects, pools or resizes signals, asks for their shape or makes constants of it
-    "as_is": "reshape view flatten unflatten ravel permute transpose t swapaxes movedim moveaxis "
-    "contiguous unsqueeze squeeze expand broadcast_to repeat tile repeat_interleave chunk split "
+    # rearranges or selects signals, or asks for their shape
+    "moved": "reshape view flatten unflatten ravel permute transpose t swapaxes movedim moveaxis "
+    "unsqueeze squeeze expand broadcast_to repeat tile repeat_interleave chunk split "
     "split_with_sizes tensor_split unbind getitem select narrow index_select gather roll flip "
-    "unfold pixel_shuffle pixel_unshuffle channel_shuffle clone copy zero interpolate upsample "
-    "adaptive_avg_pool adaptive_max_pool max_pool size dim ndimension numel stride is_contiguous "
-    "is_floating_point get_device len hash repr format zeros_like ones_like empty_like full_like "
-    "new_zeros new_ones new_empty new_full",
+    "unfold pixel_shuffle pixel_unshuffle channel_shuffle zero "
+    "size dim ndimension numel stride is_contiguous is_floating_point is_complex element_size "
+    "get_device len hash repr format",
+    # makes constants
+    "constant": "zeros_like ones_like empty_like full_like new_zeros new_ones new_empty new_full "
+    "new_tensor isfinite isnan isinf",
     "cat": "cat concat concatenate",
-    "reduce": "mean sum max amax",
-    "norm": "layer_norm rms_norm group_norm",
+    "reduce": "mean sum max amax norm linalg_norm linalg_vector_norm std var",
+    "pool": "max_pool adaptive_avg_pool adaptive_max_pool interpolate upsample",
+    "norm": "layer_norm rms_norm",
     "batch_norm": "batch_norm instance_norm",
     "weighted": "linear conv conv_transpose",
-    "end": "matmul mm addmm bmm baddbmm einsum softmax log_softmax fold "
-    "scaled_dot_product_attention",
-    "fill": "where masked_fill setitem",
+    "product": "matmul rmatmul mm bmm mv einsum tensordot inner outer",
+    "product_added": "addmm baddbmm",
+    "end": "softmax log_softmax fold scaled_dot_product_attention",
+    "embedding": "embedding embedding_bag",
     # called as the function is
-    "": "avg_pool stack pad addcmul glu embedding multi_head_attention_forward",
+    "": "avg_pool stack pad addcmul glu group_norm var_mean where masked_fill "
+    "setitem copy multi_head_attention_forward",
 }
 RULES = {name: rule or name for rule, names in NAMES.items() for name in names.split()}
-ELEMENTWISE = {"activation", "identity", "add", "multiply", "divide"}
+ELEMENTWISE = {"activation", "homogeneous", "identity", "convert", "power", "add", "rsub"}
+ELEMENTWISE |= {"multiply", "divide"}
+# of several signals these take the first only, and no parameter of theirs is computed from data
+SINGLE = {"activation", "homogeneous", "identity", "power", "scale_of_data", "reduce", "pool"}
+SINGLE |= {"norm", "group_norm", "batch_norm", "weighted", "glu", "avg_pool"}
+SINGLE |= {
+    "max_pool",
+    "var_mean",
+}
+SATURATING = {"sigmoid", "hardsigmoid", "softmax"}
 
 
 def rule_of(func) -> str | None:
@@ -55,67 +82,205 @@ def rule_of(func) -> str | None:
     return RULES.get(re.sub(r"_as$|[123]d$", "", func.__name__.strip("_")))
 
 
-class Rules(TorchFunctionMode):
-    """What is counted, and a method per rule, which takes the function and its arguments.
+class Refused(BaseException):
+    """Why the data cannot be followed. No `except Exception` of a model holds it up."""
 
-    `index` numbers layers by the ids of their weights in `twin`, in whose place `weights` count.
+
+@dataclass
+class Mark:
+    """What is known of a signal besides its squares.
+
+    labels: a number per unit; 0 where there is nothing.
+    gate: as what it counts in a product: 0 it is homogeneous in the weights that make it, 1 an
+        activation made it that is not, 2 one that saturates, 3 it is a scale computed from data.
+    root: the same object for all elementwise functions of one signal.
     """
 
-    def __init__(self, twin: nn.Module, layers: list, weights: list[Tensor]):
-        super().__init__()
-        self.index, self.weights = {id(layer.weight): i for i, layer in enumerate(layers)}, weights
+    labels: Tensor
+    gate: int
+    root: object
+
+
+class Rules:
+    """What is counted, and a method per rule, which takes the function and its arguments.
+
+    `stand_ins` are the layers' weights in the model that runs, in whose place `weights` count.
+    """
+
+    def __init__(self, layers: list[Layer], weights: list[Tensor], stand_ins: list[Tensor]):
+        self.layers, self.weights = layers, weights
+        self.index = {id(stand_in): i for i, stand_in in enumerate(stand_ins)}
+        self.marks = WeakTensorKeyDictionary()
+        self.random = torch.Generator().manual_seed(0)
         self.calls = [[] for _ in weights]  # of each layer: (what arrives, source of what it emits)
         self.total = torch.zeros(())  # Σ of ⟨‖W[:, k]‖², what arrives⟩
-        self.twin, self.dtype = twin, layers[0].weight.dtype
 
     def finish(self, outputs: list[Tensor]) -> list[list[tuple[Tensor, Tensor]]]:
         """The squares (what arrives, what follows) of each layer's calls; [] where it is unused."""
         self.count(outputs)
         sources = [source for calls in self.calls for _, source in calls]
-        grads = iter(torch.autograd.grad(self.total, sources, allow_unused=True) if sources else ())
-        found = [[(arrived, next(grads)) for arrived, _ in calls] for calls in self.calls]
-        return [[call for call in calls if call[1] is not None] for calls in found]
+        if not sources or not is_signal(self.total):
+            return [[] for _ in self.calls]
+        slopes = torch.autograd.grad(self.total, sources, allow_unused=True)
+        follows = iter(slopes)
+        pairs = [[(arrived, next(follows)) for arrived, _ in calls] for calls in self.calls]
+        return [[pair for pair in calls if pair[1] is not None] for calls in pairs]
 
     def count(self, ends: list[Tensor]) -> None:
         """Let each unit of these signals be consumed with norm 1."""
         for signal in ends:
-            _, positions = _sizes(signal, range(signal.ndim))
-            self.total = self.total + signal.sum() / positions
+            for dim in range(signal.ndim):
+                signal = self.mean_of_units(signal, dim)
+            self.total = self.total + signal.sum()
+
+    # Signals and their labels
+
+    def mark(self, out, labels, gate: int = 0):
+        """`out`, its signals marked with labels."""
+        for value, label in zip(tree_leaves(out), tree_leaves(labels), strict=True):
+            if is_signal(value):
+                self.marks[value] = Mark(label, gate, object())
+        return out
+
+    def labels(self, signal: Tensor) -> Tensor:
+        return self.marks[signal].labels
+
+    def with_labels(self, values, change=lambda x: x):
+        """`values` with labels in place of signals, and constants changed."""
+
+        def replaced(x):
+            return self.labels(x) if is_signal(x) else change(x)
+
+        return tree_map_only(Tensor, replaced, values)
+
+    def emit(self, values: Tensor, shape, labels: Tensor | None = None) -> Tensor:
+        """A new signal: `values`, of new units, in a shape."""
+        if labels is None:
+            labels = self.new_labels(values)
+        if not is_signal(values):
+            values = values.detach().requires_grad_()
+        out = values.expand(shape).clone()
+        return self.mark(out, labels.expand(shape).clone())
+
+    def new_labels(self, like: Tensor) -> Tensor:
+        size = like.shape
+        labels = torch.rand(size, generator=self.random, dtype=torch.double)
+        return 1 + labels.to(like)
+
+    def layer_of(self, weight) -> Layer | None:
+        """The layer whose weight, or a view of it, this is."""
+        if not isinstance(weight, Tensor):
+            return None
+        i = self.index.get(id(weight), self.index.get(id(weight._base)))
+        return None if i is None else self.layers[i]
+
+    def set_gates(self, out, func, rule: str, signals: list[Tensor], args) -> None:
+        """Note what products will ask of the signals in `out`."""
+        gate = _gate_of(func, rule, args)
+        root = object()
+        marks = [self.marks[signal] for signal in signals]
+        if rule in ELEMENTWISE and len({id(mark.root) for mark in marks}) == 1:
+            root = marks[0].root
+        if rule in ("moved", "divide"):  # of x.expand_as(y) the first counts
+            marks = marks[:1]
+        if rule == "moved" or rule in ELEMENTWISE:
+            gate = max(gate, min(mark.gate for mark in marks))
+        for value in filter(is_signal, tree_leaves(out)):
+            self.marks[value].gate = gate
+            self.marks[value].root = root
+
+    def written(self, x: Tensor, out: Tensor) -> Tensor:
+        """x, and its labels, once `out` is written into it in place."""
+        labels = self.marks[out].labels
+        x.copy_(out)
+        if x in self.marks:
+            self.labels(x).copy_(labels)
+            return x
+        self.mark(x, labels)
+        base = x._base
+        if base is not None and base not in self.marks:  # a constant, of which a part is a signal
+            whole = torch.zeros_like(base, dtype=labels.dtype)
+            part = whole.as_strided(x.shape, x.stride(), x.storage_offset())
+            self.mark([base, x], [whole, part.copy_(labels)])
+        return x
+
+    def joined(self, out: Tensor, *parts) -> Tensor:
+        """`out`, an elementwise function of parts; its labels are the sums of theirs."""
+        signals = [part for part in parts if is_signal(part)]
+        labels = self.labels(signals[0])
+        labels = labels.expand(out.shape).clone()
+        for signal in signals[1:]:
+            labels += self.labels(signal)
+        return self.mark(out, labels)
+
+    def borders(self, x: Tensor, dim: int) -> Tensor:
+        """Where along a dimension a new unit begins, for each pair of neighbours."""
+        labels = self.labels(x).movedim(dim, 0).flatten(1)
+        first = labels[:-1]
+        second = labels[1:]
+        both = (first != 0) & (second != 0)
+        return (differ(first, second) & both).any(1)
+
+    def has_units(self, x: Tensor, dim: int) -> bool:
+        return bool(self.borders(x, dim).any())
+
+    def of_units(self, x: Tensor, values: Tensor, dim: int) -> Tensor:
+        """Sums of values of x over the positions of each unit along a dimension."""
+        borders = self.borders(x, dim)
+        if not borders.any():
+            return values.sum(dim, keepdim=True)
+        unit = torch.cat([borders.new_zeros(1), borders]).cumsum(0)
+        shape = [*values.shape]
+        shape[dim] = int(unit[-1]) + 1
+        return values.new_zeros(shape).index_add(dim, unit, values)
+
+    def mean_of_units(self, x: Tensor, dim: int) -> Tensor:
+        """One entry per unit along a dimension: the mean over its positions."""
+        count = self.of_units(x, torch.ones_like(x.detach()), dim)
+        labels = self.of_units(x, self.labels(x), dim) / count
+        return self.mark(self.of_units(x, x, dim) / count, labels)
+
+    def sum_over(self, x: Tensor, dim: int) -> Tensor:
+        """The sum over a dimension: positions of a unit move together, units independently."""
+        squares = self.of_units(x, x, dim)
+        sizes = self.of_units(x, x.detach().sqrt(), dim)
+        together = ratio(sizes.square(), squares)
+        out = (squares * together).sum(dim, keepdim=True)
+        labels = self.labels(x).mean(dim, keepdim=True)
+        return self.mark(out, labels)
+
+    # Layers
 
     def weighted(self, func, x, weight, bias=None, *args, **kwargs):
         """A layer takes what arrives, weighs it with its columns and emits its rows."""
-        if is_signal(weight):
-            raise NotImplementedError("its weight is computed from the data")
         i = self.index.get(id(weight))
+        if i is None and not is_parameter(weight):
+            return self.product(func, x, weight, None, *args, **kwargs)
         values = at_least_float(weight) if i is None else self.weights[i]
-        shape = func(_meta(x), _meta(weight), None, *args, **kwargs).shape
+        out = func(meta(x), meta(weight), None, *args, **kwargs)
         channel = 1 - weight.ndim
-        groups = x.shape[channel] // weight.shape[1]
+        inputs = x.shape[channel]
+        groups = inputs // weight.shape[1]
         if "transpose" in func.__name__:
-            groups = shape[channel] // weight.shape[1]
-            values = values.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
-        if i is None and groups == len(values) > 1 and (values == values[0]).all():  # a blur
-            return x.mean(tuple(range(channel + 1, 0)), True).expand(shape).clone()
-        arrived = x.movedim(channel, -1).reshape(-1, x.shape[channel]).mean(0)
-        self.total = self.total + column_norms(values, groups).to(arrived).square() @ arrived
+            groups = out.shape[channel] // weight.shape[1]
+            values = values.unflatten(0, (groups, -1))
+            values = values.transpose(1, 2).flatten(0, 1)
+        arrived = x.movedim(channel, -1)
+        arrived = arrived.reshape(-1, inputs).mean(0)
+        columns = column_norms(values, groups).to(arrived)
+        self.total = self.total + columns.square() @ arrived
         rows = row_norms(values).to(arrived).square()
-        source, out = emit(rows.view(-1, *[1] * (weight.ndim - 2)), shape)
+        source = rows.detach().requires_grad_()
         if i is not None:
             self.calls[i].append((arrived.detach(), source))
-        return out
+        positions = [1] * (weight.ndim - 2)
+        return self.emit(source.view(-1, *positions), out.shape)
 
-    def end(self, func, *args, **kwargs):
-        """What cannot be followed ends the block; what comes out of it counts as 1."""
-        right = args[-1]
-        if func.__name__ in ("matmul", "mm", "addmm") and right.ndim == 2 and not is_signal(right):
-            return self.weighted(functional.linear, args[-2], right.mT)
-        signals = [value for value in tree_leaves((args, kwargs)) if is_signal(value)]
-        self.count(signals)
-        return self.start(signals[0].new_ones(()), func, *args, **kwargs)
-
-    def start(self, one: Tensor, func, *args, **kwargs):
-        args, kwargs = tree_map_only(Tensor, _meta, (args, kwargs))
-        return tree_map_only(Tensor, lambda x: emit(one, x.shape)[1], func(*args, **kwargs))
+    def embedding(self, func, indices, weight, *args, **kwargs):
+        """A layer that takes one-hot inputs."""
+        values = column_norms(at_least_float(weight), 1)
+        out = func(indices, weight, *args, **kwargs)
+        return self.emit(values.double().square(), out.shape)
 
     def multi_head_attention_forward(self, func, *args, **kwargs):
         """Its projections are layers, between them the block ends."""
@@ -126,126 +291,352 @@ class Rules(TorchFunctionMode):
         for name, weight in zip(("query", "key", "value"), weights, strict=True):
             if is_signal(given[name]):
                 self.weighted(functional.linear, given[name], weight)
-        out, scores = self.start(given["query"].new_ones(()), func, *args, **kwargs)
-        return self.weighted(functional.linear, out, given["out_proj_weight"]), scores
+        one = given["query"].new_ones(())
+        args, kwargs = tree_map_only(Tensor, meta, (args, kwargs))
+        out, scores = func(*args, **kwargs)
+        out = self.emit(one, out.shape)
+        out = self.weighted(functional.linear, out, given["out_proj_weight"])
+        return out, scores if scores is None else self.emit(one, scores.shape)
 
-    def embedding(self, func, indices, weight, *_, **__):
-        values = column_norms(at_least_float(weight), 1).double().square()  # one-hot inputs
-        return emit(values, (*indices.shape, weight.shape[1]))[1]
+    # Linear maps by constants, and products of signals
 
-    def batch_norm(self, func, x, mean=None, running_var=None, *, weight=None, eps=1e-5, **how):
-        if running_var is not None and not (how.get("training") or how.get("use_input_stats")):
-            weight = norm_scale(running_var, weight, eps)
-        return self.norm(functional.group_norm, x, 1, weight)
+    def product(self, func, *args, **kwargs):
+        """A linear map by constants multiplies by their squares; a parameter is a layer."""
+        operands = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        signal, *others = filter(is_signal, operands)
+        if others:
+            return self.end(func, *args, **kwargs)
+        labels = self.labels(signal)
+        ones = torch.ones_like(labels)
 
-    def norm(self, func, x, size, weight=None, *_, **__):
-        if weight is not None and "group" in func.__name__:
-            weight = weight.view(-1, *[1] * (x.ndim - 2))
-        return self.multiply(func, x, 1 if weight is None else weight)
+        def run(values, change):
+            """The function of `values` in place of the signal, its constants changed."""
 
-    def one(self, func, *args, **kwargs):  # scales that are computed from the data
-        return tree_map_only(Tensor, torch.ones_like, func(*args, **kwargs))
+            def replaced(x):
+                return values if x is signal else change(x.to(labels))
 
-    def as_is(self, func, *args, **kwargs):
-        return func(*args, **kwargs)
+            new_args, new_kwargs = tree_map_only(Tensor, replaced, (args, kwargs))
+            return func(*new_args, **new_kwargs)
+
+        out = run(signal, torch.square)
+        count = run(ones, torch.ones_like)
+        mean = run(labels, torch.ones_like) / count
+        mean_square = run(labels.square(), torch.ones_like) / count
+        if not differ(mean_square, mean.square()).any():  # it adds up positions alone
+            if len(operands) == 1 or "conv" in func.__name__:  # a sum or a filter, such as a blur
+                sizes = run(signal.detach().sqrt(), torch.abs)
+                out = out * ratio(sizes.square(), out)
+            return self.mark(out, mean)
+        labels = run(labels, self.new_labels)
+        self.mark(out, labels)
+        if any(map(is_parameter, operands)):
+            self.count([out])
+            rows = run(ones, torch.square)
+            return self.emit(rows, rows.shape, labels)
+        return out
+
+    def product_added(self, func, x, a, b, *, beta=1, alpha=1):
+        multiply = self.product if is_signal(a) or is_signal(b) else self.constant
+        x = self.multiply(func, x, beta) if is_signal(x) else x
+        return self.add(func, x, multiply(torch.matmul, a, b), alpha)
+
+    def end(self, func, *args, **kwargs):
+        """What cannot be followed ends the block; what comes out of it counts as 1."""
+        signals = [value for value in tree_leaves((args, kwargs)) if is_signal(value)]
+        self.count(signals)
+        one = signals[0].new_ones(())
+        args, kwargs = self.with_labels((args, kwargs), _as_double)
+        labels = func(*args, **kwargs)
+
+        def emitted(label):
+            return self.emit(one, label.shape, label.nan_to_num(0))
+
+        return tree_map_only(Tensor, emitted, labels)
+
+    # Each unit by itself
 
     def identity(self, func, x, *_, **__):
-        if not is_signal(x):
-            raise NotImplementedError("a parameter of it is computed from the data")
-        return x.clone()
+        return self.joined(x.clone(), x)
 
-    activation = identity
+    activation = homogeneous = identity
+
+    def convert(self, func, x, *args, **kwargs):
+        for kind in (*args, *kwargs.values()):
+            if isinstance(kind, torch.dtype) and not kind.is_floating_point:
+                raise NotImplementedError("it asks for whole numbers")
+        if is_signal(x):
+            return self.identity(func, x)
+        return x.to(self.layers[0].weight)
+
+    def power(self, func, x, exponent=None):
+        """A homogeneous function of another degree than 1."""
+        if exponent is None:
+            exponent = 0.5 if "sqrt" in func.__name__ else 2
+        if exponent < 0:
+            return self.scale_of_data(func, x)
+        return self.joined(x.clamp(min=1e-300) ** exponent, x)
+
+    def scale_of_data(self, func, x, *_, **__):
+        return self.joined(0 * x + 1, x)
+
+    def norm(self, func, x, size, weight=None, *_, **__):
+        return self.multiply(func, x, 1 if weight is None else weight)
+
+    def group_norm(self, func, x, groups, weight=None, *_, **__):
+        if weight is not None:
+            weight = weight.view(-1, *[1] * (x.ndim - 2))
+        return self.norm(func, x, groups, weight)
+
+    def batch_norm(self, func, x, mean=None, variance=None, *, weight=None, eps=1e-5, **how):
+        of_batch = how.get("training") or how.get("use_input_stats")
+        if variance is not None and not of_batch:
+            weight = norm_scale(variance, weight, eps)
+        return self.group_norm(func, x, 1, weight)
 
     def add(self, func, a, b, alpha=1):
-        return _without_constant(a) + alpha**2 * _without_constant(b)
+        added = alpha**2 * without_constant(b)
+        return self.joined(without_constant(a) + added, a, b)
+
+    def rsub(self, func, a, b, alpha=1):
+        return self.add(func, b, a, alpha)
 
     def multiply(self, func, a, b):
-        if not (is_signal(a) and is_signal(b)):
-            signal, factor = (a, b) if is_signal(a) else (b, a)
-            return signal * (factor.to(signal) if isinstance(factor, Tensor) else factor) ** 2
-        if a.root is b.root:  # an activation written as a product, as x·sigmoid(x)
-            return min(a, b, key=lambda signal: signal.gate).clone()
-        rank = [(signal.gate == 2, -signal.numel(), signal.gate) for signal in (a, b)]
-        x, gate = (a, b) if rank[0] < rank[1] else (b, a)
-        return a * b if rank[0] == rank[1] else _gate(x, gate)
+        if not is_signal(a):
+            a, b = b, a
+        if not is_signal(b):
+            factor = torch.as_tensor(b).to(a)
+            return self.joined(a * factor.square(), a)
+        ranks = [self.gate_rank(a, b), self.gate_rank(b, a)]
+        if ranks[0] == ranks[1]:
+            return self.joined(a * b, a, b)
+        x, gate = (a, b) if ranks[0] < ranks[1] else (b, a)
+        if self.marks[x].root is self.marks[gate].root:  # an activation, such as x·sigmoid(x)
+            return self.joined(x.clone(), x)
+        slope = gate - gate.detach()  # the gate counts as 1
+        return self.joined(x + x.detach() * slope, x, gate)
+
+    def gate_rank(self, x: Tensor, other: Tensor) -> int:
+        """Of two factors the one of higher rank is the gate; with equal ranks both count."""
+        gate = self.marks[x].gate
+        if gate == 0 or (gate == 1 and x.numel() > other.numel()):
+            return 0
+        return 2 * gate + (x.numel() < other.numel())
 
     def addcmul(self, func, x, a, b, value=1):
         return self.add(func, x, self.multiply(func, a, b), value)
 
     def divide(self, func, a, b):
-        return a * torch.ones_like(b) if is_signal(b) else self.multiply(func, a, 1 / b)
+        if not is_signal(b):
+            return self.multiply(func, a, 1 / b)
+        if not is_signal(a):
+            return self.scale_of_data(func, b)
+        return self.joined(a * torch.ones_like(b), a)
 
     def glu(self, func, x, dim=-1):
-        return _gate(*x.chunk(2, dim))
+        x, gate = self.moved(torch.chunk, x, 2, dim)
+        self.marks[gate].gate = 2
+        return self.multiply(func, x, gate)
+
+    # Sums, pooling and rearrangements
 
     def reduce(self, func, x, *args, **kwargs):
         """Over positions the identity of each unit; over n units a mean is 1/n² of their sum."""
-        dim = args[0] if args else kwargs.get("dim")
-        dims = range(x.ndim) if dim is None else (dim,) if isinstance(dim, int) else dim
-        units, positions = _sizes(x, dims)
-        if func.__name__ in ("max", "amax"):
-            return func(x, *args, **kwargs) if units == 1 else self.end(func, x, *args, **kwargs)
-        factor = positions if func.__name__ == "sum" else 1 / units
-        return func(x, *args, **kwargs) * factor
+        name = func.__name__
+        dims = dimensions(x, args[1:] if "norm" in name else args, **kwargs)
+        if "max" in name:
+            units = any(self.has_units(x, dim) for dim in dims)
+            rule = self.end if units else self.moved
+            return rule(func, x, *args, **kwargs)
+        shape = func(meta(x), *args, **kwargs).shape
+        size = math.prod(x.shape[dim] for dim in dims)
+        labels = self.labels(x).mean(dims)
+        if name in ("mean", "sum"):
+            out = x
+            for dim in dims:
+                out = self.sum_over(out, dim)
+            if name == "mean":
+                out = out / size**2
+        else:
+            out = x.sum(dims)
+            if name in ("std", "var"):
+                out = out / size
+            if name == "var":
+                out = out.square()
+        return self.mark(out.view(shape), labels.view(shape))
 
-    def avg_pool(self, func, x, kernel_size, stride=None, padding=0, ceil_mode=False, *_, **__):
-        return func(x, kernel_size, stride, padding, ceil_mode, False)  # padding does not count
+    def var_mean(self, func, x, dim=None, *, keepdim=False, **_):
+        variance = self.reduce(torch.var, x, dim, keepdim=keepdim)
+        return variance, self.reduce(torch.mean, x, dim, keepdim=keepdim)
+
+    def pool(self, func, x, *args, **kwargs):
+        """Pooling or resizing: over positions the identity; a maximum over units ends the block."""
+
+        def run(values):
+            return func(values, *args, **kwargs)
+
+        labels = self.labels(x)
+        pooled = run(labels)
+        if differ(pooled, -run(-labels)).any():
+            return self.end(func, x, *args, **kwargs)
+        if differ(pooled.square(), run(labels.square())).any():
+            raise NotImplementedError("it averages over units")
+        return self.mark(run(x), pooled)
+
+    def avg_pool(
+        self,
+        func,
+        x,
+        kernel_size,
+        stride=None,
+        padding=0,
+        ceil_mode=False,
+        count_include_pad=True,
+        divisor_override=None,
+    ):
+        if divisor_override:
+            raise NotImplementedError("its divisor is another")
+        padded = False  # does not count
+        return self.pool(func, x, kernel_size, stride, padding, ceil_mode, padded)
 
     def pad(self, func, x, pad, mode="constant", value=None):
-        """Units are padded with nothing, positions with more of the same."""
-        for d, (left, right) in enumerate(zip(pad[::2], pad[1::2], strict=True), 1):
-            if _varies(x, -d):
-                x = func(x, [0] * (2 * d - 2) + [left, right])
+        """Units are padded with a constant, positions with more of the same."""
+        if mode != "constant":
+            return self.moved(func, x, pad, mode)
+        fill = float(bool(value))
+        for k in range(0, len(pad), 2):
+            dim = x.ndim - 1 - k // 2
+            left, right = pad[k : k + 2]
+            if x.shape[dim] == 1 or self.has_units(x, dim):
+                sides = [0] * k + [left, right]
+                labels = func(self.labels(x), sides)
+                x = self.mark(func(x, sides, mode, fill), labels)
             else:
-                x = x.narrow(-d, 0, 1).repeat_interleave(x.shape[-d] + left + right, -d)
+                last = x.shape[dim] - 1
+                places = torch.arange(-left, last + 1 + right, device=x.device)
+                places = places.clamp(0, last)
+                x = self.moved(torch.index_select, x, dim, places)
         return x
 
     def cat(self, func, tensors, dim=0):
-        """Constants among units count as 1, as inputs do; a constant token as next to nothing."""
-        like = next(filter(is_signal, tensors))
-        fill = 1 if like.ndim != 3 or _varies(like, dim) else 1e-12  # a layer may see it alone
-        parts = [x if is_signal(x) else like.new_full(x.shape, fill) for x in tensors]
-        return torch.cat(parts, dim)
+        """A constant unit counts as 1, as an input does, or 0; a token as next to nothing."""
+        tensors = [x for x in tensors if x.numel()]
+        signals = [x for x in tensors if is_signal(x)]
+        like = signals[0]
+        tokens = any(x.shape[dim] > 1 and not self.has_units(x, dim) for x in signals)
+        parts = []
+        labels = []
+        for x in tensors:
+            if is_signal(x):
+                part = x
+                label = self.labels(x)
+            elif tokens:  # a layer may see it alone
+                part = like.new_full(x.shape, 1e-12)
+                label = self.labels(like).narrow(dim, 0, 1)
+                label = label.expand(x.shape)
+            else:
+                part = self.constant_units(x, like, dim)
+                label = self.new_labels(part) * part
+            parts.append(part)
+            labels.append(label)
+        return self.mark(torch.cat(parts, dim), torch.cat(labels, dim))
+
+    def constant_units(self, x: Tensor, like: Tensor, dim: int) -> Tensor:
+        """1 for each unit of a constant that is not 0 at all positions."""
+        units = x != 0
+        for d in range(x.ndim):
+            if d != dim % x.ndim and not self.has_units(like, d):
+                units = units.any(d, keepdim=True)
+        return units.expand(x.shape).to(like)
 
     def stack(self, func, tensors, dim=0):
-        return self.cat(func, [x.unsqueeze(dim) for x in tensors], dim)
+        dim = dim % (tensors[0].ndim + 1)
+        parts = [self.moved(torch.unsqueeze, x, dim) for x in tensors]
+        return self.cat(func, parts, dim)
 
-    def fill(self, func, x, where, value):
-        where = _without_constant(where) if func is torch.where else where  # where(x, where, value)
-        return func(x, where, _without_constant(value))
+    def moved(self, func, *args, **kwargs):
+        # signals and labels may lie in memory otherwise than activations do
+        layouts = {"view": Tensor.reshape, "view_as": Tensor.reshape_as}
+        move = layouts.get(func.__name__, func)
+        out = move(*args, **kwargs)
+        args, kwargs = self.with_labels((args, kwargs))
+        return self.mark(out, move(*args, **kwargs))
+
+    def constant(self, func, x, *args, **kwargs):
+        if func.__name__.startswith("is"):
+            return func(torch.zeros_like(x.detach()))
+        return func(x.detach(), *args, **kwargs)
+
+    def where(self, func, condition, a, b):
+        out = func(condition, without_constant(a), without_constant(b))
+        return self.joined(out, a, b)
+
+    def masked_fill(self, func, x, mask, value):
+        return self.joined(func(x, mask, 0), x)
+
+    def copy(self, func, x, y, *_):
+        return self.joined(without_constant(y).expand(x.shape).clone(), y)
+
+    def setitem(self, func, x, place, value):
+        labels = torch.zeros_like(x, dtype=torch.double)
+        if is_signal(x):
+            labels = self.labels(x)
+        func(x, place, without_constant(value))
+        if is_signal(value):
+            func(labels, place, self.labels(value))
+        self.mark(x, labels)
 
 
 def is_signal(value) -> bool:
     return isinstance(value, Tensor) and value.requires_grad
 
 
-def emit(values: Tensor, shape) -> tuple[Tensor, Tensor]:
-    """The source of a new signal, and the signal: `values` expanded to a shape."""
-    source = values.detach().clone().requires_grad_()
-    return source, source.expand(shape).clone()
+def is_parameter(value) -> bool:
+    """Whether it is a parameter of the model, or a view of one."""
+    return isinstance(value, nn.Parameter) or isinstance(value._base, nn.Parameter)
 
 
-def _meta(value: Tensor) -> Tensor:
+def _gate_of(func, rule: str, args) -> int:
+    """As what the outputs of a function count in a product, whatever its inputs are."""
+    name = func.__name__.strip("_")
+    numbers = any(isinstance(x, int | float) and x for x in args)
+    if rule == "scale_of_data":
+        return 3
+    if name in SATURATING:
+        return 2
+    if "clamp" in name or rule in ("add", "rsub"):  # those of zero are homogeneous
+        return int(numbers)
+    statistic = rule == "reduce" and name not in ("mean", "sum", "max", "amax")
+    return int(rule == "activation" or statistic)
+
+
+def ratio(a: Tensor, b: Tensor) -> Tensor:
+    """a / b as a constant, 0 where both are."""
+    return (a / b.detach()).nan_to_num(0)
+
+
+def _as_double(value: Tensor) -> Tensor:
+    return value.double() if value.is_floating_point() else value
+
+
+def differ(a: Tensor, b: Tensor) -> Tensor:
+    """Where labels are not the same, but for rounding."""
+    return (a - b).abs() > 1e-9 * b.abs()
+
+
+def meta(value: Tensor) -> Tensor:
     """A tensor without values, for asking a function for the shape that it makes."""
     kind = torch.float32 if value.is_floating_point() else value.dtype
     return torch.empty(value.shape, dtype=kind, device="meta")
 
 
-def _varies(x: Tensor, dim: int) -> bool:
-    return not torch.allclose(x, x.narrow(dim, 0, 1).expand_as(x), rtol=1e-6, atol=0)
-
-
-def _sizes(x: Tensor, dims) -> tuple[int, int]:
-    """How many units and how many positions there are along some dimensions."""
-    units = math.prod(x.shape[d] for d in dims if _varies(x, d))
-    return units, math.prod(x.shape[d] for d in dims) // units
-
-
-def _without_constant(value) -> Tensor:
+def without_constant(value) -> Tensor:
     """Signals are added; of a constant there is nothing to add but its shape."""
     return value if is_signal(value) else torch.zeros_like(torch.as_tensor(value))
 
 
-def _gate(x: Tensor, gate: Tensor) -> Tensor:
-    """x, with a gradient of x² (which is x here) for the gate."""
-    return x + x.detach() * (gate - gate.detach())
+def dimensions(x: Tensor, args, dim=None, **_) -> list[int]:
+    """The dimensions that a reduction sums over."""
+    dim = args[0] if args and dim is None else dim
+    if dim is None or isinstance(dim, bool):
+        return list(range(x.ndim))
+    return [dim] if isinstance(dim, int) else list(dim)

@@ -3,7 +3,6 @@
 import copy
 from collections import OrderedDict
 
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -20,11 +19,9 @@ def twin_of(model: nn.Module, unread: tuple | list = ()) -> nn.Module:
         ValueError: a module cannot be copied. The sentence names it.
     """
     copies: dict = {}  # by the id of what they stand for, as deepcopy keeps them
-    for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            raise ValueError(f"cannot follow {called(name, module)}: it is scripted")
+    for module in model.modules():
         for key, value in vars(module).items():
-            if key.endswith("hooks"):
+            if key.endswith("_hooks") and isinstance(value, dict):
                 copies[id(value)] = OrderedDict()
             for tensor in tree_leaves(value):  # deepcopy takes no results
                 if isinstance(tensor, Tensor) and not isinstance(tensor, nn.Parameter):

@@ -5,10 +5,11 @@ import torch
 import torchvision.models
 from reference import contraction, distortions, randomised
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune, weight_norm
 
 from lapnb.pruning.chains import chain_layers, check_chain, neighbours
-from lapnb.pruning.layers import prunable_layers
+from lapnb.pruning.layers import dense_parameters, prunable_layers
 from lapnb.training.networks import NETWORKS, Network, build_model
 
 FORMS = {
@@ -105,9 +106,27 @@ class Standardised(nn.Conv2d):
         return self._conv_forward(x, self.weight / self.weight.std(), self.bias)
 
 
-class Smoothed(nn.Conv2d):
-    def _conv_forward(self, x, weight, bias):
-        return super()._conv_forward(x, weight.relu(), bias)
+class Same(nn.Conv2d):
+    def forward(self, x):
+        return F.conv2d(F.pad(x, (1, 1)).to(self.weight.dtype), self.weight, self.bias)
+
+
+def test_a_layer_has_one_name_and_may_have_a_forward_that_takes_its_weight():
+    model = nn.Sequential(Same(3, 3, 3), nn.Flatten(), nn.Linear(3, 3))
+    model.all = nn.ModuleList([model[2], model[0]])
+    assert [layer.name for layer in prunable_layers(model)] == ["0", "2"]
+
+
+def tied():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    return model
+
+
+def test_weights_that_no_layer_holds_are_listed():
+    model = nn.Sequential(nn.Embedding(5, 4), nn.LSTM(4, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    names = [name for name, _, _ in dense_parameters(model)]
+    assert names == ["0.weight", "1.weight_ih_l0", "1.weight_hh_l0"]
 
 
 def changed(change, *arguments):
@@ -120,7 +139,7 @@ def changed(change, *arguments):
     ("model", "message"),
     [
         (nn.Sequential(nn.ReLU(), nn.Flatten()), "Sequential has no linear or convolution layer"),
-        (nn.Sequential(*[nn.Linear(3, 3)] * 2), r"0 \(Linear\): it shares its weight"),
+        (tied(), r"0 \(Linear\), 1 \(Linear\): it shares its weight"),
         (changed(prune.identity, "weight"), r"1 \(Linear\): it computes its weight"),
         (changed(weight_norm), r"1 \(Linear\): it computes its weight"),
         (changed(parametrizations.orthogonal), r"1 \(.*\): it computes its weight"),
@@ -131,8 +150,10 @@ def changed(change, *arguments):
             changed(lambda m: setattr(m, "weight", nn.Parameter(torch.ones(1, 1).expand(3, 3)))),
             r"1 \(Linear\): it has a weight of",
         ),
-        (Standardised(3, 3, 1), r"the model \(Standardised\): it has a forward of its own"),
-        (Smoothed(3, 3, 1), r"\(Smoothed\): it has a forward of its own"),
+        (
+            nn.Sequential(nn.Linear(3, 6), Standardised(3, 3, 1), Standardised(3, 3, 1)),
+            r"1 \(Standardised\), 2 \(Standardised\): it has a forward of its own.*50% of the",
+        ),
     ],
 )
 def test_layers_whose_zeros_would_not_count_are_refused_by_name(model, message):
