@@ -7,7 +7,7 @@ import sys
 import pytest
 
 ROOMS = ["report", "runs", "paper", "training", "pruning"]  # from top to bottom
-GROUND = {"checks", "progress", "store"}  # import nothing of lapnb
+GROUND = {"checks", "progress", "store", "surroundings"}  # import nothing of lapnb
 DOORS = {"__init__", "__main__"}  # import from every room
 
 

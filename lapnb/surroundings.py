@@ -1,0 +1,29 @@
+"""What PyTorch does by default belongs to the caller; results must not depend on it."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+
+@contextlib.contextmanager
+def usual_torch() -> Iterator[None]:
+    """Compute as PyTorch does when it starts, whatever the caller has set; then put that back.
+
+    New tensors are float32 on the CPU, and gradients are recorded. It serves as `with
+    usual_torch():` and as the decorator `@usual_torch()`.
+
+    >>> with torch.inference_mode(), torch.device("meta"), usual_torch():
+    ...     print(torch.zeros(1, requires_grad=True).device)
+    cpu
+    """
+    dtype = torch.get_default_dtype()
+    place = contextlib.nullcontext()
+    if torch.get_default_device().type != "cpu":  # entered only then, as it slows every call
+        place = torch.device("cpu")
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), place:
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
