@@ -22,7 +22,7 @@ def lapnb_root(tmp_path, monkeypatch):
     root = tmp_path / "lapnb_root"
     root.mkdir()
     monkeypatch.setenv("LAPNB_ROOT", str(root))
-    monkeypatch.setattr("lapnb.runs.run.COMMITTED", [])
+    monkeypatch.setattr("lapnb.runs.rows.SHIPPED", [])
     return root
 
 
