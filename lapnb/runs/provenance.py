@@ -1,8 +1,10 @@
 """How a row was made: the commit, PyTorch and the processor."""
 
+import contextlib
 import importlib.metadata
 import pathlib
 import platform
+import re
 import subprocess
 from functools import cache
 
@@ -40,11 +42,8 @@ def processor(device: str) -> str:
     """Return the model of the GPU, or of the processor with the instructions that PyTorch uses."""
     if device != "cpu":
         return torch.cuda.get_device_name(device)
-    name = platform.processor() or platform.machine()
-    cpuinfo = pathlib.Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
+    name = platform.machine()
+    with contextlib.suppress(OSError):
+        cpuinfo = pathlib.Path("/proc/cpuinfo").read_text()
+        name = re.search(r"^model name\s*: (.*)|\Z", cpuinfo, re.MULTILINE)[1] or name
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}"

@@ -65,11 +65,12 @@ def read(path: pathlib.Path) -> pd.DataFrame:
         ValueError: It is not a results file. The message names it and what is wrong.
     """
     content = path.read_bytes() if path.exists() else ",".join(SCHEMA).encode()
-    kinds = defaultdict(lambda: str, dict.fromkeys(NUMBERS, float))
+    kinds = {column: str if kind is str else kind[0] for column, kind in SCHEMA.items()}
     missing = {column: [""] for column in NUMBERS}
     try:
         if re.search(rb"^(<<<<<<<|=======|>>>>>>>)", content, re.MULTILINE):
             raise ValueError("it holds the conflict markers of a git merge")
+        kinds = defaultdict(lambda: str, kinds)  # columns of the user's own are text
         file = io.BytesIO(content)
         rows = pd.read_csv(file, dtype=kinds, keep_default_na=False, na_values=missing)
         rows = rows.assign(**{column: "" for column in PROVENANCE if column not in rows})
@@ -79,16 +80,20 @@ def read(path: pathlib.Path) -> pd.DataFrame:
             f"{path} is not a results file as lapnb writes it ({error}); "
             "correct it, or move it away to compute its rows again"
         ) from error
-    return rows.astype({column: SCHEMA[column][0] for column in NUMBERS})
+    return rows
 
 
 def check(rows: pd.DataFrame, table: str, scale: str) -> None:
     """Raise ValueError with what makes no sense in the rows of a table."""
-    for column in SCHEMA:
+    for column, kind in SCHEMA.items():
         if column not in rows:
             raise ValueError(f"it has no column {column}")
-    for column in NUMBERS:
-        _check_numbers(rows[column], *SCHEMA[column])
+        if kind is not str:
+            number, low, high = kind
+            valid = rows[column].between(low, high) | (rows[column].isna() & (number is float))
+            if not valid.all():
+                value = rows[column][~valid].iloc[0]
+                raise ValueError(f"{column} {value:g} is not from {low} to {high:g}")
     if rows.loc[rows.status == "ok", ALWAYS].isna().any(axis=None):
         raise ValueError("a row without a result has the status ok")
     for column, choices in ({"table": {table}, "scale": {scale}} | CHOICES).items():
@@ -101,16 +106,6 @@ def check(rows: pd.DataFrame, table: str, scale: str) -> None:
         raise ValueError("it holds the same run twice")
 
 
-def _check_numbers(column: pd.Series, kind: type, low: float, high: float) -> None:
-    if kind is int:
-        name, valid = "a whole number", column.between(low, high) & (column % 1 == 0)
-    else:
-        name, valid = "a number", column.between(low, high) | column.isna()
-    if not valid.all():
-        value = column[~valid].iloc[0]
-        raise ValueError(f"{column.name} {value:g} is not {name} from {low} to {high:g}")
-
-
 def record(path: pathlib.Path, rows: list[dict] | pd.DataFrame) -> None:
     """Add finished rows to a results file, in place of rows of the same runs.
 
@@ -118,12 +113,10 @@ def record(path: pathlib.Path, rows: list[dict] | pd.DataFrame) -> None:
     """
     with locked(root() / "runs" / f"{path.parent.name}-{path.stem}.lock", path):
         newer = pd.DataFrame(rows, columns=[*SCHEMA])
-        failed = newer[_failed(newer)]
-        if not failed.empty:
-            results = pool(path)
-            kept = matching(results[~_failed(results)], keys(failed))
-            if not kept.empty:
-                print(f"{failed.status.iloc[0]}; the recorded rows of {len(kept)} runs are kept")
+        results = pool(path)
+        kept = keys(newer[_failed(newer)]) & keys(results[~_failed(results)])
+        if kept:
+            print(f"{newer.status.iloc[0]}; the recorded rows of {len(kept)} runs are kept")
         write_whole(path, merged(read(path), newer).to_csv(index=False).encode())
 
 

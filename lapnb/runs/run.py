@@ -162,13 +162,10 @@ def _missing(path: Path, runs: set[tuple]) -> set[tuple]:
 
 def _finished(rows: pd.DataFrame, table: Table) -> pd.DataFrame:
     """Return the results of `table` among the rows, in its order of variants, methods, rounds."""
-    places: dict[tuple, int] = {}
-    for plain, method, t, _ in table.runs():
-        places.setdefault((plain.settings(method, t), method, t), len(places))
-    runs = rows[["settings", "method", "round"]].itertuples(index=False, name=None)
-    rows = rows.assign(place=[places.get(run, -1) for run in runs])
-    rows = rows[(rows.status == "ok") & (rows.place >= 0)].sort_values(["place", "seed"])
-    return rows.drop(columns="place").reset_index(drop=True)
+    runs = [(plain.settings(method, t), method, t) for plain, method, t, _ in table.runs()]
+    order = pd.DataFrame(dict.fromkeys(runs), columns=["settings", "method", "round"])
+    results = rows[rows.status == "ok"].sort_values("seed", kind="stable")
+    return order.merge(results)[[*rows.columns]]
 
 
 def _tell_failures(rows: pd.DataFrame) -> None:
@@ -194,12 +191,11 @@ def _tell_other_devices(rows: pd.DataFrame, table: Table) -> None:
 
 
 def _tell_mixed_seeds(rows: pd.DataFrame) -> None:
-    """All rows of a seed should start from one dense network; other machines round otherwise."""
-    seeds = rows.groupby(["activation", "seed"]).dense_error.unique()
-    for (_, seed), errors in seeds.items():
-        if len(errors) > 1:
-            values = " and ".join(map(str, sorted(errors)))
-            print(
-                f"recorded rows of seed {seed} come from several dense networks or machines "
-                f"(dense_error {values}): recompute=True recomputes all from one"
-            )
+    """Say where the rows of a seed start from several dense networks: machines round otherwise."""
+    networks = rows.groupby(["activation", "seed"]).dense_error.nunique()
+    seeds = networks[networks > 1].index.unique("seed")
+    if not seeds.empty:
+        print(
+            f"recorded rows of seed {', '.join(map(str, seeds))} come from several dense networks "
+            "or machines: recompute=True recomputes all from one"
+        )

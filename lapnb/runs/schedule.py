@@ -2,7 +2,6 @@
 
 import contextlib
 import time
-from collections import defaultdict
 from concurrent.futures import Future
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -26,7 +25,7 @@ def graph_of(table: Table, source: str, missing: set[tuple]) -> Graph:
         for seed in plain.seeds:
             dense = Task(plain, source, seed)
             start = set() if dense.dense_file.exists() else {dense}
-            earlier = defaultdict(set)  # the latest round of each method, of an iterative schedule
+            latest: dict[str, Task] = {}  # the task of each method's round before, if any
             for group in groups:
                 runs = tuple(
                     run for run in group if (source, plain.settings(*run), *run, seed) in missing
@@ -34,9 +33,10 @@ def graph_of(table: Table, source: str, missing: set[tuple]) -> Graph:
                 if not runs:
                     continue
                 task = Task(plain, source, seed, runs)
-                graph[task] = start.union(*(earlier[method] for method, _ in runs))
+                methods = {method for method, _ in runs}
+                graph[task] = start | {latest[method] for method in methods & latest.keys()}
                 if plain.schedule == "iterative":
-                    earlier.update({method: {task} for method, _ in runs})
+                    latest |= dict.fromkeys(methods, task)
     return graph
 
 

@@ -78,15 +78,16 @@ class Task:
     def row(self, method: str, pruning_round: int) -> dict:
         """Return what is known of a row before anything is computed."""
         table = self.table
-        row = table.model_dump(include={*SCHEMA}) | provenance(table.device)
-        row["table"] = table.name
-        row["source"] = self.source
-        row["method"] = method
-        row["round"] = pruning_round
-        row["seed"] = self.seed
-        row["device"] = _device_name(table)
-        row["settings"] = table.settings(method, pruning_round)
-        return row
+        row = dict(
+            table=table.name,
+            source=self.source,
+            method=method,
+            round=pruning_round,
+            seed=self.seed,
+            device=_device_name(table),
+            settings=table.settings(method, pruning_round),
+        )
+        return table.model_dump(include={*SCHEMA}) | provenance(table.device) | row
 
 
 def _device_name(table: Table) -> str:

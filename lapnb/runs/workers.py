@@ -11,7 +11,6 @@ import time
 import types
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, InvalidStateError
-from multiprocessing import resource_tracker
 from multiprocessing.context import SpawnContext, SpawnProcess
 
 from pebble import ProcessPool
@@ -21,8 +20,6 @@ from lapnb.store import root
 from lapnb.training.datasets import data_folder
 
 Where = Executor | str | None  # to compute: None in processes of our own, text with Dask
-# Python's tracker of semaphores then removes a killed caller's without a word.
-QUIET = "ignore::UserWarning:multiprocessing.resource_tracker"
 CONNECT_SECONDS = 5  # for a Dask scheduler to answer
 CPU_LIMIT = pathlib.Path("/sys/fs/cgroup/cpu.max")  # of a container
 _STARTING = threading.Lock()
@@ -85,7 +82,6 @@ class Processes(ProcessPool):
     """
 
     def __init__(self, count: int):
-        _start_tracker()
         folders = {"LAPNB_ROOT": str(root())}
         if os.environ.get("LAPNB_DATA"):
             folders["LAPNB_DATA"] = str(data_folder())
@@ -118,17 +114,6 @@ class Processes(ProcessPool):
         self.join()
 
 
-def _start_tracker() -> None:
-    if "PYTHONWARNINGS" in os.environ:
-        resource_tracker.ensure_running()
-        return
-    os.environ["PYTHONWARNINGS"] = QUIET
-    try:
-        resource_tracker.ensure_running()
-    finally:
-        del os.environ["PYTHONWARNINGS"]
-
-
 def _start_worker(folders: dict[str, str]) -> None:
     os.environ.update(folders)
     os.environ["TQDM_DISABLE"] = "1"  # the caller's bar tells of all workers
@@ -155,20 +140,17 @@ def opened(executor: Where, workers: int, bar: Progress) -> Iterator[Executor]:
     elif not executor:
         with Processes(workers) as pool:
             yield pool
-    elif isinstance(executor, str):
-        with _dask(executor) as client:
-            yield client.get_executor(pure=False)
-    else:
+    elif not isinstance(executor, str):
         yield executor
+    else:
+        from dask.distributed import Client
 
-
-def _dask(address: str):
-    from dask.distributed import Client
-
-    try:
-        return Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
-    except (OSError, ValueError) as error:
-        raise ConnectionError(
-            f"executor {address!r} is not the address of a Dask scheduler that answers, as in "
-            f"tcp://host:8786 ({error})"
-        ) from error
+        try:
+            client = Client(executor, timeout=CONNECT_SECONDS, set_as_default=False)
+        except (OSError, ValueError) as error:
+            raise ConnectionError(
+                f"executor {executor!r} is not the address of a Dask scheduler that answers, as in "
+                f"tcp://host:8786 ({error})"
+            ) from error
+        with client:
+            yield client.get_executor(pure=False)
