@@ -163,7 +163,7 @@ def _missing(path: Path, runs: set[tuple]) -> set[tuple]:
 def _finished(rows: pd.DataFrame, table: Table) -> pd.DataFrame:
     """Return the results of `table` among the rows, in its order of variants, methods, rounds."""
     runs = [(plain.settings(method, t), method, t) for plain, method, t, _ in table.runs()]
-    order = pd.DataFrame(dict.fromkeys(runs), columns=["settings", "method", "round"])
+    order = pd.DataFrame([*dict.fromkeys(runs)], columns=["settings", "method", "round"])
     results = rows[rows.status == "ok"].sort_values("seed", kind="stable")
     return order.merge(results)[[*rows.columns]]
 
