@@ -11,6 +11,7 @@ import pandas as pd
 from lapnb.paper.tables import table as table_of
 from lapnb.report import compare as of
 from lapnb.report.plots import plot, png
+from lapnb.runs.rows import keys, pool, results_file
 from lapnb.runs.run import recorded
 
 
@@ -40,7 +41,7 @@ def show(results: pd.DataFrame | str, column: str = "error") -> None:
     display(without_numbers(table))
     picture = base64.b64encode(png(figure, 110)).decode()
     display(Shown({"text/plain": figure.get_label(), "image/png": picture}))
-    if results.attrs.get("just_run"):
+    if is_whole(results):
         plot(results, save=True)
     found = of.verdicts(results)
     if len(found):
@@ -48,6 +49,23 @@ def show(results: pd.DataFrame | str, column: str = "error") -> None:
         names = {"found": "found [95 % interval]", "verdict": f"verdict ({found.scale[0]} scale)"}
         shown = ["claim", "verdict", "surviving (%)", "found", "n"]
         display(without_numbers(found[shown].rename(columns=names)))
+
+
+def is_whole(results: pd.DataFrame) -> bool:
+    """Return whether these are all runs that are recorded of the table, and newer than its picture.
+
+    Looking at recorded rows, or at some of them, then changes no file.
+    """
+    first = results.iloc[0]
+    path = results_file(first.table, first.scale, first.changed)
+    picture = path.with_suffix(".png")
+    if not path.exists():
+        return False
+    if picture.exists() and picture.stat().st_mtime_ns >= path.stat().st_mtime_ns:
+        return False
+    rows = pool(path)
+    rows = rows[(rows.status == "ok") & (rows.source == first.source)]
+    return keys(rows) == keys(results)
 
 
 def recordings(name: str, *scales: str) -> list[pd.DataFrame]:

@@ -239,8 +239,10 @@ def _retrain(task: Task, data: Data, pruned: dict[Run, Pruned], tell: Tell) -> d
 
 def _errors(network: nn.Module, data: Data, split: str = "test") -> list[float]:
     """Return the error (%) of a network, or of each in a stack; NaN where a loss is not finite."""
-    losses, accuracies = map(torch.as_tensor, evaluate(network, data, split))
-    errors = torch.where(losses.isfinite(), 100 - accuracies.double(), math.nan)
+    losses, accuracies = evaluate(network, data, split)
+    accuracies = torch.as_tensor(accuracies, dtype=torch.double)
+    finite = torch.as_tensor(losses).isfinite()
+    errors = torch.where(finite, 100 - accuracies, math.nan)
     return [round(error, 6) for error in errors.view(-1).tolist()]
 
 
