@@ -14,8 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lapnb.training.networks import FCN
-
 aten = torch.ops.aten
 
 # activation, and its gradient from the gradient and the value of its output; both in place

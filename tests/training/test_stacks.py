@@ -1,7 +1,6 @@
 """A stack of sparse networks trains exactly as the dense networks with masked gradients."""
 
 import copy
-from itertools import pairwise
 
 import pytest
 import torch
