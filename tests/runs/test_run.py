@@ -4,7 +4,6 @@ import contextlib
 import errno
 import fcntl
 import io
-import json
 import multiprocessing
 import os
 import resource
@@ -24,8 +23,7 @@ import torch
 import lapnb
 from lapnb.runs import compute, schedule, workers
 from lapnb.runs.rows import PROVENANCE, SCHEMA, read, record, results_file
-from lapnb.runs.task import Task
-from lapnb.store import CorruptFile, content, load_tensors, root, save_tensors, write_whole
+from lapnb.store import CorruptFile, load_tensors, root, save_tensors, write_whole
 
 TIMES = ["mask_seconds", "retrain_seconds", "side_by_side"]  # these differ between computations
 # Processes to be killed: forked off a process that has imported torch once for all of them
@@ -233,15 +231,11 @@ def test_a_picture_is_saved_where_all_that_is_recorded_is_shown(lapnb_root):
     ("table", "arguments", "words"),
     [
         (tiny(), dict(recompute="maybe"), "recompute must be a valid boolean.*; got 'maybe'"),
-        (tiny(), dict(workers="two"), "workers must be a valid integer; got 'two'"),
         (tiny(), dict(workers=0), "workers must be greater than or equal to 1; got 0"),
         (tiny(), dict(executor=2), "executor must be an object with a method submit.* got 2"),
         (tiny(), dict(executor=ThreadPoolExecutor), "executor must be an object with a method"),
         (tiny(batch_size=4001), {}, "batch_size must be at most 4000"),
-        (lapnb.table("conv6_cifar10", "smoke", activation="tanh"), {}, "activation.*conv6|conv6"),
         (tiny(methods=["lap_forward"], scope="global"), {}, "lap_forward.*global"),
-        (lapnb.table("vgg11_cifar10", "smoke", methods=["mp", "obd"]), {}, "obd"),
-        (lapnb.table("conv6_cifar10", "smoke", methods=["lap_all"]), {}, "lap_all|linear layers"),
         ("fcn_mnist", {}, "table must be one that lapnb.table declares"),
     ],
 )
@@ -273,20 +267,18 @@ def edited(text, column, value):
     "spoil",
     [
         lambda text: "\n".join([*text.splitlines(), text.splitlines()[1]]),
-        lambda text: "hello\n",
         lambda text: "",
         lambda text: text.replace("surviving", "density"),
-        lambda text: text.replace(",ok,", ",ok,9,"),
-    ]
-    + [
-        lambda text, column=column, value=value: edited(text, column, value)
-        for column, value in {
-            "method": "magnitude", "status": "fine", "table": "fcn_linear", "scale": "paper",
-            "surviving": "2.5", "error": "", "train_error": "-5", "distortion": "-1",
-            "dense_steps": "inf", "round": "9007199254740993", "seed": "0.5",
-        }.items()
+        lambda text: edited(text, "method", "magnitude"),
+        lambda text: edited(text, "status", "fine"),
+        lambda text: edited(text, "scale", "paper"),
+        lambda text: edited(text, "surviving", "2.5"),
+        lambda text: edited(text, "error", ""),
+        lambda text: edited(text, "dense_steps", "inf"),
+        lambda text: edited(text, "round", "9007199254740993"),
+        lambda text: edited(text, "seed", "0.5"),
     ],
-)  # fmt: skip
+)
 def test_a_results_file_of_nonsense_is_named_and_left_alone(lapnb_root, recorded_text, spoil):
     write_whole(csv(), spoil(recorded_text).encode())
     nonsense = csv().read_bytes()
@@ -308,7 +300,7 @@ def test_whole_numbers_and_own_columns_stay_and_files_of_before_are_read(lapnb_r
     results = lapnb.run(tiny())
     assert (results.commit == "").tolist() == [True, False] * 2
     lines = csv().read_text().splitlines()[1:]
-    assert sum(line.endswith(",mine") for line in lines) == 2
+    assert sum(",mine," in line for line in lines) == 2
     assert all(",60,20," in line for line in lines)
 
 
@@ -682,22 +674,6 @@ def test_damaged_caches_are_named_and_made_again(lapnb_root, capsys):
     assert all(f"{file} is damaged" in said and load_tensors(file) for file in files)
 
 
-def test_every_bit_of_what_a_cache_says_of_itself_counts(tmp_path):
-    file = tmp_path / "some.safetensors"
-    save_tensors(file, {"a": torch.ones(2), "b": torch.zeros(2)}, {"step": 50, "error": 1.5})
-    sound = file.read_bytes()
-    for bit in range(8 * 8, 8 * len(sound)):  # after the header's length, which safetensors checks
-        spoiled = bytearray(sound)
-        spoiled[bit // 8] ^= 1 << bit % 8
-        file.write_bytes(spoiled)
-        try:
-            tensors, facts = load_tensors(file)
-        except CorruptFile:
-            continue
-        assert json.dumps(facts) == '{"step": 50, "error": 1.5}'
-        assert torch.equal(tensors["a"], torch.ones(2)) and not tensors["b"].any()
-
-
 @pytest.mark.parametrize("table", [tiny(retrain_steps=75), iterative(), tiny(methods=["lap_act"])])
 def test_what_came_of_another_dense_network_is_not_used(
     lapnb_root, tmp_path, elsewhere, capsys, table
@@ -730,31 +706,6 @@ def test_an_earlier_round_that_is_damaged_or_gone_is_computed_again(lapnb_root, 
         spoil(file)
     assert_same_rows(lapnb.run(iterative()), first)
     assert ("is damaged" in capsys.readouterr().out) == (spoil == damage)
-
-
-def test_weights_pruned_in_a_round_never_return(lapnb_root):
-    # so sparse that LAP scores surviving weights 0, as high as pruned ones
-    table = iterative(rounds=[1, 3, 5, 7, 8, 9, 10, 12], retrain_steps=50)
-    rows = lapnb.run(table)
-    task = Task(next(table.plain()), rows.source[0], 0)
-    dense = content(load_tensors(task.dense_file)[0])
-    for method in ("mp", "rp", "lap"):
-        before = None
-        for round in table.rounds:
-            tensors = load_tensors(task.retrained_file(method, round, dense))[0]
-            kept = {name: w != 0 for name, w in tensors.items() if name.endswith("weight")}
-            for name in kept if before else ():
-                assert not (kept[name] & ~before[name]).any(), (method, round, name)
-            before = kept
-
-
-def test_leftovers_of_killed_writers_are_removed(lapnb_root):
-    for path in (csv(), lapnb_root / "runs" / "dense"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    left = csv().with_name(".fcn_mnist.csv.abc")
-    left.write_text("half a row")
-    lapnb.run(tiny(rounds=[2]))
-    assert not left.exists() and not [*lapnb_root.rglob(".*")]
 
 
 @pytest.mark.parametrize("save", [safetensors.torch.save_file, torch.save])  # a pickle may execute
