@@ -7,13 +7,23 @@ from tqdm import tqdm
 
 
 class Progress(tqdm):
-    """Shows steps, steps per second and the time left; in a notebook at the end `title`: `done`.
+    """Shows steps, steps per second and the time left.
 
-    `delay`: seconds before anything is shown. Without effect where TQDM_DISABLE is set.
+    In a notebook its last line is `title`: `done`, or how far it came when it was interrupted. It
+    shows nothing where TQDM_DISABLE is set.
+
+    Args:
+        total: The number of steps.
+        title: What the line begins with.
+        unit: What the steps are.
+        delay: Seconds before anything is shown.
     """
 
     def __init__(self, total: int, title: str, unit: str = "steps", delay: float = 0):
-        self.title, self.done, self.cell = title, f"{total:,} {unit}", None
+        self.title = title
+        self.steps = f"{total:,} {unit}"
+        self.done = self.steps
+        self.cell = None
         look = dict(leave=False, mininterval=0.5, delay=delay, unit=f" {unit}", unit_scale=True)
         shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
         if hasattr(shell, "kernel"):  # tqdm's own widget would stay at 0 % in a saved notebook
@@ -22,18 +32,21 @@ class Progress(tqdm):
         super().__init__(total=total, desc=title, **look)  # it looks at TQDM_DISABLE
 
     def at(self, steps: int) -> None:
+        """Show that so many steps are finished."""
         if steps > self.n:
             self.set_postfix_str("", refresh=False)
             self.update(steps - self.n)
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, error_type, error, trace) -> None:
         self.close()
+        if error_type is not None:
+            self.done = f"stopped at {self.n:,} of {self.steps}"
         if self.cell and self.cell.handle:
             self.cell.write(f"{self.title}: {self.done}")
 
 
 def progress(items: Sequence, title: str, unit: str) -> Iterator:
-    """The items, with a bar when they take more than two seconds."""
+    """Yield the items, with a bar when they take more than two seconds."""
     with Progress(len(items), title, unit, delay=2) as bar:
         for n, item in enumerate(items, 1):
             yield item
@@ -56,7 +69,7 @@ class _Cell:
         output = {"text/plain": text.strip()}
         if self.handle and not self.in_widget:
             self.handle.update(output, raw=True)
-        else:
-            if self.handle:
-                clear_output(wait=True)
-            self.handle = display(output, raw=True, display_id=True)
+            return
+        if self.handle:
+            clear_output(wait=True)
+        self.handle = display(output, raw=True, display_id=True)

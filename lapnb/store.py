@@ -99,15 +99,6 @@ def locked(lock: pathlib.Path, path: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def is_ours(path: pathlib.Path) -> bool:
-    """Whether a path is free, or a file, damaged or not, that `save_tensors` has begun."""
-    if not path.is_file():
-        return not path.exists()
-    with path.open("rb") as file:
-        head = file.read(4096)
-    return not head or any(name in head for name in (b'"facts"', b'"crc32"'))
-
-
 def remove_leftovers(path: pathlib.Path) -> None:
     """Remove what `write_whole` was writing when its process was killed."""
     for leftover in path.parent.glob(f".{path.name}.*"):

@@ -8,7 +8,7 @@ import pathlib
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,6 +23,7 @@ from lapnb.pruning.scores import METHODS
 from lapnb.runs.task import Run, Task, stackable
 from lapnb.store import cached, content, load_tensors, remove_leftovers, save_tensors
 from lapnb.surroundings import usual_torch
+from lapnb.training.checkpoints import Checkpoint
 from lapnb.training.data import Data, load_data
 from lapnb.training.networks import build_model
 from lapnb.training.stacks import SparseStack
@@ -114,7 +115,7 @@ def dense_network(task: Task, data: Data, tell: Tell | None = None) -> tuple[nn.
     model.to(task.table.device, memory_format=torch.channels_last)  # faster for convolutions
 
     def trained() -> tuple[dict, dict]:
-        reason = _train(model, data, task, (), tell)
+        reason, _ = _train(model, data, task, [], tell)
         if reason:
             return {}, {"diverged": f"{reason} of the dense network"}
         return model.state_dict(), {"dense_error": _errors(model, data)[0]}
@@ -213,9 +214,9 @@ def _retrain(task: Task, data: Data, pruned: dict[Run, Pruned], tell: Tell) -> d
     else:
         (network,), (fixed,) = models, masks
     start = time.perf_counter()
-    reason = _train(network, data, task, runs, lambda done: tell(done * len(runs)), fixed)
+    reason, earlier = _train(network, data, task, runs, lambda done: tell(done * len(runs)), fixed)
     errors = _errors(network, data)
-    seconds = (time.perf_counter() - start) / len(runs)
+    seconds = (earlier + time.perf_counter() - start) / len(runs)
     train_errors = [None] * len(runs)
     if task.table.training_error:
         train_errors = _errors(network, data, "train")
@@ -250,15 +251,21 @@ def _train(
     network: nn.Module,
     data: Data,
     task: Task,
-    runs: Iterable[Run],
+    runs: list[Run],
     tell: Tell | None,
     masks: list[Tensor] | None = None,
-) -> str:
-    """Train the dense network, or those of `runs`; return why it diverged, else an empty text."""
+) -> tuple[str, float]:
+    """Train the dense network, or those of `runs`.
+
+    Returns:
+        Why it diverged, or an empty text, and the seconds of the earlier parts of a resumed run.
+    """
     table, stage, steps = task.table, "dense", task.table.dense_steps
     if runs:
         stage, steps = "retrain", table.retrain_steps
-    checkpoint = task.unfinished("checkpoints", runs)
+    path = task.unfinished("checkpoints", runs)
+    more = dict(seed=task.seed, stage=stage, precision=table.precision, progress=tell)
+    checkpoint = Checkpoint(path)
     reason = ""
     try:
         train(
@@ -268,14 +275,11 @@ def _train(
             table.lr,
             table.batch_size,
             masks=masks,
-            seed=task.seed,
-            stage=stage,
-            precision=table.precision,
             checkpoint=checkpoint,
-            progress=tell,
+            **more,
         )
     except FloatingPointError as error:
         reason = str(error)
-    checkpoint.unlink(missing_ok=True)
-    remove_leftovers(checkpoint)
-    return reason
+    path.unlink(missing_ok=True)
+    remove_leftovers(path)
+    return reason, checkpoint.earlier_seconds

@@ -5,6 +5,7 @@ whatever device the data is. `lapnb.training.datasets` reads the files.
 """
 
 import math
+import operator
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,11 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lapnb.checks import require, require_whole
+from lapnb.checks import owns_memory, require, require_whole
 from lapnb.progress import progress
-from lapnb.training.datasets import DATASETS, SPLITS, data_folder
-
-GREY = (0.299, 0.587, 0.114)  # ITU-R 601-2 luma, as in torchvision and Pillow
+from lapnb.surroundings import usual_torch
+from lapnb.training.datasets import DATASETS, SPLITS, read_dataset
 
 
 def stream(seed: int, stage: str, chunk: int = 0) -> np.random.Generator:
@@ -29,11 +29,16 @@ def stream(seed: int, stage: str, chunk: int = 0) -> np.random.Generator:
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """One data set, whole.
+    """A whole data set in memory.
 
-    `train_images`, `test_images`: uint8, (N, C, H, W). `train_labels`, `test_labels`: int64, (N,).
-    `mean`, `std`: one float per channel, for pixels in [0, 1]. `source` says what was really read,
-    for captions. `augmentation` is the `kind` that `augment` takes for training batches.
+    Attributes:
+        name: Its key in `load_data`, or a name of yours.
+        source: What was really read, for captions.
+        train_images, test_images: uint8, (N, C, H, W).
+        train_labels, test_labels: int64, (N,).
+        mean, std: One float per channel, for pixels in [0, 1].
+        classes: The number of classes.
+        augmentation: The `kind` that `augment` takes for training batches.
     """
 
     name: str
@@ -48,58 +53,71 @@ class Data:
     augmentation: str = ""
 
     @classmethod
-    def from_tensors(cls, train_images, train_labels, test_images, test_labels, **fields) -> "Data":
-        """Your own data, as tensors or arrays.
+    @usual_torch()
+    def from_tensors(
+        cls,
+        train_images,
+        train_labels,
+        test_images,
+        test_labels,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+        classes: int | None = None,
+        augmentation: str = "",
+        name: str = "own",
+        source: str = "own data",
+    ) -> "Data":
+        """Make a data set of your own tensors or arrays.
 
-        Images are (N, C, H, W) or (N, H, W), uint8, or floats in [0, 1], which are rounded to
-        uint8; labels are whole numbers from 0. `fields` set the rest of Data: `mean` and `std` (by
-        default those of the training images), `classes` (the highest label + 1), `augmentation`,
-        `name`, `source` ("own data"). Raises ValueError naming what does not fit.
+        Args:
+            train_images, test_images: (N, C, H, W) or (N, H, W), uint8 or floats in [0, 1]; floats
+                are rounded to uint8.
+            train_labels, test_labels: Whole numbers from 0, one per image.
+            mean, std: One number per channel, by default those of the training images.
+            classes: By default the highest label + 1.
+            augmentation: "", "crop_flip" or "resized_crop_flip", as in `augment`.
+            name, source: What captions say.
+
+        Raises:
+            ValueError: something does not fit; the message names the argument.
+
+        >>> images, labels = torch.rand(8, 1, 4, 4), torch.arange(8) % 2
+        >>> Data.from_tensors(images, labels, images, labels).classes
+        2
         """
-        splits = {"train": (train_images, train_labels), "test": (test_images, test_labels)}
-        if "classes" in fields:
-            require_whole("classes", fields["classes"], 1)
-        for split, (images, labels) in splits.items():
-            try:
-                images, labels = torch.as_tensor(images), torch.as_tensor(labels)
-            except (TypeError, ValueError, RuntimeError) as error:
-                raise ValueError(f"{split} images and labels must be tensors: {error}") from error
-            plain = images.layout == torch.strided and not images.is_meta and 0 not in images.shape
-            if plain and images.is_floating_point() and ((images >= 0) & (images <= 1)).all():
-                images = (images * 255).round().byte()
-            images = images.unsqueeze(1) if images.ndim == 3 else images
-            right = plain and images.dtype == torch.uint8 and images.ndim == 4
-            allowed = "(N, C, H, W) or (N, H, W), uint8 or floats in [0, 1]"
-            require(right, f"{split}_images", allowed, (*images.shape, images.dtype))
-            whole = torch.can_cast(labels.dtype, torch.int64) and labels.shape == images.shape[:1]
-            labels = labels.long() if whole else labels
-            right = whole and labels.min() >= 0 and labels.max() < fields.get("classes", math.inf)
-            allowed = f"whole numbers from 0, below classes, for each of {len(images)} images"
-            require(right, f"{split}_labels", allowed, (*labels.shape, labels.dtype))
-            fields |= {f"{split}_images": images, f"{split}_labels": labels}
-        train, (_, *size) = fields["train_images"], fields["test_images"].shape
+        train_images = _checked_images("train_images", train_images)
+        test_images = _checked_images("test_images", test_images)
+        size = tuple(test_images.shape[1:])
         allowed = f"of one size with test_images, {size}"
-        require([*train.shape[1:]] == size, "train_images", allowed, (*train.shape,))
-        augment(train[:1], fields.get("augmentation", ""), stream(0, "check"))
-        std, mean = torch.std_mean(train.float() / 255, (0, 2, 3), correction=0)
-        std = std.clamp(min=1 / 255)  # of a constant channel
-        classes = 1 + int(max(fields[f"{split}_labels"].max() for split in splits))
-        defaults = dict(name="own", source="own data", classes=classes)
-        data = cls(**defaults | {"mean": (*mean.tolist(),), "std": (*std.tolist(),)} | fields)
-        for name, least in {"mean": -math.inf, "std": 0}.items():
-            given = getattr(data, name)
-            right = isinstance(given, tuple) and len(given) == size[0]
-            right = right and all(isinstance(x, Real) and least < x < math.inf for x in given)
-            allowed = f"a tuple of {size[0]} numbers" + ", above 0" * (name == "std")
-            require(right, name, allowed, given)
-        return data
+        require(train_images.shape[1:] == size, "train_images", allowed, (*train_images.shape,))
+        if classes is not None:
+            require_whole("classes", classes, 1)
+        below = math.inf if classes is None else classes
+        train_labels = _checked_labels("train_labels", train_labels, len(train_images), below)
+        test_labels = _checked_labels("test_labels", test_labels, len(test_images), below)
+        if classes is None:
+            classes = 1 + int(max(train_labels.max(), test_labels.max()))
+        augment(train_images[:1], augmentation, stream(0, "check"))
+        measured_mean, measured_std = _moments(train_images)
+        mean = measured_mean if mean is None else mean
+        std = measured_std if std is None else std
+        _check_per_channel("mean", mean, size[0], -math.inf)
+        _check_per_channel("std", std, size[0], 0)
+        tensors = train_images, train_labels, test_images, test_labels
+        return cls(name, source, *tensors, mean, std, classes, augmentation)
 
     @classmethod
+    @usual_torch()
     def from_datasets(cls, train, test, **fields) -> "Data":
-        """Your own data, as data sets in torchvision's style.
+        """Make a data set of two data sets in torchvision's style.
 
-        `train` and `test` have a length, and at each index an image (PIL, or a tensor as
-        `from_tensors` wants it) and a label; images are of one size. `fields` as there.
+        Args:
+            train, test: Each has a length, and at each index an image (PIL, or a tensor as
+                `from_tensors` wants it) and a whole number. Images are of one size.
+            **fields: `mean`, `std`, `classes` and so on, as in `from_tensors`.
+
+        Raises:
+            ValueError: something does not fit; the message names the argument.
         """
         return cls.from_tensors(*_stacked(train, "train"), *_stacked(test, "test"), **fields)
 
@@ -108,22 +126,30 @@ class Data:
         return replace(self, **{split: getattr(self, split).to(device) for split in SPLITS})
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 (B, C, H, W) -> float32 (pixel / 255 - mean) / std, on the images' device."""
-        mean_std = torch.tensor([self.mean, self.std]).to(images.device, non_blocking=True)
-        mean, std = mean_std.view(2, -1, 1, 1)
+        """Return uint8 images (B, C, H, W) as float32, (pixel / 255 - mean) / std."""
+        moments = torch.tensor([self.mean, self.std], dtype=torch.float32, device="cpu")
+        mean, std = moments.to(images.device, non_blocking=True).view(2, -1, 1, 1)
         return images.float().div_(255).sub_(mean).div_(std)
 
     def batches(self, count: int, size: int, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """`count` training batches: normalised images (float32, (size, C, H, W)) and labels.
+        """Draw training batches: normalised images (float32, (size, C, H, W)) and labels.
 
-        Each draws `size` images without replacement from a stream of its own, and augments them
-        as in training. Raises ValueError for numbers that make no sense.
+        Each batch is augmented as in training, and depends on `seed` and its number only.
+
+        Args:
+            count: The number of batches.
+            size: Images in a batch, drawn without replacement.
+            seed: A whole number from 0.
+
+        Raises:
+            ValueError: a number makes no sense.
         """
         most = len(self.train_labels)
         require_whole("count", count, 1)
         require_whole("size", size, 1, most)
         require_whole("seed", seed, 0)
 
+        @usual_torch()
         def draw(n: int) -> tuple[Tensor, Tensor]:
             rng = stream(seed, "statistics", n)
             batch = torch.from_numpy(rng.choice(most, size, replace=False))
@@ -133,72 +159,144 @@ class Data:
         return map(draw, progress(range(count), "statistics of the data", "batches"))
 
 
+def _checked_images(name: str, images) -> Tensor:
+    """Return images as uint8 (N, C, H, W); raise ValueError naming them unless they are such."""
+    images = _as_tensor(name, images)
+    allowed = "(N, C, H, W) or (N, H, W), uint8 or floats in [0, 1]"
+    shape_and_type = (*images.shape, images.dtype)
+    usual = owns_memory(images) and not images.is_meta and images.numel() > 0
+    require(usual and images.ndim in (3, 4), name, allowed, shape_and_type)
+    if images.ndim == 3:
+        images = images.unsqueeze(1)
+    channels_last = images.shape[3] in (1, 3, 4) and min(images.shape[1:3]) > 4
+    reordered = "channels before height and width, as permute(0, 3, 1, 2) puts them"
+    require(not channels_last, name, reordered, shape_and_type)
+    if images.is_floating_point():
+        low, high = images.aminmax()
+        require(low >= 0 and high <= 1, name, allowed, f"values from {low:g} to {high:g}")
+        parts = [(part * 255).round().byte() for part in images.split(1000)]  # to save memory
+        images = torch.cat(parts)
+    require(images.dtype == torch.uint8, name, allowed, shape_and_type)
+    return images
+
+
+def _checked_labels(name: str, labels, count: int, below: float) -> Tensor:
+    """Return labels as int64 (N,); raise ValueError naming them unless they are such."""
+    labels = _as_tensor(name, labels)
+    allowed = f"{count} whole numbers from 0, one per image, below classes"
+    whole = torch.can_cast(labels.dtype, torch.int64)
+    require(whole and labels.shape == (count,), name, allowed, (*labels.shape, labels.dtype))
+    low, high = labels.long().aminmax()
+    require(low >= 0 and high < below, name, allowed, f"{low} to {high}")
+    return labels.long()
+
+
+def _as_tensor(name: str, values) -> Tensor:
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"{name} must be a tensor or an array; got {values!r:.80}") from None
+
+
+def _moments(images: Tensor) -> tuple[tuple, tuple]:
+    """Mean and standard deviation per channel of uint8 images, for pixels in [0, 1]."""
+    counts = [torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]
+    share = torch.stack(counts).cpu().double() / counts[0].sum().item()
+    values = torch.arange(256).double() / 255
+    mean = share @ values
+    variance = share @ values.square() - mean.square()
+    std = variance.clamp(min=255**-2).sqrt()  # a channel may be constant
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def _check_per_channel(name: str, values: tuple[float, ...], channels: int, above: float) -> None:
+    """Raise ValueError naming `values` unless it is one finite number above `above` per channel."""
+    allowed = f"a tuple of {channels} numbers above {above}"
+    require(isinstance(values, tuple) and len(values) == channels, name, allowed, values)
+    finite = all(isinstance(value, Real) and above < value < math.inf for value in values)
+    require(finite, name, allowed, values)
+
+
 def _stacked(dataset, name: str) -> tuple[Tensor, Tensor]:
+    """Return images and labels of a data set in torchvision's style."""
     from torchvision.transforms.v2.functional import to_image
 
     images, labels = [], []
     try:
         for index in progress(range(len(dataset)), f"reading {name}", "images"):
             image, label = dataset[index]
-            image = image.convert("RGB") if getattr(image, "mode", "") == "P" else image
+            if getattr(image, "mode", "") == "P":  # its pixels are places in a palette
+                image = image.convert("RGB")
             images.append(to_image(image))
-            labels.append(int(label))
+            labels.append(operator.index(label))  # refuses 0.5
         return torch.stack(images), torch.tensor(labels)
     except (TypeError, ValueError, RuntimeError) as error:
-        what = f"{name} must hold pairs of an image, all of one size, and a whole number"
-        raise ValueError(f"{what}; it does not ({error})") from error
+        content = f"{name} must hold pairs of an image, all of one size, and a whole number"
+        raise ValueError(f"{content}; it does not ({error})") from error
 
 
+@usual_torch()
 def load_data(name: str, image_size: int | None = None, channels: int | None = None) -> Data:
-    """A data set of `DATASETS`, downloaded where it is absent and can be.
+    """Load a data set, downloading it where it is absent and can be downloaded.
 
-    `image_size` (pixels per side) and `channels` (1 or 3) adapt the images to any network:
-    up to 4 pixels more per side are padded with black, other sizes are resized (bilinear,
-    antialiased); grey is repeated, colour becomes ITU grey. Raises ValueError for a parameter or
-    file that makes no sense, FileNotFoundError for a missing one (it says what to place where).
+    Args:
+        name: "mnist5k" (needs no download), "mnist", "fashion_mnist", "cifar10" or
+            "tiny_imagenet".
+        image_size: Pixels per side. Up to 8 more than the images have are padded with black; to
+            other sizes images are resized (bilinear, antialiased).
+        channels: 3 repeats a grey image. By default, and in colour, images keep their own.
+
+    Raises:
+        ValueError: an argument makes no sense.
+        FileNotFoundError: files are absent or damaged; the message says what to place where.
+
+    >>> load_data("mnist5k", image_size=32, channels=3).test_images.shape
+    torch.Size([1000, 3, 32, 32])
     """
     require(name in [*DATASETS], "name", f"one of {', '.join(DATASETS)}", name)
     if image_size is not None:
         require_whole("image_size", image_size, 1, 1024)
-    right = channels is None or (type(channels) is int and channels in (1, 3))
-    require(right, "channels", "1 (grey) or 3 (colour)", channels)
-    read, mean, std, augmentation = DATASETS[name]
-    found = {"classes": 10, **read(data_folder())}
-    change = None
-    if channels == 3 and len(mean) == 1:
-        change, mean, std = (lambda x: x.expand(-1, 3, -1, -1).contiguous()), mean * 3, std * 3
-    elif channels == 1 and len(mean) == 3:
-        change = _to_grey
-        mean, std = ((float(np.dot(GREY, values)),) for values in (mean, std))
+    dataset = DATASETS[name]
+    stored = len(dataset.mean)
+    if channels is None:
+        channels = stored
+    possible = type(channels) is int and channels in (stored, 3)
+    require(possible, "channels", "3 (colour)" if stored == 3 else "1 (grey) or 3", channels)
+    copies = channels // stored
+    fields = read_dataset(name)
     for split in ("train_images", "test_images"):
         if image_size is not None:
-            found[split] = _resize(found[split], image_size)
-        if change:
-            found[split] = change(found[split])
-    return Data(name=name, mean=mean, std=std, augmentation=augmentation, **found)
+            fields[split] = _resized(fields[split], image_size)
+        if copies > 1:
+            fields[split] = fields[split].repeat(1, copies, 1, 1)
+    mean, std = dataset.mean * copies, dataset.std * copies
+    return Data(name=name, mean=mean, std=std, augmentation=dataset.augmentation, **fields)
 
 
-def _resize(images: Tensor, size: int) -> Tensor:
+def _resized(images: Tensor, size: int) -> Tensor:
     """Square images (N, C, H, H) -> (N, C, size, size), still uint8."""
     more = size - images.shape[-1]
-    if 0 <= more <= 8:
-        before, after = more // 2, more - more // 2
-        return F.pad(images, (before, after, before, after)) if more else images
+    if more == 0:
+        return images
+    if 0 < more <= 8:
+        before = more // 2
+        after = more - before
+        return F.pad(images, (before, after, before, after))
     return F.interpolate(images, (size, size), mode="bilinear", antialias=True)
-
-
-def _to_grey(images: Tensor) -> Tensor:
-    weights = torch.tensor(GREY).view(3, 1, 1)
-    chunks = images.split(5000)  # in chunks, because a float copy of everything is large
-    return torch.cat([(c * weights).sum(1, keepdim=True).round().byte() for c in chunks])
 
 
 def augment(images: Tensor, kind: str, rng: np.random.Generator) -> Tensor:
     """Augment a whole uint8 batch (B, C, H, H), on its device, with random draws from `rng` only.
 
-    `kind` is "" (nothing), "crop_flip" (a random crop after zero padding of 4 pixels) or
-    "resized_crop_flip" (torchvision's RandomResizedCrop(H), bilinear); both mirror each image
-    with probability 1/2. Raises ValueError for any other kind.
+    Args:
+        images: The batch, which stays as it is.
+        kind: "" (nothing), "crop_flip" (a random crop after zero padding of 4 pixels) or
+            "resized_crop_flip" (torchvision's RandomResizedCrop(H), bilinear). Both mirror each
+            image with probability 1/2.
+        rng: What random numbers are drawn from.
+
+    Raises:
+        ValueError: any other kind.
     """
     require(kind in AUGMENTATIONS, "augmentation", f"one of {[*AUGMENTATIONS]}", kind)
     return AUGMENTATIONS[kind](images, rng)

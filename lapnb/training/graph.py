@@ -11,7 +11,7 @@ from torch import Tensor
 WARMING = 3  # steps before a capture, which PyTorch wants on another stream
 
 
-class Graph:
+class CapturedStep:
     """`step(images, labels)` as a CUDA graph: captured at its fourth call, then replayed.
 
     The step must do the same each time, with tensors only, and may not ask for a value of one. All

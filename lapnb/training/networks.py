@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from lapnb.checks import require, require_whole
+from lapnb.surroundings import usual_torch
 
 ACTIVATIONS = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "none": nn.Identity}
 
@@ -195,31 +196,49 @@ def build_model(
     stride: int = 1,
     seed: int | None = None,
 ) -> nn.Module:
-    """A network of the paper, on the CPU.
+    """Build a network of the paper.
 
-    `width` scales channel counts and hidden units; `activation` is a choice for "fcn" only.
-    `image_size` (pixels) and `channels` are 28 and 1 for "fcn" unless given, 32 and 3 otherwise.
-    `stride` is the first convolution's: 1 for CIFAR-10, 2 for Tiny-ImageNet's 64 pixels.
-    With `seed` the initial weights depend on it alone and torch's random state stays as it was.
-    Raises ValueError for a name or setting outside these.
+    Args:
+        name: One of `NETWORKS`.
+        width: Scales channel counts and hidden units.
+        activation: "relu", "sigmoid", "tanh" or "none", a choice for "fcn" only.
+        num_classes: The number of outputs.
+        image_size: Pixels per side: 28 for "fcn" unless given, 32 otherwise.
+        channels: 1 for "fcn" unless given, 3 otherwise.
+        stride: The first convolution's: 1 for CIFAR-10, 2 for Tiny-ImageNet's 64 pixels.
+        seed: The initial weights, float32 on the CPU, depend on it alone, and torch's random state
+            stays as it was. Without it they depend on that state, and on the default type and
+            device, as any module's.
+
+    Returns:
+        A plain module that declares `definition_order`.
+
+    Raises:
+        ValueError: an argument makes no sense.
+
+    >>> build_model("fcn", width=0.1, seed=0).layers[0]
+    Linear(in_features=784, out_features=50, bias=True)
     """
-    require(name in [*NETWORKS], "name", f"one of {', '.join(NETWORKS)}", name)
-    is_fcn = name == "fcn"
-    image_size = (28 if is_fcn else 32) if image_size is None else image_size
-    channels = (1 if is_fcn else 3) if channels is None else channels
-    sizes = dict(image_size=image_size, channels=channels, stride=stride)
-    for key, value in {"num_classes": num_classes, **sizes}.items():
-        require_whole(key, value, 1)
-    require(isinstance(width, Real) and 0 < width < math.inf, "width", "a number above 0", width)
-    known = [*ACTIVATIONS] if is_fcn else ["relu"]
-    require(activation in known, "activation", f"one of {known} for {name}", activation)
-    require(stride == 1 or not is_fcn, "stride", "1 for fcn, which has no convolution", stride)
     if seed is not None:
         require_whole("seed", seed, 0)
-    with torch.random.fork_rng(devices=[], enabled=seed is not None):
-        if seed is not None:
+        with usual_torch(), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # a GPU's random state is not touched
-        if is_fcn:
-            hidden = [scaled(500, width)] * 4
-            return FCN([channels * image_size**2, *hidden, num_classes], activation)
-        return NETWORKS[name](num_classes=num_classes, **sizes, width=width)
+            return build_model(name, width, activation, num_classes, image_size, channels, stride)
+    require(name in [*NETWORKS], "name", f"one of {', '.join(NETWORKS)}", name)
+    is_fcn = name == "fcn"
+    if image_size is None:
+        image_size = 28 if is_fcn else 32
+    if channels is None:
+        channels = 1 if is_fcn else 3
+    sizes = dict(num_classes=num_classes, image_size=image_size, channels=channels, stride=stride)
+    for size, value in sizes.items():
+        require_whole(size, value, 1)
+    require(isinstance(width, Real) and 0 < width < math.inf, "width", "a number above 0", width)
+    activations = [*ACTIVATIONS] if is_fcn else ["relu"]
+    allowed = f"one of {activations} for {name}"
+    require(activation in activations, "activation", allowed, activation)
+    if not is_fcn:
+        return NETWORKS[name](**sizes, width=width)
+    require(stride == 1, "stride", "1 for fcn, which has no convolution", stride)
+    hidden = [scaled(500, width)] * 4
+    return FCN([channels * image_size**2, *hidden, num_classes], activation)

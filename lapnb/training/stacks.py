@@ -7,8 +7,9 @@ surviving weights to the output cannot change the loss, and its gradient is exac
 out and keeps its weights and bias.
 """
 
+import math
 import warnings
-from itertools import accumulate, product
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -35,33 +36,39 @@ class _Network(torch.autograd.Function):
     @staticmethod
     def forward(ctx, values: Tensor, x: Tensor, stack: "SparseStack") -> Tensor:
         batch, features = x.shape
-        columns = -(-batch // LANES) * LANES
+        columns = math.ceil(batch / LANES) * LANES
         h = torch.ones(features + 1, columns)
         h[:-1, :batch] = x.t()
         inputs = [h]
         for weight in stack.weights[:-1]:
-            h = torch.empty(weight.shape[0] + 1, columns)
+            h = torch.empty(len(weight) + 1, columns)
             h[-1] = 1
             units = h[:-1]
             torch.addmm(units, weight, inputs[-1], beta=0, out=units)
             stack.activation(units)
             inputs.append(h)
-        ctx.stack, ctx.inputs, ctx.batch = stack, inputs, batch
+        ctx.stack = stack
+        ctx.inputs = inputs
+        ctx.batch = batch
         logits = stack.weights[-1] @ inputs[-1]
-        return logits.view(len(stack.keep), -1, columns)[..., :batch].transpose(1, 2)
+        logits = logits.view(len(stack.keep), -1, columns)
+        return logits[..., :batch].transpose(1, 2)
 
     @staticmethod
     def backward(ctx, grad_logits: Tensor):
-        stack, inputs = ctx.stack, ctx.inputs
+        stack = ctx.stack
+        inputs = ctx.inputs
         columns = inputs[0].shape[1]
-        grad = torch.zeros(stack.weights[-1].shape[0], columns)  # zero in the padding
-        grad.view(len(stack.keep), -1, columns)[..., : ctx.batch] = grad_logits.transpose(1, 2)
+        grad = torch.zeros(len(stack.weights[-1]), columns)  # zero in the padding
+        by_network = grad.view(len(stack.keep), -1, columns)
+        by_network[..., : ctx.batch] = grad_logits.transpose(1, 2)
         torch.index_select(stack.values.detach(), 0, stack.order, out=stack.transposed_values)
         for layer in reversed(range(len(inputs))):
-            h, gradient = inputs[layer], stack.gradients[layer]
+            h = inputs[layer]
+            gradient = stack.gradients[layer]
             torch.sparse.sampled_addmm(gradient, grad, h.t(), beta=0, out=gradient)
             if layer:
-                units = torch.empty(h.shape[0] - 1, columns)
+                units = torch.empty(len(h) - 1, columns)
                 torch.addmm(units, stack.transposed[layer - 1], grad, beta=0, out=units)
                 grad = stack.slope(units, h[:-1])
         # A new view, which autograd takes as it is where it would copy a tensor that others hold;
@@ -85,27 +92,35 @@ class SparseStack(nn.Module):
     def __init__(self, models: list[nn.Module], masks: list[list[Tensor]]):
         super().__init__()
         self.activation, self.slope = ACTIVATIONS[type(models[0].layers[1])]
-        self.masks, self.keep = masks, [_trained(m) for m in masks]
-        self.places = [*product(range(len(masks[0])), range(len(masks)))]  # layer, network
-        flat = [_with_bias(models[k].layers[2 * n])[self.keep[k][n]] for n, k in self.places]
+        self.masks = masks
+        self.keep = [_trained(network) for network in masks]
+        layers = range(len(masks[0]))
+        self.places = [*product(layers, range(len(masks)))]  # layer, network
+        parts = []
+        for layer, network in self.places:
+            whole = _with_bias(models[network].layers[2 * layer])
+            parts.append(whole[self.keep[network][layer]])
         # Whole vectors: Adam rounds what is left over differently, and then a network's result
         # would depend on the rest of its stack.
-        flat.append(torch.zeros(-sum(len(part) for part in flat) % LANES))
-        self.sizes = [len(part) for part in flat]
-        self.values = nn.Parameter(torch.cat(flat))
+        count = sum(len(part) for part in parts)
+        parts.append(torch.zeros(-count % LANES))
+        self.sizes = [len(part) for part in parts]
+        self.values = nn.Parameter(torch.cat(parts))
         self.gradient = torch.zeros_like(self.values, requires_grad=False)
 
-        indices = [self._indices(layer) for layer in range(len(masks[0]))]
-        sizes = [len(rows) for rows, _, _ in indices]
+        indices = [self._indices(layer) for layer in layers]
         self.weights = _matrices(self.values.detach(), indices)
         self.gradients = _matrices(self.gradient, indices)
         # The transposed matrices have no column for the biases: nothing needs its gradient.
-        orders, transposed = [], []
-        starts = accumulate(sizes[:-1])
-        for start, (rows, columns, (n_out, n_in)) in zip(starts, indices[1:], strict=True):
-            order = columns.argsort(stable=True)[: (columns < n_in - 1).sum()]
+        orders = []
+        transposed = []
+        start = len(indices[0][0])
+        for rows, columns, (n_out, n_in) in indices[1:]:
+            order = columns.argsort(stable=True)
+            order = order[: (columns < n_in - 1).sum()]
             orders.append(order + start)
             transposed.append((columns[order], rows[order], (n_in - 1, n_out)))
+            start += len(rows)
         self.order = torch.cat(orders)
         self.transposed_values = self.values.detach()[self.order]
         self.transposed = _matrices(self.transposed_values, transposed)
@@ -114,12 +129,16 @@ class SparseStack(nn.Module):
         """Rows, columns and shape of the block-diagonal matrix (units, inputs + 1) of a layer."""
         blocks = []
         for keep in self.keep:
-            block = keep[layer][keep[layer][:, -1], :-1]
-            # It reads the units left in the layer before, or all features of the images.
-            blocks.append(block[:, keep[layer - 1][:, -1]] if layer else block)
+            units = keep[layer][:, -1]
+            block = keep[layer][units, :-1]
+            if layer:  # it reads the units left in the layer before, else all features of an image
+                units_before = keep[layer - 1][:, -1]
+                block = block[:, units_before]
+            blocks.append(block)
         whole = torch.block_diag(*blocks) if layer else torch.cat(blocks)
         whole = F.pad(whole, (0, 1), value=True)  # the biases
-        return *whole.nonzero(as_tuple=True), whole.shape
+        rows, columns = whole.nonzero(as_tuple=True)
+        return rows, columns, whole.shape
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (K, batch, classes) of float32 images (batch, C, H, W) or (batch, features)."""
@@ -144,20 +163,25 @@ def _with_bias(linear: nn.Linear) -> Tensor:
 
 def _trained(masks: list[Tensor]) -> list[Tensor]:
     """What is trained, as `_with_bias`: rows of units without influence on the logits are False."""
-    kept, used = [], torch.ones(len(masks[-1]), dtype=torch.bool)
+    kept = []
+    used = torch.ones(len(masks[-1]), dtype=torch.bool)
     for mask in reversed(masks):
-        kept.insert(0, torch.cat([mask, torch.ones(len(mask), 1).bool()], 1) & used[:, None])
-        used = kept[0][:, :-1].any(0)
+        trained = F.pad(mask, (0, 1), value=True)  # the biases
+        trained[~used] = False
+        kept.insert(0, trained)
+        used = trained[:, :-1].any(0)
     return kept
 
 
 def _matrices(values: Tensor, indices: list) -> list[Tensor]:
     """CSR matrices that share their parts of `values`, which are ordered by matrix and row."""
-    sizes = [len(rows) for rows, _, _ in indices]
-    parts, matrices = values[: sum(sizes)].split(sizes), []
+    matrices = []
+    begin = 0
     with warnings.catch_warnings(action="ignore"):  # CSR is new to PyTorch
-        for part, (rows, columns, shape) in zip(parts, indices, strict=True):
+        for rows, columns, shape in indices:
+            end = begin + len(rows)
             starts = torch.searchsorted(rows, torch.arange(shape[0] + 1), out_int32=True)
-            csr = starts, columns.int(), part, shape
+            csr = starts, columns.int(), values[begin:end], shape
             matrices.append(torch.sparse_csr_tensor(*csr, check_invariants=False))
+            begin = end
     return matrices

@@ -4,29 +4,30 @@ import contextlib
 import itertools
 import math
 import pathlib
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lapnb.checks import is_plain, require, require_whole
-from lapnb.pruning.layers import sound_backward
+from lapnb.pruning.layers import Layer, sound_backward
 from lapnb.pruning.masks import fitting, zero
-from lapnb.store import is_ours, save_tensors
-from lapnb.training.checkpoints import adam, facts_of, resume, state_of
+from lapnb.surroundings import usual_torch
+from lapnb.training.checkpoints import Checkpoint, checkpoint_of_user, facts_of
 from lapnb.training.data import Data, augment, stream
-from lapnb.training.graph import Graph
+from lapnb.training.graph import CapturedStep
 from lapnb.training.networks import Network
 
 PRECISIONS = ("float32", "bfloat16")
-CHUNK = 25  # steps between two fresh random streams; checkpoints fall on its multiples
-CHECKPOINT_SECONDS = 60.0
+CHUNK = 25  # steps between two fresh random streams; callbacks are called after each
 SHORT = (torch.float16, torch.bfloat16)
+Step = Callable[[Tensor, Tensor], Tensor]  # images and labels → the loss of each image
 
 
+@usual_torch()
 def train(
     model: nn.Module,
     data: Data,
@@ -36,109 +37,160 @@ def train(
     masks: list[Tensor] | None = None,
     seed: int = 0,
     stage: str = "dense",
-    checkpoint: pathlib.Path | None = None,
+    checkpoint: pathlib.Path | Checkpoint | None = None,
     progress: Callable[[int], None] | None = None,
     precision: str = "float32",
 ) -> nn.Module:
-    """Train `model` in place with Adam at a constant learning rate; return it, in evaluation mode.
+    """Train `model` in place with Adam at a constant learning rate.
 
-    Each step draws `batch_size` training images without replacement from a stream that depends
-    on (`seed`, `stage`) and the step only. With `masks` (boolean, in the order and shapes of
-    `prunable_layers`) the weights outside them are zeroed first and stay exactly zero: their
-    gradient is zero from the first step, so Adam's moments and updates are zero too.
+    Each step draws its batch from a random stream that depends on (`seed`, `stage`) and the step
+    only. Pruned weights get no gradient from the first step, so Adam leaves them exactly zero.
 
-    A model may return logits of shape (batch, classes), or (networks, batch, classes) for several
-    independent networks trained at once; their losses are added, so each trains as if alone. One
-    that diverges leaves the others alone; its loss is not finite from then on, and `evaluate` says
-    which it is.
+    A model returns logits of shape (batch, classes), or (networks, batch, classes) for several
+    independent networks trained at once. Their losses are added, so each trains as if alone, also
+    beside one that diverges; `evaluate` says which that is. Of a tuple or dict that a model
+    returns, the first value counts.
 
     Modules are trained in training mode. If only some of the modules with parameters are in
     evaluation mode (a frozen batch norm), they stay in it; if all are, all are set to train.
 
-    `checkpoint` is a file: a run longer than a minute saves its state there and, called again,
-    resumes from the last saved step. If the file is damaged or began from other weights or masks,
-    it prints so and starts afresh. `progress` is called with the number of finished steps.
-
     On a GPU the steps of this project's networks are launched as one CUDA graph, whose bits are
     those of single steps; hooks in Python run in the first four steps only.
 
-    `precision` "bfloat16" computes the network and the loss under autocast; weights, Adam and
-    `evaluate` stay float32. A model whose own weights have 16 bits is trained in float32 and
-    rounded at the end.
+    Args:
+        model: Any module of 32- or 64-bit weights.
+        data: What to train on.
+        steps: The number of batches.
+        lr: Adam's learning rate.
+        batch_size: Images in a batch, drawn without replacement.
+        masks: Boolean, in the order and shapes of `prunable_layers`: the weights outside them are
+            zeroed first and stay zero.
+        seed: A whole number from 0.
+        stage: A name that gives other batches with the same seed, as "retrain" does.
+        checkpoint: A file. A run of more than a minute saves its state there and, called again,
+            resumes from the last saved step. If the file is damaged or began from other weights
+            or masks, it says so and starts afresh.
+        progress: Is called with the number of finished steps.
+        precision: "bfloat16" computes the network and the loss under autocast; weights, Adam and
+            `evaluate` stay float32.
 
-    Raises ValueError for an argument that makes no sense, a file that is no checkpoint, or one
-    of another network, other settings or other data; FloatingPointError when the loss (of several
-    networks: of every one) is no longer finite.
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        ValueError: an argument makes no sense, or the file is no checkpoint, or one of another
+            network, other settings or other data.
+        FloatingPointError: the loss (of several networks: of every one) is no longer finite.
     """
     _check_types(model, data)
-    require_whole("steps", steps, 0)
-    require_whole("batch_size", batch_size, 1, len(data.train_labels))
-    require_whole("seed", seed, 0)
-    require(isinstance(lr, Real) and 0 < lr < math.inf, "lr", "a number above 0", lr)
-    require(precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}", precision)
-    require(isinstance(stage, str), "stage", "a string", stage)
-    require(progress is None or callable(progress), "progress", "a function", progress)
-    require([*model.parameters()] != [], "model", "one with parameters", model)
+    _check_trainable(model)
+    _check_settings(data, steps, lr, batch_size, seed, stage, progress, precision)
     pruned = [] if masks is None else fitting(model, masks)
+    callbacks = [_check_finite]
+    if progress is not None:
+        callbacks.append(lambda step, losses: progress(step))
     if checkpoint is not None:
-        require(isinstance(checkpoint, str | pathlib.Path), "checkpoint", "a path", checkpoint)
-        checkpoint = pathlib.Path(checkpoint)
-        allowed = "the name of a new file, or of a checkpoint that train wrote"
-        require(is_ours(checkpoint), "checkpoint", allowed, str(checkpoint))
-        checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    device, start, facts, saved = data.train_images.device, 0, {}, time.monotonic()
-    cast = dict(enabled=precision == "bfloat16", cache_enabled=False)  # weights change in place
-    precise = torch.autocast(device.type, torch.bfloat16, **cast)
+        if not isinstance(checkpoint, Checkpoint):
+            checkpoint = checkpoint_of_user(checkpoint)
+        callbacks.append(checkpoint)
+    device = data.train_images.device
     with _prepared(model, device):
-        parameters, dtype = list(model.parameters()), _dtype(model)
-        optimizer = adam(parameters, lr)
+        optimizer = adam(list(model.parameters()), lr)
         zero(pruned)
-        kept = [(layer.weight, mask.to(layer.weight)) for layer, mask in pruned]
-        if checkpoint:
+        start = 0
+        if checkpoint is not None:
             settings = f"seed {seed}, stage {stage}, lr {lr}, batch size {batch_size}, {precision}"
             facts = facts_of(model, data, masks or [], settings)
-            start = resume(checkpoint, state_of(model, optimizer), facts, steps)
-        if not any(m.training for m in model.modules() if [*m.parameters(recurse=False)]):
-            model.train()
-        share = torch.full((batch_size,), 1 / batch_size, dtype=dtype, device=device)
-        batches = _batches(data, batch_size, start, seed, stage, dtype)
-
-        def step(images: Tensor, labels: Tensor) -> Tensor:
-            with precise:
-                _, losses = _computed(model, images, labels)
-            for parameter in parameters:
-                parameter.grad = None
-            losses.backward(share.expand_as(losses))  # of the mean over each network's batch
-            for weight, mask in kept:
-                if weight.grad is not None:  # a layer may be frozen
-                    weight.grad.mul_(mask)
-            optimizer.step()
-            return losses.detach()
-
-        if device.type == "cuda" and isinstance(model, Network):
-            step = Graph(step)
-        for done, (images, labels) in zip(range(start + 1, steps + 1), batches, strict=False):
-            losses = step(images, labels)
-            if done % CHUNK == 0 or done == steps:
-                if not losses.mean(-1).isfinite().any():
-                    raise FloatingPointError(f"the loss was {losses.mean().item()} at step {done}")
-                if progress:
-                    progress(done)
-                if checkpoint and done < steps and time.monotonic() - saved > CHECKPOINT_SECONDS:
-                    save_tensors(checkpoint, state_of(model, optimizer), facts | {"step": done})
-                    saved = time.monotonic()
+            start = checkpoint.resume(model, optimizer, facts, steps)
+        _unfreeze(model)
+        take_step = _step(model, optimizer, pruned, batch_size, device, precision)
+        batches = _batches(data, batch_size, start, seed, stage, _dtype(model))
+        for step, batch in zip(range(start + 1, steps + 1), batches, strict=False):
+            losses = take_step(*batch)
+            if step % CHUNK == 0 or step == steps:
+                for callback in callbacks:
+                    callback(step, losses)
         optimizer.zero_grad()
     return model.eval()
 
 
+def _unfreeze(model: nn.Module) -> None:
+    """Set modules to train, unless some with parameters are trained and others frozen already."""
+    modes = [m.training for m in model.modules() if [*m.parameters(recurse=False)]]
+    if not any(modes):
+        model.train()
+
+
+def adam(parameters: list[nn.Parameter], lr: float) -> torch.optim.Adam:
+    """Adam with its moments there from the start, so that a checkpoint can fill them in place."""
+    optimizer = torch.optim.Adam(parameters, lr=lr, fused=True, capturable=parameters[0].is_cuda)
+    for p in parameters:
+        optimizer.state[p] = {
+            "step": torch.zeros((), device=p.device),
+            "exp_avg": torch.zeros_like(p),
+            "exp_avg_sq": torch.zeros_like(p),
+        }
+    return optimizer
+
+
+def _step(
+    model: nn.Module,
+    optimizer: torch.optim.Adam,
+    pruned: list[tuple[Layer, Tensor]],
+    batch_size: int,
+    device: torch.device,
+    precision: str,
+) -> Step:
+    """Return what takes one step of Adam on the mean loss, with masked gradients."""
+    parameters = list(model.parameters())
+    kept = [(layer.weight, mask.to(layer.weight)) for layer, mask in pruned]
+    share = torch.full((batch_size,), 1 / batch_size, dtype=_dtype(model), device=device)
+    low = precision == "bfloat16"
+    # casts are not kept for the next step, as weights change in place
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=low, cache_enabled=False)
+
+    def step(images: Tensor, labels: Tensor) -> Tensor:
+        with autocast:
+            _, losses = _computed(model, images, labels)
+        for parameter in parameters:
+            parameter.grad = None
+        losses.backward(share.expand_as(losses))  # of the mean over each network's batch
+        for weight, mask in kept:
+            if weight.grad is not None:  # a layer may be frozen
+                weight.grad.mul_(mask)
+        optimizer.step()
+        return losses.detach()
+
+    if device.type == "cuda" and isinstance(model, Network):
+        return CapturedStep(step)
+    return step
+
+
+def _check_finite(step: int, losses: Tensor) -> None:
+    """Raise FloatingPointError when no network's loss is finite."""
+    if not losses.mean(-1).isfinite().any():
+        raise FloatingPointError(f"the loss was {losses.mean().item()} at step {step}")
+
+
+@usual_torch()
 @torch.no_grad()
 def evaluate(model: nn.Module, data: Data, split: str = "test") -> tuple:
-    """Mean cross-entropy and accuracy (%) of `model` on the `split` "test" or "train".
+    """Compute mean cross-entropy and accuracy (%) of `model`.
 
-    Two floats; for a model of several networks (see `train`) two tensors, one value per network.
-    The loss of a network that has diverged is not finite, whatever its accuracy. The model computes
-    in its own precision, without the caller's autocast. Modules keep their own modes: a frozen
-    batch norm stays frozen. Raises ValueError for another split, and for data that is no `Data`.
+    The model computes in its own precision, without the caller's autocast. Modules keep their own
+    modes: a frozen batch norm stays frozen.
+
+    Args:
+        model: A module that returns logits, as in `train`.
+        data: What to evaluate on.
+        split: "test" or "train".
+
+    Returns:
+        Two floats; for a model of several networks two tensors, one value per network. The loss of
+        a network that has diverged is not finite, whatever its accuracy.
+
+    Raises:
+        ValueError: an argument makes no sense.
     """
     _check_types(model, data)
     require(split in ("test", "train"), "split", '"test" or "train"', split)
@@ -148,10 +200,10 @@ def evaluate(model: nn.Module, data: Data, split: str = "test") -> tuple:
     model.eval()
     try:
         with torch.autocast(images.device.type, enabled=False):  # the caller's
-            for some, right in zip(images.split(500), labels.split(500), strict=True):
-                logits, losses = _computed(model, data.normalise(some).to(_dtype(model)), right)
+            for part, answers in zip(images.split(500), labels.split(500), strict=True):
+                logits, losses = _computed(model, data.normalise(part).to(_dtype(model)), answers)
                 loss = loss + losses.sum(-1)
-                correct = correct + (logits.argmax(-1) == right).sum(-1)
+                correct = correct + (logits.argmax(-1) == answers).sum(-1)
     finally:
         for module, mode in modes:
             module.training = mode
@@ -164,15 +216,33 @@ def _check_types(model: nn.Module, data: Data) -> None:
     allowed = "what load_data(name), Data.from_tensors(…) or Data.from_datasets(train, test) give"
     require(isinstance(data, Data), "data", allowed, type(data).__name__)
     for name, p in model.named_parameters():
-        right = not (nn.parameter.is_lazy(p) or p.is_meta) and is_plain(p)
+        usable = not (nn.parameter.is_lazy(p) or p.is_meta) and is_plain(p)
         allowed = "a plain, initialised tensor of real numbers with memory of its own"
-        require(right, name, allowed, f"{p.dtype}, {p.layout}, {p.device}")
+        require(usable, name, allowed, f"{p.dtype}, {p.layout}, {p.device}")
+
+
+def _check_trainable(model: nn.Module) -> None:
+    trainable = any(p.requires_grad for p in model.parameters())
+    require(trainable, "model", "one with parameters that need gradients", type(model).__name__)
+    for name, p in model.named_parameters():
+        allowed = 'of 32 or 64 bits (precision="bfloat16" computes in 16)'
+        require(p.dtype not in SHORT, name, allowed, str(p.dtype))
+        require(not p.is_inference(), name, "made outside inference mode", "one made in it")
+
+
+def _check_settings(data, steps, lr, batch_size, seed, stage, progress, precision) -> None:
+    require_whole("steps", steps, 0)
+    require_whole("batch_size", batch_size, 1, len(data.train_labels))
+    require_whole("seed", seed, 0)
+    require(isinstance(lr, Real) and 0 < lr < math.inf, "lr", "a number above 0", lr)
+    require(precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}", precision)
+    require(isinstance(stage, str), "stage", "a string", stage)
+    require(progress is None or callable(progress), "progress", "a function", progress)
 
 
 @contextlib.contextmanager
 def _prepared(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Weights of 16 bits in float32, and what training needs of the process; then all put back."""
-    short = {t: t.dtype for t in [*model.parameters(), *model.buffers()] if t.dtype in SHORT}
+    """What training needs of the process: random numbers, precision, denormal numbers as zero."""
     flushing = torch.tensor(1e-40).item() == 0
     with (
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
@@ -181,15 +251,11 @@ def _prepared(model: nn.Module, device: torch.device) -> Iterator[None]:
     ):
         # Adam's moments of weights that get no gradient decay into denormal numbers, which are slow
         torch.set_flush_denormal(True)
-        for tensor in short:
-            tensor.data = tensor.data.float()
         try:
             yield
         finally:
             torch.set_flush_denormal(flushing)
             torch.clear_autocast_cache()  # of the caller's casts, of weights that have changed
-            for tensor, dtype in short.items():
-                tensor.data = tensor.data.to(dtype)
 
 
 def _dtype(model: nn.Module) -> torch.dtype:
@@ -215,11 +281,24 @@ def _batches(data, batch_size, start, seed, stage, dtype) -> Iterator[tuple[Tens
 def _computed(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Logits, and each image's cross-entropy, never in 16 bits: (batch,) or (networks, batch)."""
     try:
-        logits = model(images)
+        logits = _logits_in(model(images))
         wide = logits.float() if logits.dtype in SHORT else logits
         labels = labels.expand(wide.shape[:-1])
         # the classes' axis second, as cross_entropy wants it
         return logits, F.cross_entropy(wide.movedim(-1, 1), labels, reduction="none")
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, IndexError) as error:
         about = f"images of {(*images.shape[1:],)} and labels up to {labels.max()}"
         raise ValueError(f"model cannot compute the loss of data, {about}: {error}") from error
+
+
+def _logits_in(output: Any) -> Tensor:
+    """The logits of what a model returns; GoogLeNet and Inception return auxiliary ones, too."""
+    if isinstance(output, Mapping):
+        output = tuple(output.values())
+    if isinstance(output, tuple | list) and output:
+        output = output[0]
+    allowed = "one that returns logits, alone or first in a tuple or dict"
+    require(isinstance(output, Tensor), "model", allowed, type(output).__name__)
+    return output

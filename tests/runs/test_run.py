@@ -496,7 +496,7 @@ def test_stop_in_mid_sweep_then_resume(lapnb_root, elsewhere, how, workers):
 
 
 def _kill_in_mid_run(table, kind):
-    train = sys.modules["lapnb.training.train"]
+    checkpoints = sys.modules["lapnb.training.checkpoints"]
 
     def save_and_die(path, tensors, facts):
         save_tensors(path, tensors, facts)
@@ -504,7 +504,7 @@ def _kill_in_mid_run(table, kind):
         if int(facts["step"]) == 50 and stack == kind:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    train.CHECKPOINT_SECONDS, train.save_tensors = 0, save_and_die
+    checkpoints.CHECKPOINT_SECONDS, checkpoints.save_tensors = 0, save_and_die
     lapnb.run(table, workers=1)
 
 
@@ -544,6 +544,15 @@ def test_kill_in_mid_run_then_resume(lapnb_root, elsewhere, monkeypatch, table, 
     assert steps[0] > 50  # it went on where it was
     assert not [*checkpoint.parent.iterdir()]
     assert_same_rows(rows, expected)
+
+
+def test_retrain_seconds_count_all_parts_of_a_resumed_run(lapnb_root):
+    table = tiny(retrain_steps=75)
+    checkpoint = killed_in_mid_run(lapnb_root, table, "stack")
+    tensors, facts = load_tensors(checkpoint)
+    assert facts["seconds"] > 0
+    save_tensors(checkpoint, tensors, facts | {"seconds": 3600})
+    assert lapnb.run(table).retrain_seconds.sum() > 3600
 
 
 def _sweep(table):

@@ -25,9 +25,10 @@ BATCHES = {"count": (0, 1.5, None), "size": (0, 13, "5"), "seed": SEEDS}
 TENSORS = {
     "train_images": (
         *(IMAGES.float(), IMAGES / 255 - 0.5, (IMAGES / 255).where(IMAGES > 9, torch.nan)),
-        *(IMAGES.int(), IMAGES[0, 0], IMAGES[:0], IMAGES[:, :, :8]),
+        *(IMAGES.int(), IMAGES[0, 0], IMAGES[:0], IMAGES[:, :, :8], IMAGES.to("meta"), "x", None),
+        *(IMAGES.permute(0, 2, 3, 1), IMAGES.permute(0, 2, 3, 1)[..., :1]),  # channels last
     ),
-    "train_labels": (LABELS[:9], LABELS.float(), LABELS - 1),
+    "train_labels": (LABELS[:9], LABELS.float(), LABELS - 1, ["cat"] * 12),
     "test_labels": (LABELS[:, None],),
     "augmentation": ("flip",),
     "classes": (12.5, "4", 0),
@@ -37,12 +38,13 @@ TENSORS = {
 TRAIN = {"steps": (-1, 1.5, None, True), "lr": (0, -1.0, math.nan, math.inf, "0.1"), "seed": SEEDS}
 TRAIN |= {"batch_size": ("2", 0, 13), "masks": ("lap", 5), "precision": ("int8", None)}
 TRAIN |= {"checkpoint": (".", 5, __file__), "stage": (3, None), "progress": (5, "x")} | BOTH
-TRAIN["model"] += (torch.nn.ReLU(),)
+TRAIN["model"] += (torch.nn.ReLU(), copy.deepcopy(MODEL).requires_grad_(False))
 REFUSED = [
     (build_model, {"name": "fcn"}, FCN),
     (build_model, {"name": "vgg11"}, VGG),
     (build_model, {"name": "vgg11", "stride": 2}, {"image_size": (62,)}),
     (load_data, {"name": "mnist5k"}, LOAD),
+    (load_data, {"name": "cifar10"}, {"channels": (1,)}),  # grey of colour images
     (DATA.batches, {"count": 3, "size": 5}, BATCHES),
     (Data.from_tensors, OWN, TENSORS),
     (Data.from_tensors, OWN | {"classes": 3}, {"train_labels": (LABELS,)}),
@@ -69,7 +71,11 @@ def test_what_makes_no_sense_is_refused_in_one_form(tmp_path, use, good, name, v
 
 
 @pytest.mark.parametrize(
-    "dataset", [3, [], [(IMAGES[0], "cat")], [IMAGES[0]], [(IMAGES[0], 0), (IMAGES[0, :, :8], 0)]]
+    "dataset",
+    [
+        *(3, [], [IMAGES[0]], [(IMAGES[0], 0), (IMAGES[0, :, :8], 0)]),
+        *([(IMAGES[0], label)] for label in ("cat", 0.5, -0.5, torch.tensor(1.0))),
+    ],
 )
 def test_own_datasets_that_do_not_fit(dataset):
     with pytest.raises(ValueError, match=r"^test must hold pairs"):
@@ -82,20 +88,29 @@ def odd(weight):
     return model
 
 
-@pytest.mark.parametrize(
-    "weight",
-    [
-        torch.ones(1, 1).expand(25, 25),  # which Adam would write beyond
-        torch.ones(25, 25, device="meta"),
-        torch.ones(25, 25).to_sparse(),
-        torch.ones(25, 25, dtype=torch.cfloat),
-        torch.ones(25, 25, dtype=torch.float8_e5m2),
-    ],
-)
+WEIGHTS = [
+    torch.ones(1, 1).expand(25, 25),  # which Adam would write beyond
+    torch.ones(25, 25, device="meta"),
+    torch.ones(25, 25).to_sparse(),
+    torch.ones(25, 25, dtype=torch.cfloat),
+    torch.ones(25, 25, dtype=torch.float8_e5m2),
+]
+
+
+@pytest.mark.parametrize("weight", [*WEIGHTS, torch.ones(25, 25).half()])
 def test_a_parameter_that_cannot_be_trained_is_named(weight):
-    for use in (lambda model: train(model, DATA, 5, batch_size=5), lambda m: evaluate(m, DATA)):
+    with pytest.raises(ValueError, match=r"^layers\.2\.weight must be "):
+        train(odd(weight), DATA, 5, batch_size=5)
+    if any(weight is other for other in WEIGHTS):
         with pytest.raises(ValueError, match=r"^layers\.2\.weight must be a plain, initialised"):
-            use(odd(weight))
+            evaluate(odd(weight), DATA)
+
+
+def test_a_model_made_in_inference_mode_cannot_be_trained():
+    with torch.inference_mode():
+        model = build_model("fcn", width=0.05, image_size=16, channels=3)
+    with pytest.raises(ValueError, match=r"^layers\.0\.weight must be made outside inference"):
+        train(model, DATA, 5, batch_size=5)
 
 
 @pytest.mark.parametrize(
@@ -106,15 +121,6 @@ def test_a_model_that_does_not_fit_the_data(model):
     for use in (lambda: train(model, data, 5, batch_size=5), lambda: evaluate(model, data)):
         with pytest.raises(ValueError, match=r"^model cannot compute the loss of data, images of"):
             use()
-
-
-@pytest.mark.parametrize(
-    "images, labels",
-    [("x", LABELS), (None, LABELS), (IMAGES.to("meta"), LABELS), (IMAGES, ["cat"] * 12)],
-)
-def test_what_is_no_tensor_is_named(images, labels):
-    with pytest.raises(ValueError, match=r"^train.images (and|must)"):
-        Data.from_tensors(images, labels, IMAGES, LABELS)
 
 
 def test_a_refusal_says_what_is_allowed():

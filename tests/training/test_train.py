@@ -1,9 +1,12 @@
 """Training: streams, masks that hold, several networks at once, precisions, resuming."""
 
+import contextlib
 import copy
 import os
 import subprocess
 import sys
+import time
+from collections import namedtuple
 from dataclasses import replace
 
 import pytest
@@ -15,6 +18,7 @@ from torch.nn import functional as F
 import lapnb
 from lapnb.pruning.layers import prunable_layers
 from lapnb.store import load_tensors, save_tensors
+from lapnb.training.checkpoints import Checkpoint
 from lapnb.training.data import stream
 from lapnb.training.networks import FCN
 from lapnb.training.stacks import SparseStack
@@ -29,15 +33,11 @@ def digits():
 @pytest.fixture
 def hasty(monkeypatch):
     """Checkpoints are written every 25 steps, not every minute."""
-    monkeypatch.setattr(sys.modules["lapnb.training.train"], "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(sys.modules["lapnb.training.checkpoints"], "CHECKPOINT_SECONDS", 0)
 
 
 def small(seed=0):
     return lapnb.build_model("fcn", width=0.05, seed=seed)
-
-
-def short(seed=0):
-    return small(seed).bfloat16()
 
 
 def convolutional(seed=0):
@@ -83,7 +83,7 @@ def test_the_graph_of_a_step_on_a_gpu_changes_no_bit(monkeypatch, network, preci
         model = lapnb.build_model(network, width=0.25, seed=0).to("cuda")
         masks = lapnb.prune_masks(model, "mp", 0.2)
         trained.append(lapnb.train(model, data, 40, masks=masks, precision=precision))
-        monkeypatch.setattr(sys.modules["lapnb.training.train"], "Graph", lambda step: step)
+        monkeypatch.setattr(sys.modules["lapnb.training.train"], "CapturedStep", lambda step: step)
     assert same(*trained)
     for layer, mask in zip(prunable_layers(model), masks, strict=True):
         assert not layer.weight[~mask].any()
@@ -172,15 +172,99 @@ def test_training_leaves_denormal_numbers_as_they_were(digits):
     assert found == [True, False]
 
 
-def test_models_of_other_types_train_as_in_float32(digits):
-    exact, accuracies = with_norm(), []
-    masks = lapnb.prune_masks(exact, "mp", 0.5)
-    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
-        model = lapnb.train(copy.deepcopy(exact).to(dtype), digits, 100, masks=masks)
-        assert {p.dtype for p in model.parameters()} == {dtype}
-        assert not model[1].weight[~masks[0]].any()
-        accuracies.append(lapnb.evaluate(model, digits)[1])
-    assert accuracies == pytest.approx([accuracies[0]] * 4, abs=2) and accuracies[0] > 70
+def test_models_of_64_bits_train_as_in_float32(digits):
+    exact = with_norm()
+    double = lapnb.train(copy.deepcopy(exact).double(), digits, 100)
+    assert {p.dtype for p in double.parameters()} == {torch.float64}
+    accuracy = lapnb.evaluate(lapnb.train(exact, digits, 100), digits)[1]
+    assert lapnb.evaluate(double, digits)[1] == pytest.approx(accuracy, abs=2) and accuracy > 70
+
+
+class Returning(nn.Module):
+    """A network that hides its logits, as torchvision's GoogLeNet does in training."""
+
+    def __init__(self, wrap):
+        super().__init__()
+        self.network, self.wrap = small(), wrap
+
+    def forward(self, images):
+        return self.wrap(self.network(images))
+
+
+Outputs = namedtuple("Outputs", ["logits", "auxiliary"])
+WRAPS = {
+    "tuple": lambda logits: (logits, logits * 2),
+    "named tuple": lambda logits: Outputs(logits, None),
+    "dict": lambda logits: {"out": logits, "aux": None},
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_the_first_of_several_outputs_counts(digits, wrap):
+    model, plain = Returning(WRAPS[wrap]), small()
+    lapnb.train(model, digits, 10)
+    assert same(model.network, lapnb.train(plain, digits, 10))
+    assert lapnb.evaluate(model, digits) == lapnb.evaluate(plain, digits)
+
+
+@pytest.mark.parametrize("output", [None, (), {}, (None, torch.ones(3))])
+def test_a_model_that_returns_no_logits_is_refused(digits, output):
+    model = Returning(lambda logits: output)
+    for use in (lambda: lapnb.train(model, digits, 5), lambda: lapnb.evaluate(model, digits)):
+        with pytest.raises(ValueError, match=r"^model must be one that returns logits.*; got "):
+            use()
+
+
+def test_running_out_of_memory_is_called_so(digits):
+    def exhaust(logits):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        lapnb.evaluate(Returning(exhaust), digits)
+
+
+# The caller's settings of PyTorch
+
+
+@contextlib.contextmanager
+def float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    assert torch.get_default_dtype() == torch.float64
+    torch.set_default_dtype(torch.float32)
+
+
+@contextlib.contextmanager
+def meta():
+    torch.set_default_device("meta")
+    yield
+    assert torch.get_default_device().type == "meta"
+    torch.set_default_device(None)
+
+
+def everything():
+    """What public functions give, as tensors."""
+    data = lapnb.load_data("mnist5k", 20, 3)
+    images, labels = data.test_images.float().div(255), data.test_labels
+    pairs = [(images[n], int(labels[n])) for n in range(60)]
+    own = lapnb.Data.from_datasets(pairs, pairs, augmentation="crop_flip")
+    model = lapnb.build_model("fcn", width=0.05, image_size=20, channels=3, seed=0)
+    lapnb.train(model, own, 30)
+    first, _ = next(own.batches(1, 5))
+    numbers = [*lapnb.evaluate(model, own), *own.mean, *own.std]
+    return [first, own.normalise(own.test_images), *model.parameters()], numbers
+
+
+@pytest.mark.parametrize("settings", [float64, meta, torch.no_grad, torch.inference_mode])
+def test_the_callers_settings_of_pytorch_change_nothing_and_stay(settings):
+    tensors, numbers = everything()
+    with settings():
+        grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        under, same_numbers = everything()
+        assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == (grad, inference)
+    assert numbers == same_numbers
+    for first, second in zip(tensors, under, strict=True):
+        assert first.dtype == second.dtype and torch.equal(first, second)
 
 
 def test_bfloat16_keeps_weights_in_float32_and_the_callers_autocast_changes_nothing(digits):
@@ -209,7 +293,7 @@ def interrupted(model, data, file, **settings):
     assert int(load_tensors(file)[1]["step"]) == 50
 
 
-@pytest.mark.parametrize("build", [small, short, convolutional, stack])
+@pytest.mark.parametrize("build", [small, convolutional, stack])
 def test_a_resumed_run_ends_as_an_uninterrupted_one(digits, hasty, tmp_path, build):
     settings, file, steps = {}, str(tmp_path / "folder" / "run.safetensors"), []
     if build is convolutional:
@@ -222,9 +306,18 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(digits, hasty, tmp_path, bui
     assert same(whole, lapnb.train(build(), digits, 110, **settings)) and steps[0] == 75
 
 
+def test_the_seconds_of_all_parts_of_a_run_are_counted(digits, hasty, tmp_path):
+    file, seconds = tmp_path / "run.safetensors", []
+    for steps in (75, 110):
+        checkpoint, begun = Checkpoint(file), time.monotonic()
+        lapnb.train(small(), digits, steps, checkpoint=checkpoint)
+        seconds.append(load_tensors(file)[1]["seconds"])
+        assert 0 < seconds[-1] - checkpoint.earlier_seconds < time.monotonic() - begun
+    assert checkpoint.earlier_seconds == seconds[0] < seconds[1]
+
+
 DAMAGES = {
     "a bit of a tensor": lambda c: c[:-5] + bytes([c[-5] ^ 1]) + c[-4:],
-    "a bit of its header": lambda c: c[:20] + bytes([c[20] ^ 1]) + c[21:],
     "half": lambda c: c[: len(c) // 2],
     "empty": lambda c: b"",
 }
@@ -265,21 +358,25 @@ def test_a_checkpoint_of_another_training_is_refused(digits, hasty, tmp_path, ch
     assert same(settings["model"], before) and file.read_bytes() == content
 
 
-def test_a_file_that_is_no_checkpoint_is_refused_and_stays(digits, hasty, tmp_path):
+NO_CHECKPOINTS = {
+    "a network": lambda file: save_file(small().state_dict(), file, {"format": "pt"}),
+    "named so": lambda file: save_file({"facts": torch.ones(1), "crc32": torch.ones(1)}, file),
+    "noted so": lambda file: save_file(small().state_dict(), file, {"facts": "[]", "crc32": "1"}),
+    "a cached network": lambda file: save_tensors(file, small().state_dict(), {"error": 3.5}),
+    "a pickle": lambda file: torch.save(small().state_dict(), file),
+    "a text": lambda file: file.write_text('{"facts": 1, "crc32": "the user wrote this"}'),
+    "a folder": lambda file: file.mkdir(),
+}
+
+
+@pytest.mark.parametrize("kind", NO_CHECKPOINTS)
+def test_a_file_that_is_no_checkpoint_is_refused_and_stays(digits, hasty, tmp_path, kind):
     model, file = small(), tmp_path / "mine.safetensors"
-    for write in (
-        lambda: save_file(model.state_dict(), file, {"format": "pt"}),
-        lambda: save_tensors(file, model.state_dict(), {"error": 3.5}),  # a cached network
-        lambda: torch.save(model.state_dict(), file),
-        lambda: file.write_text("a text"),
-        lambda: (file.unlink(), os.mkfifo(file)),
-    ):
-        write()
-        content = file.is_file() and file.read_bytes()
-        with pytest.raises(ValueError, match=f"checkpoint.*{file}") as caught:
-            lapnb.train(model, digits, 60, checkpoint=file)
-        assert "\n" not in str(caught.value) and same(model, small())
-        assert not content or file.read_bytes() == content
+    NO_CHECKPOINTS[kind](file)
+    content = file.is_file() and file.read_bytes()
+    with pytest.raises(ValueError, match=f"^checkpoint must be .*; got '{file}'$"):
+        lapnb.train(model, digits, 60, checkpoint=file)
+    assert same(model, small()) and content == (file.is_file() and file.read_bytes())
 
 
 SHORTCUT = """
