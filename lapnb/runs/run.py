@@ -83,12 +83,14 @@ def run(
         title = f"{table.name} ({table.scale} scale)"
         compute_all(graph_of(table, data.source, missing), title, path, executor, count)
     rows = matching(pool(path), runs)
-    _tell_failures(rows)
-    if not (rows.status == "ok").any():
+    bad = rows[rows.status != "ok"]
+    if not bad.empty:
+        print(f"{len(bad)} of {len(rows)} runs gave no result, the first of them:")
+        print(bad[["method", "round", "seed", "status"]].head().to_string(index=False))
+    if len(bad) == len(rows):
         raise RuntimeError(f"no run of {table.name} gave a result; {path} says why in its rows")
     results = _finished(rows, table)
-    _tell_other_devices(results, table)
-    _tell_mixed_seeds(results)
+    _tell_origins(results, table)
     return results
 
 
@@ -168,15 +170,11 @@ def _finished(rows: pd.DataFrame, table: Table) -> pd.DataFrame:
     return order.merge(results)[[*rows.columns]]
 
 
-def _tell_failures(rows: pd.DataFrame) -> None:
-    bad = rows[rows.status != "ok"]
-    if not bad.empty:
-        print(f"{len(bad)} of {len(rows)} runs gave no result, the first of them:")
-        print(bad[["method", "round", "seed", "status"]].head().to_string(index=False))
+def _tell_origins(rows: pd.DataFrame, table: Table) -> None:
+    """Say which rows were computed otherwise than asked: their settings do not tell.
 
-
-def _tell_other_devices(rows: pd.DataFrame, table: Table) -> None:
-    """Say which rows were computed otherwise than asked, as that does not change their settings."""
+    Say, too, where the rows of a seed start from several dense networks: machines round otherwise.
+    """
     asked = table.device
     if table.precision != "float32":
         asked = f"{asked}, {table.precision}"
@@ -188,10 +186,6 @@ def _tell_other_devices(rows: pd.DataFrame, table: Table) -> None:
             f"this table asks for {table.device}, {table.precision}: "
             "recompute=True computes them so"
         )
-
-
-def _tell_mixed_seeds(rows: pd.DataFrame) -> None:
-    """Say where the rows of a seed start from several dense networks: machines round otherwise."""
     networks = rows.groupby(["activation", "seed"]).dense_error.nunique()
     seeds = networks[networks > 1].index.unique("seed")
     if not seeds.empty:
