@@ -10,7 +10,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("LAPNB_WORKERS", "1")
 
-import torch  # noqa: E402  # it reads OMP_NUM_THREADS, and imports tqdm, which reads TQDM_DISABLE
+import torch  # it reads OMP_NUM_THREADS, and imports tqdm, which reads TQDM_DISABLE
 
 torch.set_num_threads(1)
 
