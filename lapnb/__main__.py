@@ -63,16 +63,23 @@ def parse(argv: list[str] | None, sources: dict[str, Path]) -> argparse.Namespac
         if name not in sources:
             parser.error(f"no notebook named {name}; there are: {', '.join(sources)}")
     values = {name: literal(value) for name, value in options.parameter}
-    declared = {name: parameters(sources[name]) for name in names}
+    options.chosen = assign(parser, values, {name: sources[name] for name in names})
+    return options
+
+
+def assign(
+    parser: argparse.ArgumentParser, values: dict, sources: dict[str, Path]
+) -> dict[str, dict]:
+    """Return which of the values each notebook takes; refuse a name that none of them has."""
+    declared = {notebook: parameters(source) for notebook, source in sources.items()}
     there = sorted(set().union(*declared.values()))
     for name in values:
         if name not in there:
             parser.error(f"no notebook has a parameter {name}; there are: {', '.join(there)}")
-    options.chosen = {
-        notebook: {name: value for name, value in values.items() if name in declared[notebook]}
-        for notebook in names
+    return {
+        notebook: {name: value for name, value in values.items() if name in names}
+        for notebook, names in declared.items()
     }
-    return options
 
 
 def parameters(notebook: Path) -> dict:
