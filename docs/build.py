@@ -14,6 +14,7 @@ from pathlib import Path
 import nbformat
 from sphinx.cmd.build import build_main
 
+from lapnb.__main__ import notebooks
 from lapnb.paper.tables import TABLES
 from lapnb.store import root
 
@@ -91,13 +92,13 @@ def contents(lines: dict[str, str]) -> str:
 
 def main() -> int:
     """Stage everything in build/site, run Sphinx on it, and return its exit status."""
-    notebooks, build = root() / "notebooks", root() / "build"
+    build = root() / "build"
     site, report = build / "site", build / "report"
     for folder in (site, report, build / "jupyter_execute"):
         shutil.rmtree(folder, ignore_errors=True)
     site.mkdir(parents=True)
     lines = {}
-    for source in sorted(notebooks.glob("*.ipynb")):
+    for source in notebooks().values():
         loaded = load(source, build / "notebooks" / source.name)
         lines[source.stem] = stage(source.stem, *loaded, site)
     (site / "contents.rst").write_text(contents(lines), encoding="utf-8")

@@ -20,7 +20,7 @@ from traitlets.config import Config
 
 from lapnb.checks import literal
 from lapnb.progress import Progress
-from lapnb.runs.workers import Processes
+from lapnb.runs.workers import Processes, processors
 from lapnb.store import root
 from lapnb.training.datasets import data_folder
 
@@ -28,47 +28,73 @@ BUILD = Path(__file__).resolve().parents[1] / "docs" / "build.py"
 START = "00_start_here"  # reads what the others have recorded, so it runs after them
 # else every kernel warns that its connection to papermill is not encrypted
 ENCRYPTED = Config({"KernelManager": {"transport_encryption": "auto"}})
+Outcome = tuple[str, float]  # what went wrong, if anything, and seconds
+
+
+def notebooks() -> dict[str, Path]:
+    """Return the notebooks by name: those of the results folder if it has any, else ours."""
+    for folder in (root(), BUILD.parents[1]):
+        paths = sorted((folder / "notebooks").glob("*.ipynb"))
+        if paths:
+            break
+    return {path.stem: path for path in paths}
 
 
 def parse(argv: list[str] | None, sources: dict[str, Path]) -> argparse.Namespace:
-    """The command line; its `chosen` are {notebook's name: its parameters}."""
-    parser = argparse.ArgumentParser("python -m lapnb", description=__doc__.splitlines()[0])
+    """Return the command line's options; `chosen` holds each notebook's parameters by its name."""
+    about = "Run the notebooks through papermill, several at once, and build the report."
+    parser = argparse.ArgumentParser("python -m lapnb", description=about)
     parser.add_argument("notebooks", nargs="*", help="names, as in fcn_mnist; default: all")
     about = "set a parameter in every notebook that has it, as in -p scale smoke"
     pair = dict(nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help=about)
     parser.add_argument("-p", "--parameter", **pair)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="notebooks at once")
+    parser.add_argument("--jobs", type=int, default=processors(), help="notebooks at once")
     about = "seconds for one cell; 0: no limit (%(default)s)"
     parser.add_argument("--timeout", type=int, default=1800, help=about)
     options = parser.parse_args(argv)
-    for name, least in (("jobs", 1), ("timeout", 0)):
-        if getattr(options, name) < least:
-            parser.error(f"--{name} must be at least {least}; got {getattr(options, name)}")
+    if not (sources and BUILD.exists()):
+        parser.error("the notebooks and the report need a checkout of the project: git clone it")
+    if options.jobs < 1:
+        parser.error(f"--jobs must be at least 1; got {options.jobs}")
+    if options.timeout < 0:
+        parser.error(f"--timeout must be at least 0; got {options.timeout}")
     names = [Path(name).stem for name in options.notebooks] or [*sources]
-    if unknown := [name for name in names if name not in sources]:
-        parser.error(f"no notebook named {unknown[0]}; there are: {', '.join(sources) or 'none'}")
-    wanted = {name: literal(value) for name, value in options.parameter}
-    listed = {name: parameters(sources[name]) if wanted else {} for name in names}
-    known = sorted(set().union(*listed.values()))
-    if unknown := [name for name in wanted if name not in known]:
-        parser.error(f"no notebook has a parameter {unknown[0]}; there are: {', '.join(known)}")
-    options.chosen = {
-        name: {p: value for p, value in wanted.items() if p in listed[name]} for name in names
-    }
+    for name in names:
+        if name not in sources:
+            parser.error(f"no notebook named {name}; there are: {', '.join(sources)}")
+    values = {name: literal(value) for name, value in options.parameter}
+    options.chosen = assign(parser, values, {name: sources[name] for name in names})
     return options
 
 
+def assign(
+    parser: argparse.ArgumentParser, values: dict, sources: dict[str, Path]
+) -> dict[str, dict]:
+    """Return which of the values each notebook takes; refuse a name that none of them has."""
+    declared = {notebook: parameters(source) for notebook, source in sources.items()}
+    there = sorted(set().union(*declared.values()))
+    for name in values:
+        if name not in there:
+            parser.error(f"no notebook has a parameter {name}; there are: {', '.join(there)}")
+    return {
+        notebook: {name: value for name, value in values.items() if name in names}
+        for notebook, names in declared.items()
+    }
+
+
 def parameters(notebook: Path) -> dict:
-    """What papermill can set in a notebook; nothing in a broken one, which fails when it is run."""
+    """Return what papermill can set; nothing of a broken notebook, which fails when it is run."""
     with contextlib.suppress(Exception):
         return papermill.inspect_notebook(notebook)
     return {}
 
 
-def run_all(sources: dict[str, Path], options: argparse.Namespace, outcomes: dict) -> None:
+def run_all(
+    sources: dict[str, Path], options: argparse.Namespace, outcomes: dict[str, Outcome]
+) -> None:
     """Run the chosen notebooks into build/notebooks, several at once, whatever fails.
 
-    outcomes: is filled in as they end, by name: what went wrong, if anything, and seconds.
+    `outcomes` is filled in as they end.
     """
     limits = dict(start_timeout=120, execution_timeout=options.timeout or None, config=ENCRYPTED)
     execute = functools.partial(papermill.execute_notebook, progress_bar=False, **limits)
@@ -90,36 +116,42 @@ def run_all(sources: dict[str, Path], options: argparse.Namespace, outcomes: dic
                     bar.at(len(outcomes))
 
 
-def note(source: Path, copy: Path, error: BaseException | None) -> tuple[str, float]:
-    """Note the outcome, a failure and seconds, in the executed copy, or the source in its place."""
+def note(source: Path, copy: Path, error: BaseException | None) -> Outcome:
+    """Note the outcome in the executed copy, or in a copy of the source in its place."""
     try:
         notebook = nbformat.read(copy if copy.exists() else source, as_version=4)
     except Exception:  # still gets its page
         notebook = nbformat.v4.new_notebook()
-    name, text = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", error)
-    failure = f"{name}: {text}".partition("\n")[0] if error else ""
+    failure = ""
+    if error:
+        name, text = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", error)
+        failure = f"{name}: {text}".partition("\n")[0]
     seconds = notebook.metadata.get("papermill", {}).get("duration") or 0.0
     notebook.metadata["lapnb"] = {"failed": failure, "seconds": round(seconds, 1)}
     nbformat.write(notebook, copy)
     return failure, seconds
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run, report, summarise: 0, 1 when a notebook or the report failed, 130 when stopped."""
-    # Kernels run in notebooks/ and would take relative folders from there.
+def set_environment(jobs: int) -> None:
+    """Set what the kernels read: they run in notebooks/, where relative folders would be others."""
     os.environ["LAPNB_ROOT"] = str(root())
     if os.environ.get("LAPNB_DATA"):
         os.environ["LAPNB_DATA"] = str(data_folder())
     os.environ.pop("JUPYTER_PATH", None)  # this environment's kernel, not another one's
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
-    sources = {path.stem: path for path in sorted((root() / "notebooks").glob("*.ipynb"))}
-    options = parse(argv, sources)
-    os.environ.setdefault("LAPNB_WORKERS", str(max(1, (os.cpu_count() or 1) // options.jobs)))
+    os.environ.setdefault("LAPNB_WORKERS", str(max(1, processors() // jobs)))
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")  # see benchmarks/README.md
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run, report, summarise: 0, 1 when a notebook or the report failed, 130 when stopped."""
+    sources = notebooks()
+    options = parse(argv, sources)
+    set_environment(options.jobs)
     for stop in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(stop, signal.default_int_handler)
-    outcomes: dict[str, tuple[str, float]] = {}
+    outcomes: dict[str, Outcome] = {}
     status, report = 0, root() / "build" / "report" / "index.html"
     try:
         run_all(sources, options, outcomes)
@@ -128,11 +160,12 @@ def main(argv: list[str] | None = None) -> int:
         status, report = 130, "stopped"
     except (OSError, subprocess.CalledProcessError) as error:
         status, report = 1, f"failed ({error})"
-    width = max(map(len, options.chosen), default=0)
+    width = max(map(len, options.chosen))
+    fine = 0
     for name in options.chosen:
         failure, seconds = outcomes.get(name, ("not finished", 0.0))
-        print(f"{name:{width}}  {seconds:7.1f} s  {'FAILED: ' + failure if failure else 'ok'}")
-    fine = sum(not failure for failure, _ in outcomes.values())
+        fine += not failure
+        print(f"{name:{width}}  {seconds:7.1f} s  {f'FAILED: {failure}' if failure else 'ok'}")
     print(f"{fine} of {len(options.chosen)} notebooks ran through. Report: {report}")
     return status or int(fine < len(options.chosen))
 

@@ -14,46 +14,57 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 
-def require(right: bool, name: str, allowed: str, given: Any) -> None:
-    """Raise ValueError, in the one form that all parameters share, unless `right`."""
-    if not right:
+def require(condition: bool, name: str, allowed: str, given: Any) -> None:
+    """Raise ValueError, in the one form that all parameters share, unless `condition` holds.
+
+    >>> require(0 < 2 < 1, "keep", "a fraction from 0 to 1", 2)
+    Traceback (most recent call last):
+    ValueError: keep must be a fraction from 0 to 1; got 2
+    """
+    if not condition:
         raise ValueError(f"{name} must be {allowed}; got {given!r}")
 
 
 def require_whole(name: str, given: Any, least: int, most: float = math.inf) -> None:
     """Raise ValueError unless `given` is a whole number from `least` to `most`."""
     whole = isinstance(given, Integral) and not isinstance(given, bool)
-    allowed = f"a whole number of at least {least}" + f" and at most {most}" * (most < math.inf)
+    allowed = f"a whole number of at least {least}"
+    if most < math.inf:
+        allowed += f" and at most {most}"
     require(whole and least <= given <= most, name, allowed, given)
 
 
 def owns_memory(tensor: Tensor) -> bool:
-    """Whether there is memory for each of its numbers, which an expanded view does not have."""
+    """Return whether a tensor has memory for each number, which an expanded view does not."""
     usual = tensor.layout == torch.strided and not tensor.is_quantized
     return usual and tensor.nbytes <= tensor.untyped_storage().nbytes()
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether it holds real numbers, of 16 bits or more, and has memory for each."""
+    """Return whether a tensor holds real numbers, of 16 bits or more, with memory for each."""
     return tensor.is_floating_point() and tensor.element_size() > 1 and owns_memory(tensor)
 
 
 def literal(value: Any) -> Any:
-    """Text that holds a Python literal, as papermill hands it over, as that literal."""
+    """Return the Python literal that a text holds, as papermill hands it over."""
     with contextlib.suppress(ValueError, SyntaxError):
         return ast.literal_eval(value.strip()) if isinstance(value, str) else value
     return value.strip()
 
 
 def checked(parameter: str, value: Any, kind: Any) -> Any:
-    """`value`, as papermill hands it over, as the type `kind`; ValueError naming the parameter."""
+    """Return a value as the type `kind`; raise ValueError naming the parameter.
+
+    >>> checked("seeds", "3", int)
+    3
+    """
     with one_sentence(parameter):
         return TypeAdapter(kind).validate_python(literal(value))
 
 
 @contextlib.contextmanager
 def one_sentence(parameter: str = "") -> Iterator[None]:
-    """Turns what pydantic refuses into one sentence with the parameter's name."""
+    """Turn what pydantic refuses into one sentence with the parameter's name."""
     try:
         yield
     except ValidationError as error:

@@ -5,10 +5,10 @@ import hashlib
 import json
 import os
 import pathlib
-import shutil
 import uuid
 import zlib
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import safetensors
@@ -21,26 +21,34 @@ Saved = tuple[dict[str, Tensor], dict[str, Any]]  # named tensors and plain fact
 
 
 def root() -> pathlib.Path:
-    """The folder that holds notebooks/, figures/, build/ and runs/.
+    """Return the folder of the results: figures/, build/ and runs/ are below it.
 
-    The environment variable LAPNB_ROOT when set, else the checkout that this package was
-    installed from, else the working directory.
+    It is the environment variable LAPNB_ROOT when that is set, else the checkout that this package
+    was installed from, else the working directory.
     """
-    if chosen := os.environ.get("LAPNB_ROOT"):
-        folder = pathlib.Path(chosen).expanduser().resolve()
-        os.environ["LAPNB_ROOT"] = str(folder)  # the working directory may change
-        return folder
+    folder = os.environ.get("LAPNB_ROOT")
+    if folder:
+        return absolute(folder)
     return checkout() or pathlib.Path.cwd()
 
 
+@cache
+def absolute(folder: str) -> pathlib.Path:
+    """Return the full path of a folder as it was when first asked for.
+
+    So a relative folder stays where it was when the working directory changes.
+    """
+    return pathlib.Path(folder).expanduser().resolve()
+
+
 def checkout() -> pathlib.Path | None:
-    """The folder of the checkout that this package was installed from, if it was."""
+    """Return the folder of the checkout that this package was installed from, if it was."""
     folder = pathlib.Path(__file__).resolve().parents[1]
     return folder if (folder / "notebooks").is_dir() else None
 
 
 def fingerprint(settings: Any) -> str:
-    """A short hash of plain values."""
+    """Return a short hash of plain values."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -51,10 +59,9 @@ class CorruptFile(RuntimeError):
 def write_whole(path: pathlib.Path, content: bytes) -> None:
     """Write a file so that a reader sees the old content or the new one, never a part.
 
-    A symbolic link stays one, and the file keeps its mode. Raises OSError naming `path` when there
-    is no room or no permission; the old file stays.
+    Raises:
+        OSError: There is no room or no permission. It names `path`, whose old content stays.
     """
-    path = pathlib.Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,13 +69,10 @@ def write_whole(path: pathlib.Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        if path.exists():
-            shutil.copymode(path, temporary)
         temporary.replace(path)
     except OSError as error:
-        raise type(error)(
-            error.errno, f"could not write {path} ({error.strerror}); what it held is unchanged"
-        ) from error
+        message = f"could not write {path} ({error.strerror}); what it held is unchanged"
+        raise OSError(error.errno, message) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -76,36 +80,23 @@ def write_whole(path: pathlib.Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def locked(lock: pathlib.Path, path: pathlib.Path) -> Iterator[None]:
-    """Hold a lock for writing `path`, and remove what a writer that was killed has left.
+    """Hold a lock for writing `path`, and remove what a killed writer has left beside it.
 
-    Raises PermissionError where nothing can be locked.
+    Raises:
+        PermissionError: Nothing can be locked there.
     """
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
-        held = FileLock(lock).acquire()
+        # without flock a soft lock would wait for ever for the lock file that a killed run left
+        lock_file = FileLock(lock, fallback_to_soft=False).acquire()
     except (OSError, NotImplementedError) as error:
         raise PermissionError(
-            f"{lock} cannot be locked ({getattr(error, 'strerror', None) or error}): make it "
-            "writable, or set LAPNB_ROOT to a folder on a file system that has locks"
+            f"{lock} cannot be locked ({error}): make it writable, "
+            "or set LAPNB_ROOT to a folder on a file system that has locks"
         ) from error
-    with held:
+    with lock_file:
         remove_leftovers(path)
         yield
-
-
-def check_regular(path: pathlib.Path) -> None:
-    """Raise OSError where a folder or a pipe, which would be waited for, is in a file's place."""
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise OSError(f"{path} is not a regular file: move it away")
-
-
-def is_ours(path: pathlib.Path) -> bool:
-    """Whether a path is free, or a file, damaged or not, that `save_tensors` has begun."""
-    if not path.is_file():
-        return not path.exists()
-    with path.open("rb") as file:
-        head = file.read(4096)
-    return not head or any(name in head for name in (b'"facts"', b'"crc32"'))
 
 
 def remove_leftovers(path: pathlib.Path) -> None:
@@ -123,11 +114,12 @@ def save_tensors(path: pathlib.Path, tensors: dict[str, Tensor], facts: dict[str
 
 
 def load_tensors(path: pathlib.Path) -> Saved:
-    """Read what `save_tensors` wrote: the tensors and the facts.
+    """Read the tensors and the facts that `save_tensors` wrote.
 
-    Raises FileNotFoundError, or CorruptFile naming `path` when it is damaged.
+    Raises:
+        FileNotFoundError: There is no such file.
+        CorruptFile: The file is damaged, or `save_tensors` did not write it.
     """
-    check_regular(path)
     try:
         with safetensors.safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -135,13 +127,13 @@ def load_tensors(path: pathlib.Path) -> Saved:
     except safetensors.SafetensorError as error:
         raise CorruptFile(f"{path} is damaged ({error})") from error
     text = metadata.get("facts", "")
-    if not text.startswith("{") or metadata.get("crc32") != content(tensors, text):
+    if not text or metadata.get("crc32") != content(tensors, text):
         raise CorruptFile(f"{path} is damaged (its checksum does not match)")
     return tensors, json.loads(text)
 
 
 def cached(path: pathlib.Path, compute: Callable[[], Saved]) -> Saved:
-    """The tensors and facts in `path`, computed and saved where it is absent or damaged.
+    """Return the tensors and facts in `path`; compute and save them where it is absent or damaged.
 
     Of several processes one computes, and the others wait for it.
     """
@@ -158,7 +150,7 @@ def cached(path: pathlib.Path, compute: Callable[[], Saved]) -> Saved:
 
 
 def content(tensors: dict[str, Tensor], text: str = "") -> str:
-    """A short checksum of named tensors and a text."""
+    """Return a short checksum of named tensors and a text."""
     crc = zlib.crc32(text.encode())
     for name, tensor in sorted(tensors.items()):
         crc = zlib.crc32(f"{name}{tuple(tensor.shape)}".encode(), crc)

@@ -4,12 +4,14 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 
 os.environ["TQDM_DISABLE"] = "1"
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("LAPNB_WORKERS", "1")
+
+import torch  # it reads OMP_NUM_THREADS, and imports tqdm, which reads TQDM_DISABLE
+
 torch.set_num_threads(1)
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -22,7 +24,7 @@ def lapnb_root(tmp_path, monkeypatch):
     root = tmp_path / "lapnb_root"
     root.mkdir()
     monkeypatch.setenv("LAPNB_ROOT", str(root))
-    monkeypatch.setattr("lapnb.runs.run.COMMITTED", [])
+    monkeypatch.setattr("lapnb.runs.rows.SHIPPED", [])
     return root
 
 

@@ -10,12 +10,17 @@ import nbformat
 import psutil
 import pytest
 
-from lapnb.__main__ import main
+from lapnb import __main__ as driver
 
 one_run = pytest.mark.xdist_group("main")  # serves several tests
 
 # `python -m lapnb` without a report, which has tests of its own and is slow to build
-DRIVER = "import sys; from lapnb import __main__ as m; m.BUILD = 'stub.py'; sys.exit(m.main())"
+DRIVER = """
+import pathlib, sys
+from lapnb import __main__ as driver
+driver.BUILD = pathlib.Path("stub.py").resolve()
+sys.exit(driver.main())
+"""
 CODE = {
     "good": "print(f'level {level}'); open('row.csv', 'w').close()",
     "bad": "raise ValueError('no <such> thing\\nand more')",
@@ -117,9 +122,27 @@ def test_wrong_arguments_are_refused_before_anything_runs(
     root = make("good")
     monkeypatch.setenv("LAPNB_ROOT", str(root))
     with pytest.raises(SystemExit, match="2"):
-        main(arguments)
+        driver.main(arguments)
     assert message in capsys.readouterr().err
     assert not (root / "build").exists()
+
+
+def test_what_needs_a_checkout_says_so_at_once(make, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("LAPNB_ROOT", str(make("good")))
+    monkeypatch.setattr(driver, "BUILD", tmp_path / "docs" / "build.py")  # as in a wheel
+    with pytest.raises(SystemExit, match="2"):
+        driver.main([])
+    assert "need a checkout of the project" in capsys.readouterr().err
+
+
+def test_a_folder_of_results_gets_the_notebooks_of_the_checkout(checkout):
+    folder = checkout / "notebooks"
+    assert [*driver.notebooks().values()] == sorted(folder.glob("*.ipynb"))
+
+
+def test_python_may_leave_out_docstrings(make):
+    process = start(make("good"), "nothing", command=("-OO", "-m", "lapnb"))
+    assert "no notebook named nothing; there are: good" in process.communicate()[1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -151,11 +174,3 @@ def alive(process):
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-
-
-def test_two_calls_at_once(make):
-    root = make("good")
-    processes = [start(root), start(root)]
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    assert all("1 of 1 notebooks ran through" in output for output in outputs)

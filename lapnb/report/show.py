@@ -13,7 +13,7 @@ from lapnb.report import compare as of
 from lapnb.report import words
 from lapnb.report.plots import plot, png
 from lapnb.report.words import percent
-from lapnb.runs.rows import keys, read, results_file
+from lapnb.runs.rows import keys, pool, results_file
 from lapnb.runs.run import recorded
 
 MOST_LINES = 12
@@ -39,11 +39,7 @@ def show(results: pd.DataFrame | str, column: str = "error") -> None:
     rows = of.one_source(results, column)
     show_rows(rows, column)
     if is_whole(rows):
-        plot(
-            rows,
-            column,
-            save=True,
-        )
+        plot(rows, column, save=True)
 
 
 def show_recorded(name: str, column: str = "error") -> None:
@@ -78,11 +74,21 @@ def show_rows(rows: pd.DataFrame, column: str) -> None:
         display(without_numbers(claims_table(rows)))
 
 
-def is_whole(rows: pd.DataFrame) -> bool:
-    """Whether typed rows are exactly the runs that the table's own results file holds."""
-    first = rows.iloc[0]
-    there = read(results_file(first.table, first.scale, first.changed))
-    return keys(there[there.status == "ok"]) == keys(rows)
+def is_whole(results: pd.DataFrame) -> bool:
+    """Return whether these are all runs that are recorded of the table, and newer than its picture.
+
+    Looking at recorded rows, or at some of them, then changes no file.
+    """
+    first = results.iloc[0]
+    path = results_file(first.table, first.scale, first.changed)
+    picture = path.with_suffix(".png")
+    if not path.exists():
+        return False
+    if picture.exists() and picture.stat().st_mtime_ns >= path.stat().st_mtime_ns:
+        return False
+    rows = pool(path)
+    rows = rows[(rows.status == "ok") & (rows.source == first.source)]
+    return keys(rows) == keys(results)
 
 
 def recordings(name: str, *scales: str) -> list[pd.DataFrame]:

@@ -1,8 +1,10 @@
 """How a row was made: the commit, PyTorch and the processor."""
 
+import contextlib
 import importlib.metadata
 import pathlib
 import platform
+import re
 import subprocess
 from functools import cache
 
@@ -13,36 +15,35 @@ from lapnb.store import checkout
 
 @cache
 def provenance(device: str) -> dict[str, str]:
-    """What a row says of the code and the machine that made it, in the columns of that name."""
+    """Return what a row says of the code and the machine that made it, by column."""
     return {"commit": commit(), "torch": torch.__version__, "processor": processor(device)}
 
 
 def commit() -> str:
-    """The commit of this code, "… + changes" where it differs; the release outside a checkout."""
+    """Return the commit of this code, or its release where there is no git checkout.
+
+    A commit whose package differs from what is in the working tree ends in " + changes".
+    """
     folder = checkout()
-    try:
-        revision = _git("rev-parse", "--short=12", "HEAD", folder=folder)
-        changes = _git("status", "--porcelain", "lapnb", folder=folder)
-    except (OSError, subprocess.CalledProcessError):  # no checkout, no git
-        return f"lapnb {importlib.metadata.version('lapnb')}"
-    return f"{revision} + changes" if changes else revision
-
-
-def _git(*arguments: str, folder: pathlib.Path | None) -> str:
+    release = f"lapnb {importlib.metadata.version('lapnb')}"
     if folder is None or not (folder / ".git").exists():
-        raise FileNotFoundError("no checkout")
-    command = ["git", "-C", str(folder), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return release
+    command = ["git", "-C", str(folder), "rev-parse", "--short=12", "HEAD"]
+    changes = ["git", "-C", str(folder), "status", "--porcelain", "lapnb"]
+    try:
+        revision = subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL).strip()
+        changed = subprocess.check_output(changes, text=True, stderr=subprocess.DEVNULL)
+    except (OSError, subprocess.CalledProcessError):  # there is no git, or it refuses
+        return release
+    return f"{revision} + changes" if changed else revision
 
 
 def processor(device: str) -> str:
-    """The model of the GPU, or of the processor with the instructions that PyTorch uses."""
+    """Return the model of the GPU, or of the processor with the instructions that PyTorch uses."""
     if device != "cpu":
         return torch.cuda.get_device_name(device)
-    name = platform.processor() or platform.machine()
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{models[0] if models else name}, {torch.backends.cpu.get_cpu_capability()}"
+    name = platform.machine()
+    with contextlib.suppress(OSError):
+        cpuinfo = pathlib.Path("/proc/cpuinfo").read_text()
+        name = re.search(r"^model name\s*: (.*)|\Z", cpuinfo, re.MULTILINE)[1] or name
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"

@@ -1,9 +1,10 @@
-"""Results files: figures/<scale>/<table>.csv, a row per finished run, a checksum beside it."""
+"""Results files: figures/<scale>/<table>.csv, with one row for each finished run."""
 
 import contextlib
-import hashlib
+import functools
 import io
 import pathlib
+import re
 from collections import defaultdict
 from typing import get_args
 
@@ -11,8 +12,11 @@ import pandas as pd
 
 from lapnb.paper.protocol import Table
 from lapnb.pruning.scores import METHODS
-from lapnb.store import check_regular, locked, root, write_whole
+from lapnb.store import locked, root, write_whole
 
+SHIPPED_SCALES = ("reduced", "paper")
+# Where the rows of these scales lie in an installed package, and in a checkout
+SHIPPED = [pathlib.Path(__file__).resolve().parents[above] / "figures" for above in (1, 2)]
 PERCENT, COUNT, AMOUNT = (float, 0, 100), (int, 0, 10**9), (float, 0, 1e12)
 # What a row holds: text, or a kind of number with the least and the largest that makes sense
 SCHEMA = {
@@ -29,7 +33,7 @@ PROVENANCE = ["commit", "torch", "processor", "side_by_side"]
 NUMBERS = [column for column, kind in SCHEMA.items() if kind is not str]
 ALWAYS = ["surviving", "error_before", "error", "dense_error"]  # where the status is ok
 ORDER = ["activation", "schedule", "method", "seed", "round"]
-NAMED = {"method": METHODS.keys()} | {
+CHOICES = {"method": METHODS.keys()} | {
     name: {*get_args(Table.model_fields[name].annotation)}
     for name in ("network", "dataset", "activation", "scope", "schedule")
 }
@@ -37,23 +41,38 @@ KEY = ["source", "settings", "method", "round", "seed"]  # what tells a run from
 
 
 def results_file(name: str, scale: str, changed: str = "") -> pathlib.Path:
-    """Where a table's rows are; tables with changed settings keep out of a scale's own folder."""
-    return root() / "figures" / (scale + ("-changed" if changed else "")) / f"{name}.csv"
+    """Return where a table's own rows are written.
+
+    Tables with changed settings keep out of a scale's own folder.
+    """
+    folder = f"{scale}-changed" if changed else scale
+    return root() / "figures" / folder / f"{name}.csv"
+
+
+def pool(path: pathlib.Path) -> pd.DataFrame:
+    """Read all rows of a table: those in its results file, and those that come with the package.
+
+    Where both hold the same run, the results file counts.
+    """
+    parts = [read(folder / path.name) for folder in _folders(path)]
+    return functools.reduce(merged, parts)
 
 
 def read(path: pathlib.Path) -> pd.DataFrame:
-    """The rows of a results file, whatever their status; ValueError naming it when it is not one.
+    """Read the rows of one results file, whatever their status; none where it is absent.
 
-    Says so when the content is not what was recorded.
+    Raises:
+        ValueError: It is not a results file. The message names it and what is wrong.
     """
-    check_regular(path)
-    if not path.exists():
-        return pd.DataFrame(columns=[*SCHEMA])
-    text = path.read_bytes()
-    kinds = defaultdict(lambda: str, dict.fromkeys(NUMBERS, float))
+    content = path.read_bytes() if path.exists() else ",".join(SCHEMA).encode()
+    kinds = {column: str if kind is str else kind[0] for column, kind in SCHEMA.items()}
     missing = {column: [""] for column in NUMBERS}
     try:
-        rows = pd.read_csv(io.BytesIO(text), dtype=kinds, keep_default_na=False, na_values=missing)
+        if re.search(rb"^(<<<<<<<|=======|>>>>>>>)", content, re.MULTILINE):
+            raise ValueError("it holds the conflict markers of a git merge")
+        kinds = defaultdict(lambda: str, kinds)  # columns of the user's own are text
+        file = io.BytesIO(content)
+        rows = pd.read_csv(file, dtype=kinds, keep_default_na=False, na_values=missing)
         rows = rows.assign(**{column: "" for column in PROVENANCE if column not in rows})
         check(rows, path.stem, path.parent.name.removesuffix("-changed"))
     except ValueError as error:
@@ -61,28 +80,25 @@ def read(path: pathlib.Path) -> pd.DataFrame:
             f"{path} is not a results file as lapnb writes it ({error}); "
             "correct it, or move it away to compute its rows again"
         ) from error
-    sums = _sums_file(path)
-    check_regular(sums)
-    if sums.exists() and _sum(text) not in sums.read_text(errors="replace"):
-        print(f"{path} was changed by hand: it is not what `lapnb.run` recorded")
-    return rows.astype({column: SCHEMA[column][0] for column in NUMBERS})
+    return rows
 
 
 def check(rows: pd.DataFrame, table: str, scale: str) -> None:
     """Raise ValueError with what makes no sense in the rows of a table."""
-    if absent := [column for column in SCHEMA if column not in rows]:
-        raise ValueError(f"it has no column {absent[0]}")
-    for column in NUMBERS:
-        kind, low, high = SCHEMA[column]
-        given = rows[column] if kind is int else rows[column].dropna()
-        odd = given[~given.between(low, high) | ((kind is int) & (given % 1 != 0))]
-        if not odd.empty:
-            what = "a whole number" if kind is int else "a number"
-            raise ValueError(f"{column} {odd.iloc[0]:g} is not {what} from {low} to {high:g}")
+    for column, kind in SCHEMA.items():
+        if column not in rows:
+            raise ValueError(f"it has no column {column}")
+        if kind is not str:
+            number, low, high = kind
+            valid = rows[column].between(low, high) | (rows[column].isna() & (number is float))
+            if not valid.all():
+                value = rows[column][~valid].iloc[0]
+                raise ValueError(f"{column} {value:g} is not from {low} to {high:g}")
     if rows.loc[rows.status == "ok", ALWAYS].isna().any(axis=None):
         raise ValueError("a row without a result has the status ok")
-    for column, allowed in ({"table": {table}, "scale": {scale}} | NAMED).items():
-        if unknown := {*map(str, rows[column])} - allowed:
+    for column, choices in ({"table": {table}, "scale": {scale}} | CHOICES).items():
+        unknown = {*map(str, rows[column])} - choices
+        if unknown:
             raise ValueError(f"its {column} is {min(unknown)!r}")
     if not rows.status.str.match("ok$|failed: |diverged: ").all():
         raise ValueError("a status is not ok, failed or diverged")
@@ -90,49 +106,60 @@ def check(rows: pd.DataFrame, table: str, scale: str) -> None:
         raise ValueError("it holds the same run twice")
 
 
-def record(path: pathlib.Path, rows: list[dict]) -> None:
-    """Add finished rows; a row of the same run is replaced, so that none is there twice.
+def record(path: pathlib.Path, rows: list[dict] | pd.DataFrame) -> None:
+    """Add finished rows to a results file, in place of rows of the same runs.
 
-    But a run that failed when it was computed again leaves its recorded result as it is. At no
-    moment, and after no kill, is there a file that the checksums beside it do not know.
+    A run that fails when it is computed again leaves its recorded result as it is.
     """
     with locked(root() / "runs" / f"{path.parent.name}-{path.stem}.lock", path):
-        old, new = read(path), pd.DataFrame(rows, columns=[*SCHEMA])
-        fine, failed = old.status == "ok", new.status.astype(str).str.startswith("failed")
-        kept = matching(old[fine], keys(new[failed]))
-        if len(kept):
-            print(f"{new.status[failed].iloc[0]}; the recorded rows of {len(kept)} runs are kept")
-        rows = pd.concat([old[~fine], new[failed], old[fine], new[~failed]])  # the last counts
-        rows = rows.drop_duplicates(KEY, keep="last").sort_values(ORDER, kind="stable")
-        text = rows.to_csv(index=False).encode()
-        known = [_sum(text), *([_sum(path.read_bytes())] if path.exists() else [])]
-        lines = [f"{known_sum}  {path.name}\n" for known_sum in dict.fromkeys(known)]
-        write_whole(_sums_file(path), "".join(lines).encode())
-        write_whole(path, text)
+        newer = pd.DataFrame(rows, columns=[*SCHEMA])
+        results = pool(path)
+        kept = keys(newer[_failed(newer)]) & keys(results[~_failed(results)])
+        if kept:
+            print(f"{newer.status.iloc[0]}; the recorded rows of {len(kept)} runs are kept")
+        write_whole(path, merged(read(path), newer).to_csv(index=False).encode())
+
+
+def merged(older: pd.DataFrame, newer: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of both, one for each run: the newer one, unless it alone has failed."""
+    rows = pd.concat([older, newer])
+    failed = _failed(rows)
+    rows = pd.concat([rows[failed], rows[~failed]])
+    rows = rows.drop_duplicates(KEY, keep="last")
+    return rows.sort_values(ORDER, kind="stable", ignore_index=True)
 
 
 def keys(rows: pd.DataFrame) -> set[tuple]:
+    """Return the runs that rows belong to, each as the values of `KEY`."""
     return set(rows[KEY].itertuples(index=False, name=None))
 
 
-def matching(rows: pd.DataFrame, wanted: set[tuple]) -> pd.DataFrame:
-    """The rows of the runs in `wanted`, as `keys` names them."""
-    return rows.loc[[key in wanted for key in rows[KEY].itertuples(index=False, name=None)]]
+def matching(rows: pd.DataFrame, runs: set[tuple]) -> pd.DataFrame:
+    """Return the rows of these runs."""
+    return rows.loc[[run in runs for run in rows[KEY].itertuples(index=False, name=None)]]
 
 
-def taken_over(path: pathlib.Path, wanted: set[tuple]) -> list[dict]:
-    """Rows of the same settings that another table of this scale has recorded."""
-    missing, rows = wanted - keys(read(path)), []
-    for other in sorted({*path.parent.glob("*.csv")} - {path}) if missing else ():
-        with contextlib.suppress(ValueError):  # not a results file, e.g. pruning_cost.csv
-            found = matching(read(other), missing)
-            rows += found[found.status == "ok"].assign(table=path.stem).to_dict("records")
-    return rows
+def taken_over(path: pathlib.Path, runs: set[tuple]) -> pd.DataFrame:
+    """Return results of these runs that other tables of this scale have recorded."""
+    parts = [pd.DataFrame(columns=[*SCHEMA])]
+    for folder in _folders(path):
+        for file in sorted(folder.glob("*.csv")):
+            if file.name == path.name:
+                continue
+            with contextlib.suppress(ValueError):  # not a results file, e.g. pruning_cost.csv
+                parts.append(matching(read(file), runs))
+    rows = pd.concat(parts)
+    return rows[rows.status == "ok"].assign(table=path.stem)
 
 
-def _sums_file(path: pathlib.Path) -> pathlib.Path:
-    return path.with_suffix(".csv.sha256")
+def _folders(path: pathlib.Path) -> list[pathlib.Path]:
+    """Return where rows of a results file's scale are read from, its own folder last."""
+    scale = path.parent.name
+    if scale not in SHIPPED_SCALES:
+        return [path.parent]
+    shipped = {folder / scale for folder in SHIPPED} - {path.parent}
+    return [*sorted(shipped), path.parent]
 
 
-def _sum(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def _failed(rows: pd.DataFrame) -> pd.Series:
+    return rows.status.astype(str).str.startswith("failed")

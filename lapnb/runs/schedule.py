@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from concurrent.futures import Future
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -9,53 +10,54 @@ from lapnb.paper.protocol import Table
 from lapnb.progress import Progress
 from lapnb.runs.compute import compute
 from lapnb.runs.rows import record
-from lapnb.runs.task import Run, Task
+from lapnb.runs.task import Run, Task, stackable
 from lapnb.runs.workers import Where, opened
-from lapnb.training import stacks
-from lapnb.training.networks import FCN, NETWORKS
 
 Graph = dict[Task, set[Task]]  # of each task, those that it starts from
 STACK = 20  # networks, from which on more of them gain nothing
 
 
-def graph_of(table: Table, source: str, done: set[tuple]) -> Graph:
-    """What is not `done`, as tasks, and for each of them the tasks that it starts from."""
+def graph_of(table: Table, source: str, missing: set[tuple]) -> Graph:
+    """Return the tasks that compute the `missing` rows, and for each the tasks it starts from."""
     graph: Graph = {}
     for plain in table.plain():
         groups = _grouped(plain)
         for seed in plain.seeds:
             dense = Task(plain, source, seed)
             start = set() if dense.dense_file.exists() else {dense}
-            last: dict[str, Task] = {}  # the latest round of each method, of an iterative schedule
-            for stack in groups:
-                missing = tuple(
-                    run for run in stack if (source, plain.settings(*run), *run, seed) not in done
+            latest: dict[str, Task] = {}  # the task of each method's round before, if any
+            for group in groups:
+                runs = tuple(
+                    run for run in group if (source, plain.settings(*run), *run, seed) in missing
                 )
-                if missing:
-                    task = Task(plain, source, seed, missing)
-                    graph[task] = start | {last[method] for method, _ in missing if method in last}
-                    if plain.schedule == "iterative":
-                        last |= {method: task for method, _ in missing}
+                if not runs:
+                    continue
+                task = Task(plain, source, seed, runs)
+                methods = {method for method, _ in runs}
+                graph[task] = start | {latest[method] for method in methods & latest.keys()}
+                if plain.schedule == "iterative":
+                    latest |= dict.fromkeys(methods, task)
     return graph
 
 
-def _grouped(plain: Table) -> list[list[Run]]:
-    """All runs of a seed by round, in groups that are trained, and recorded, together.
+def _grouped(table: Table) -> list[list[Run]]:
+    """Return all runs of a seed by round, in groups that are trained, and recorded, together.
 
-    Sparse fully-connected networks train in stacks; in an iterative schedule only those of one
-    round can. What is recorded already does not count, so that a stack which was interrupted is
-    put together as before and finds its checkpoint.
+    Runs whose networks are trained in sparse stacks share a group; in an iterative schedule only
+    those of one round can. What is recorded already does not count, so that a stack which was
+    interrupted is put together as before and finds its checkpoint.
     """
-    able = NETWORKS[plain.network] is FCN and plain.device == "cpu" and plain.precision == "float32"
-    most = STACK if plain.schedule == "oneshot" else len(plain.methods)
-    sparse, groups = [], []
-    for round in plain.rounds:
-        runs = [(method, round) for method in plain.methods]
-        if able and (min(plain.keep(round)) <= stacks.DENSEST or not plain.retrain_steps):
-            sparse += runs
+    groups, stacked = [], []
+    for t in table.rounds:
+        runs = [(method, t) for method in table.methods]
+        if stackable(table, t):
+            stacked += runs
         else:
             groups += [[run] for run in runs]
-    return groups + [sparse[n : n + most] for n in range(0, len(sparse), most)]
+    size = STACK if table.schedule == "oneshot" else len(table.methods)
+    for first in range(0, len(stacked), size):
+        groups.append(stacked[first : first + size])
+    return groups
 
 
 def compute_all(graph: Graph, title: str, path: Path, executor: Where, workers: int) -> None:
@@ -63,37 +65,29 @@ def compute_all(graph: Graph, title: str, path: Path, executor: Where, workers: 
 
     Where a task fails, those that start from it do its work again, or fail for the same reason.
     """
-    tasks, sorter = {*graph, *set().union(*graph.values())}, TopologicalSorter(graph)
+    sorter = TopologicalSorter(graph)
+    tasks = {*graph}.union(*graph.values())
     sorter.prepare()
-    finished, running = 0, {}
+    finished = 0
+    running: dict[Task, Future] = {}
     with (
         Progress(sum(task.steps for task in tasks), title) as bar,
-        opened(executor, min(workers, len(tasks)), lambda steps: bar.at(finished + steps)) as pool,
+        opened(executor, min(workers, len(tasks)), bar) as pool,
     ):
         record(path, [])  # a file that cannot be written is refused before anything is trained
-        bar.set_postfix_str("starting workers" if workers > 1 else "")
+        if workers > 1:
+            bar.set_postfix_str("starting workers")
         try:
             while sorter.is_active():
                 for task in sorter.get_ready():
-                    future = pool.submit(compute, task)
-                    if not (hasattr(future, "done") and hasattr(future, "result")):
-                        raise ValueError(
-                            f"executor must return futures; its submit gave {future!r}"
-                        )
-                    running[task] = future
+                    running[task] = pool.submit(compute, task)
                 ended = [task for task, future in running.items() if future.done()]
                 for task in ended:
-                    try:
-                        rows = _those_of(task, running.pop(task).result())
-                    except Exception as error:
-                        rows = [task.row(*run) | {"status": _status(error)} for run in task.runs]
-                    if rows:
-                        record(path, rows)
-                    with contextlib.suppress(OSError):
-                        task.progress_file.unlink()
-                    finished += task.steps
+                    _record_outcome(path, task, running.pop(task))
                     sorter.done(task)
-                bar.at(finished + sum(_steps_done(task) for task in running))
+                    finished += task.steps
+                    bar.at(finished)
+                bar.at(finished + sum(map(_steps_done, running)))
                 if not ended:
                     time.sleep(0.1)
         finally:
@@ -102,24 +96,18 @@ def compute_all(graph: Graph, title: str, path: Path, executor: Where, workers: 
         bar.done = f"runs computed: {sum(len(task.runs) for task in tasks)}"
 
 
-def _status(error: Exception) -> str:
-    name, text = type(error).__name__, " ".join(str(error).split())
-    if name == "ProcessExpired":  # pebble's
-        name = "its worker process died"
-    if name == "CancelledError":
-        text = text or "the executor gave it up, or its scheduler is gone"
-    return f"failed: {name}: {text or 'no reason was given'}"
-
-
-def _those_of(task: Task, rows: list[dict]) -> list[dict]:
-    """What somebody's executor returned; ValueError unless it is the rows of the task."""
-    wanted = [(*run, task.seed, task.table.settings(*run)) for run in task.runs]
-    names = "method", "round", "seed", "settings", "status"
-    dicts = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
-    found = [(*map(row.get, names),) for row in rows] if dicts else [()]
-    if [key[:-1] for key in found] != wanted or not all(isinstance(key[-1], str) for key in found):
-        raise ValueError(f"the executor returned {str(rows)[:80]} in place of this run's rows")
-    return rows
+def _record_outcome(path: Path, task: Task, future: Future) -> None:
+    """Record the rows of a task that has ended; where it failed, the reason."""
+    try:
+        rows = future.result()
+    except Exception as error:
+        reason = " ".join(str(error).split()) or "no reason was given"
+        status = f"failed: {type(error).__name__}: {reason}"
+        rows = [task.row(*run) | {"status": status} for run in task.runs]
+    if rows:
+        record(path, rows)
+    with contextlib.suppress(OSError):
+        task.progress_file.unlink()
 
 
 def _steps_done(task: Task) -> int:

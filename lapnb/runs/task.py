@@ -10,16 +10,30 @@ from lapnb.paper.protocol import DENSE, Table
 from lapnb.runs.provenance import provenance
 from lapnb.runs.rows import SCHEMA
 from lapnb.store import fingerprint, root
+from lapnb.training.networks import FCN, NETWORKS
+from lapnb.training.stacks import DENSEST
 
-Run = tuple[str, int]  # method and round
+Run = tuple[str, int]  # method and pruning round
+
+
+def stackable(table: Table, pruning_round: int) -> bool:
+    """Return whether networks of this round train faster in a sparse stack than densely."""
+    usual = table.device == "cpu" and table.precision == "float32"
+    sparse = min(table.keep(pruning_round)) <= DENSEST
+    return usual and sparse and NETWORKS[table.network] is FCN
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
     """What a worker computes at once: runs of one seed that are trained together, one row each.
 
-    Without runs it is their dense network. `table` is a plain one; `source` is what the data set
-    was read from.
+    A task without runs is their dense network.
+
+    Attributes:
+        table: A table that varies nothing, one of `Table.plain`.
+        source: What the data set was read from.
+        seed: The seed of its random streams.
+        runs: One run, or several that make a sparse stack.
     """
 
     table: Table
@@ -35,17 +49,18 @@ class Task:
         return (self.table.retrain_steps or 1) * len(self.runs)
 
     def file(self, folder: str, *more) -> pathlib.Path:
-        """A file below runs/ that belongs to this table, seed and source, and to `more`."""
+        """Return a file below runs/ that belongs to this table, seed and source, and to `more`."""
         table = self.table
         key = [table.model_dump(include=DENSE), self.source, self.seed, table.precision, *more]
         return root() / "runs" / folder / f"{fingerprint(key)}.safetensors"
 
     @property
     def dense_file(self) -> pathlib.Path:
+        """The cached dense network."""
         return self.file("dense")
 
     def unfinished(self, folder: str, runs: Iterable[Run]) -> pathlib.Path:
-        """What is kept while runs are computed: their checkpoint, or how many steps are done."""
+        """Return a file that is kept while runs are computed, such as their checkpoint."""
         return self.file(folder, [(*run, self.table.settings(*run)) for run in runs])
 
     @property
@@ -53,26 +68,26 @@ class Task:
         """Where a worker writes how many steps are finished."""
         return self.unfinished("progress", self.runs).with_suffix("")
 
-    def retrained_file(self, method: str, round: int, dense: str) -> pathlib.Path:
-        """What the next round of an iterative schedule starts from; `dense` is what it came of."""
-        return self.file("retrained", method, round, self.table.settings(method, round), dense)
+    def retrained_file(self, run: Run, dense: str) -> pathlib.Path:
+        """Return what the next round of an iterative schedule starts from.
 
-    def row(self, method: str, round: int) -> dict:
-        """What is known of a row before anything is computed."""
+        `dense` is a checksum of the dense network that it came of.
+        """
+        return self.file("retrained", *run, self.table.settings(*run), dense)
+
+    def row(self, method: str, pruning_round: int) -> dict:
+        """Return what is known of a row before anything is computed."""
         table = self.table
-        return (
-            table.model_dump(include={*SCHEMA})
-            | provenance(table.device)
-            | {
-                "table": table.name,
-                "source": self.source,
-                "method": method,
-                "round": round,
-                "seed": self.seed,
-                "device": _device_name(table),
-                "settings": table.settings(method, round),
-            }
+        row = dict(
+            table=table.name,
+            source=self.source,
+            method=method,
+            round=pruning_round,
+            seed=self.seed,
+            device=_device_name(table),
+            settings=table.settings(method, pruning_round),
         )
+        return table.model_dump(include={*SCHEMA}) | provenance(table.device) | row
 
 
 def _device_name(table: Table) -> str:

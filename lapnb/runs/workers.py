@@ -3,45 +3,72 @@
 import contextlib
 import multiprocessing
 import os
+import pathlib
 import signal
 import sys
 import threading
 import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Executor, Future, InvalidStateError
-from multiprocessing import resource_tracker
 from multiprocessing.context import SpawnContext, SpawnProcess
 
 from pebble import ProcessPool
 
+from lapnb.progress import Progress
+from lapnb.store import root
+from lapnb.training.datasets import data_folder
+
 Where = Executor | str | None  # to compute: None in processes of our own, text with Dask
-# Python's tracker of semaphores then removes a killed caller's without a word.
-QUIET = "ignore::UserWarning:multiprocessing.resource_tracker"
 CONNECT_SECONDS = 5  # for a Dask scheduler to answer
+CPU_LIMIT = pathlib.Path("/sys/fs/cgroup/cpu.max")  # of a container
+_STARTING = threading.Lock()
+
+
+def processors() -> int:
+    """Return how many processors this process may use, at least 1.
+
+    On a slice of a cluster's node, or in a container, that is less than the machine has.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        count = len(os.sched_getaffinity(0))
+    else:
+        count = os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # there is no such file, or no limit: "max …"
+        microseconds, period = map(int, CPU_LIMIT.read_text().split())
+        count = min(count, max(1, microseconds // period))
+    return count
 
 
 class Here:
-    """Computes in this process, when a result is asked for; tells `watch` the steps done."""
+    """Computes in this process, when a result is asked for, and moves the bar meanwhile."""
 
-    def __init__(self, watch: Callable[[int], None]):
-        self.watch = watch
+    def __init__(self, bar: Progress):
+        self.bar = bar
 
     def submit(self, function, /, *args) -> types.SimpleNamespace:
-        return types.SimpleNamespace(
-            done=lambda: True, result=lambda: function(*args, self.watch), cancel=lambda: None
-        )
+        def result():
+            before = self.bar.n
+            return function(*args, lambda steps: self.bar.at(before + steps))
+
+        return types.SimpleNamespace(done=lambda: True, result=result, cancel=lambda: None)
 
 
 class _Worker(SpawnProcess):
-    """A new process that does not import the caller's script, which may lack a __main__ guard."""
+    """A new process that does not import the caller's script, which may lack a __main__ guard.
+
+    It starts with Ctrl-C held back, so that one which still imports says nothing of it.
+    """
 
     def start(self):
-        script, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
-        try:
-            super().start()
-        finally:
-            sys.modules["__main__"] = script
+        with _STARTING:
+            script, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
+            signals = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+            try:
+                super().start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, signals)
+                sys.modules["__main__"] = script
 
 
 class _Context(SpawnContext):
@@ -55,9 +82,10 @@ class Processes(ProcessPool):
     """
 
     def __init__(self, count: int):
-        os.environ.setdefault("PYTHONWARNINGS", QUIET)
-        resource_tracker.ensure_running()
-        super().__init__(count, context=_Context(), initializer=_start_worker)
+        folders = {"LAPNB_ROOT": str(root())}
+        if os.environ.get("LAPNB_DATA"):
+            folders["LAPNB_DATA"] = str(data_folder())
+        super().__init__(count, context=_Context(), initializer=_start_worker, initargs=(folders,))
         self.futures: list[Future] = []
 
     def submit(self, function, /, *args) -> Future:
@@ -86,9 +114,11 @@ class Processes(ProcessPool):
         self.join()
 
 
-def _start_worker() -> None:
+def _start_worker(folders: dict[str, str]) -> None:
+    os.environ.update(folders)
     os.environ["TQDM_DISABLE"] = "1"  # the caller's bar tells of all workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the caller, who stops the workers
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     threading.Thread(target=_end_with_caller, daemon=True).start()
 
 
@@ -99,15 +129,19 @@ def _end_with_caller() -> None:
 
 
 @contextlib.contextmanager
-def opened(executor: Where, workers: int, watch: Callable[[int], None]) -> Iterator[Executor]:
-    """The given executor as it is, that of a Dask scheduler, or else `workers` of our own."""
-    if executor and not isinstance(executor, str):
-        yield executor
-    elif not executor and workers == 1:
-        yield Here(watch)
+def opened(executor: Where, workers: int, bar: Progress) -> Iterator[Executor]:
+    """Yield the given executor as it is, that of a Dask scheduler, or else `workers` of our own.
+
+    Raises:
+        ConnectionError: No Dask scheduler answers.
+    """
+    if not executor and workers == 1:
+        yield Here(bar)
     elif not executor:
         with Processes(workers) as pool:
             yield pool
+    elif not isinstance(executor, str):
+        yield executor
     else:
         from dask.distributed import Client
 

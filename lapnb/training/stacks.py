@@ -15,8 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lapnb.training.networks import FCN
-
 aten = torch.ops.aten
 
 # activation, and its gradient from the gradient and the value of its output; both in place
@@ -81,7 +79,7 @@ class _Network(torch.autograd.Function):
 class SparseStack(nn.Module):
     """K pruned fully-connected networks of the same layer sizes, trained on the same batches.
 
-    models: `FCN`s in float32 on the CPU: what `fits` accepts.
+    models: `FCN`s in float32 on the CPU.
     masks: per model one boolean mask per Linear, shaped as its weight; weights outside count as 0.
 
     The only parameter, `values`, holds layer by layer, in it network by network, the surviving
@@ -156,18 +154,6 @@ class SparseStack(nn.Module):
             whole[self.keep[network][layer]] = part
             linear.weight.copy_(whole[:, :-1] * self.masks[network][layer])
             linear.bias.copy_(whole[:, -1])
-
-
-def fits(model: nn.Module, masks: list[Tensor]) -> bool:
-    """Whether this pruned network trains faster in a stack than densely with masked gradients.
-
-    Only networks in float32 on the CPU can.
-    """
-    places = {(p.dtype, p.device.type) for p in model.parameters()}
-    kept = sum(int(mask.sum()) for mask in masks)
-    weights = sum(mask.numel() for mask in masks)
-    sparse = kept <= DENSEST * weights
-    return isinstance(model, FCN) and places == {(torch.float32, "cpu")} and sparse
 
 
 def _with_bias(linear: nn.Linear) -> Tensor:

@@ -1,14 +1,12 @@
 """Spreading runs over a real Dask cluster: two worker processes with a folder of their own."""
 
-import os
 from pathlib import Path
 
 import pytest
 from test_run import assert_same_rows, csv, elsewhere, forbidden, iterative, tiny  # noqa: F401
 
 import lapnb
-from lapnb.runs import compute, schedule, workers
-from lapnb.runs.rows import read
+from lapnb.runs import schedule, workers
 
 distributed = pytest.importorskip("distributed")
 
@@ -41,28 +39,6 @@ def test_the_address_of_a_scheduler(cluster, lapnb_root, elsewhere):  # noqa: F8
     assert not [*lapnb_root.rglob("*.safetensors")]
     others = [name for name in cluster.scheduler.clients if name.startswith("Client")]
     assert others == []  # the one that run() opened is closed
-
-
-def test_an_executor_of_a_client_and_a_worker_that_dies(
-    cluster,
-    lapnb_root,
-    elsewhere,  # noqa: F811
-    monkeypatch,
-):
-    def deadly(task, *tell):  # sent to the workers as it is
-        if task.seed == 1 and task.runs:
-            os._exit(9)
-        return compute.compute(task)
-
-    expected = elsewhere(tiny(seeds=2))
-    with distributed.Client(cluster) as client:
-        with monkeypatch.context() as patch:
-            patch.setattr(schedule, "compute", deadly)
-            rows = lapnb.run(tiny(seeds=2), executor=client.get_executor())
-        assert_same_rows(rows, expected[expected.seed == 0])
-        assert read(csv()).status.str.startswith("failed: KilledWorker: ").sum() == 4
-        assert_same_rows(lapnb.run(tiny(seeds=2), executor=client.get_executor()), expected)
-        assert client.status == "running"
 
 
 @pytest.mark.parametrize("address", ["tcp://nowhere.invalid:1", "tcp://127.0.0.1:1", "nonsense"])

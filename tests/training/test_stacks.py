@@ -1,7 +1,6 @@
 """A stack of sparse networks trains exactly as the dense networks with masked gradients."""
 
 import copy
-from itertools import pairwise
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lapnb.training.networks import FCN
-from lapnb.training.stacks import SparseStack, fits
+from lapnb.training.stacks import SparseStack
 
 SIZES = (50, 40, 30, 20, 6)
 
@@ -128,12 +127,3 @@ def test_weights_outside_the_masks_count_as_zero_and_become_zero():
         torch.testing.assert_close(stack(images), zeroed(images)[None])
     stack.unstack([model])
     assert equal(model, zeroed)
-
-
-def test_what_fits():
-    model, masks = pruned()
-    assert fits(model, masks)
-    assert not fits(model, [torch.ones(o, i, dtype=torch.bool) for i, o in pairwise(SIZES)])
-    assert not fits(copy.deepcopy(model).double(), masks)
-    assert not fits(model.to("meta"), masks)
-    assert not fits(nn.Linear(50, 6), masks[:1])
