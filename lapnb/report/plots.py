@@ -1,6 +1,12 @@
-"""Rows as pictures. A file is written only with `save`."""
+"""Results as pictures, 8 cm wide, the width at which they are read. `save` alone writes a file.
+
+Grounds are transparent, so that the pictures suit white and dark pages. No grey has a contrast of
+4.5 : 1 on both; `INK` has 4.6 on white and 4.1 on the black of GitHub and JupyterLab, lines have at
+least 3 on either.
+"""
 
 import contextlib
+import hashlib
 import io
 import math
 import pathlib
@@ -8,34 +14,57 @@ import textwrap
 
 import pandas as pd
 
+from lapnb.checks import require
 from lapnb.paper.protocol import VARIED
+from lapnb.paper.tables import table
 from lapnb.pruning.scores import METHODS
 from lapnb.report import compare as of
 from lapnb.runs.rows import results_file
-from lapnb.store import write_whole
+from lapnb.store import root, write_whole
 
+WIDTH = 3.15  # inches
+INK = "#757575"
 STYLE = {
-    "font.size": 11,
-    "axes.titlesize": 11,
-    "axes.grid": True,
+    "font.size": 7.5,
+    "axes.titlesize": 7.5,
+    "legend.fontsize": 7,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": INK,
     "grid.alpha": 0.3,
+    "grid.linewidth": 0.5,
+    "axes.grid": True,
+    "axes.linewidth": 0.5,
+    "xtick.major.width": 0.5,
+    "ytick.major.width": 0.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "legend.fontsize": 10,
+    "lines.linewidth": 1,
+    "lines.markersize": 4,
     "legend.frameon": False,
-    "figure.facecolor": "white",
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
     "figure.constrained_layout.use": True,
 }
-# Looks of the methods by their position in METHODS, taken in turns by further ones: colours at
-# least 3:1 on white, apart for colour-blind readers where a table puts methods side by side.
-PALETTE = "0173b2 8c8c8c 117733 882255 d55e00 332288 6b3d1a 005f5f 6b6b00 222222 cc5c82 008b8b "
-PALETTE += "b5179e 4f8f00 9c7a00 b2182b d65fa8 10297a 7048c8 a0522d 00796b 5c6b7a c2410c 3f6212"
-SHAPES = "osv^D><Pphd*XHsv^oDPXHp*"
-DASHES = ["-"] * 5 + ["--"] * 2 + ["-"] * 6 + ["--"] * 5 + ["-."] * 6
+# Looks of the methods by their position in METHODS, taken in turns by further ones. The colours
+# have a contrast of 3 : 1 on white and on black, and are apart for colour-blind readers where a
+# table puts methods side by side.
+PALETTE = "0173b2 8c8c8c 903edf 007846 d55e00 0096b4 e1184e 784bff 8778ff 2d7869 872dff 339b66 "
+PALETTE += "08a4a0 d21e5a 69a16b 4da0ad a9446f 5f4bf3"
+SHAPES = "osv^D><Pphd*XH>v^P"
+DASHES = ["-"] * 5 + ["--"] * 2 + ["-"] * 6 + ["--"] * 5
+ERRORS = ("error", "error_before", "train_error")  # 100 minus these is an accuracy
 TICKS = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 90]
-FINE = [0.8, 1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 20, 25, 30, 40, 50, 60, 70, 80]
-SIGNED = [-50, -20, -5, -1, 0, 1, 5, 20, 50]
-MANY = 20  # rounds: a line then says more than markers
+FINE = [0.8, 1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 10, 12, 15, 20, 25, 30, 40, 50, 60, 80]
+MANY = 20  # rounds: a line with a band then says more than markers with bars
+WORDS = {"relu": "ReLU", "none": "linear", "oneshot": "one-shot", "layer": "layer-wise"}
 
 
 def look(method: str) -> dict[str, str]:
@@ -49,59 +78,351 @@ MARKERS = {method: look(method)["marker"] for method in METHODS}
 
 
 @contextlib.contextmanager
-def canvas(down: int = 1, across: int = 1, style: dict = STYLE, **look):
+def canvas(down: int = 1, across: int = 1, style: dict = STYLE, **settings):
     """A figure in our style and its axes; pyplot forgets it, and shows it no second time."""
     import matplotlib.pyplot as plt
 
     with plt.rc_context(style):
-        figure, axes = plt.subplots(down, across, squeeze=False, **look)
+        figure, axes = plt.subplots(down, across, squeeze=False, **settings)
         plt.close(figure)
         yield figure, axes
 
 
-def plot(results: pd.DataFrame, column: str = "error", save: bool = False):
-    """`column` against surviving weights (%), and beside it the paired difference to MP; a Figure.
+def plot(results: pd.DataFrame, column: str = "error", save: bool = False, methods=None):
+    """Draw `column` against surviving weights, and below it the paired difference to MP.
 
-    Means with bars of ± one standard deviation, published means as hollow markers, the dense
-    network as a thin line; differences with their 95 % interval. Settings that the table varies
-    are stacked; the column gap shows training and test error first. With `save`, also writes
-    figures/<scale>/<table>.png, or <table>-<column>.png, with the caption in its metadata.
+    Points are means with bars of ± one standard deviation, or with their 95 % interval where they
+    are differences. Hollow markers are published means, a thin line is the dense network. Settings
+    that the table varies are stacked.
+
+    Args:
+        results: rows of one table, as `run` and `recorded` return them.
+        column: what is drawn, e.g. "error", "error_before" or "gap".
+        save: whether to write figures/<scale>/<table>.png too; other columns and a choice of
+            methods are part of the file's name.
+        methods: which methods are drawn; None for all.
+
+    Returns:
+        A matplotlib Figure.
+
+    Raises:
+        ValueError: if `results` are not rows of one table, or do not hold `column` or `methods`.
+
+    >>> import lapnb
+    >>> rows = lapnb.recorded("fcn_mnist", "paper")
+    >>> print(lapnb.plot(rows, methods=["mp", "lap"]).get_suptitle())
+    LAP beats MP at 5 of 7 surviving fractions
+    FCN on MNIST
     """
-    rows, panels = of.one_source(results, column), []
-    names = of.varied(rows)
+    rows = of.one_source(results, column)
+    suffix = "" if column == "error" else f"-{column}"
+    if methods is not None:
+        choices = [*rows.method.unique()]
+        allowed = f"some of {', '.join(choices)}"
+        require({*methods} <= {*choices} and len(methods) > 0, "methods", allowed, methods)
+        rows = rows[rows.method.isin(methods)]
+        results = results[results.method.isin(methods)]
+        suffix += "-" + "-".join(methods)
+    panels = []
     for _, part in rows.groupby([*VARIED], sort=False):
-        for shown in ["train_error", "error", "gap"] if column == "gap" else [column]:
-            panels.append((draw_means, part, shown))
-        if "mp" in set(part.method) and part.method.nunique() > 1:
-            panels.append((draw_differences, part, column))
-    across = min(2, len(panels))
-    down = math.ceil(len(panels) / across)
-    size, shared = (6.4, 1 + 2.6 * down), {"sharex": True, "sharey": "col" if names else False}
-    with canvas(down, across, figsize=size, **shared) as (figure, axes):
-        for axis, (draw, part, shown) in zip(axes.flat, panels, strict=False):
-            draw(axis, part, shown)
-            axis.set_title(", ".join(part.iloc[0][names]))
-        for axis in axes[-1]:
-            axis.set_xlabel("surviving weights (%)")
-        path = _path(results, "" if column == "error" else f"-{column}") if save else None
-        return finish(figure, of.title(results), of.caption(results), path)
+        panels.append((_means, part))
+        if "mp" in set(part.method) and {*part.method} - {"mp", "rp"}:
+            panels.append((_differences, part))
+    heights = [1.6 if draw is _means else 1.2 for draw, _ in panels]
+    sizes = {"figsize": (WIDTH, 0.8 + sum(heights)), "height_ratios": heights}
+    with canvas(len(panels), sharex=True, **sizes) as (figure, axes):
+        for axis, (draw, part) in zip(axes[:, 0], panels, strict=True):
+            draw(axis, part, column)
+            if draw is _means:
+                variant = [WORDS.get(name, name) for name in part.iloc[0][of.varied(rows)]]
+                axis.set_title(", ".join(variant), y=0.82, x=0.03, loc="left", weight="bold")
+        fractions = rows.groupby("round").surviving.mean()
+        _surviving_axes(axes[0, 0], axes[-1, 0], 100 * fractions)
+        marks = of.BARS
+        if len(fractions) > MANY:
+            marks = marks.replace("bars", "bands")
+        heading = f"{finding(results, column)}\n{of.title(results)}"
+        path = _path(results, suffix) if save else None
+        return finish(figure, heading, of.caption(results, marks), path, column)
 
 
 def scatter(results: pd.DataFrame, x: str, y: str = "error", save: bool = False):
-    """Each run as a point: the column `x` against `y`, on log axes; a Figure.
+    """Draw each run as a point: one recorded column against another.
 
-    With `save` also figures/<scale>/<table>-<x>.png.
+    Args:
+        results: rows of one table, as `run` and `recorded` return them.
+        x: the column on the horizontal axis, which is linear.
+        y: the column on the vertical axis.
+        save: whether to write figures/<scale>/<table>-<x>.png too.
+
+    Returns:
+        A matplotlib Figure.
+
+    Raises:
+        ValueError: if `results` are not rows of one table, or do not hold `x` or `y`.
     """
+    import seaborn
+
     rows = of.one_source(of.one_source(results, x), y)
-    with canvas(figsize=(6.4, 3.6)) as (figure, ((axis,),)):
-        for method, own in rows.groupby("method", sort=False):
-            points = look(method) | {"linestyle": "", "alpha": 0.7, "label": METHODS[method].title}
-            axis.plot(own[x], own[y], **points)
+    names = rows.method.map(_name)
+    looks = {_name(method): look(method) for method in rows.method.unique()}
+    colours = {name: drawn["color"] for name, drawn in looks.items()}
+    shapes = {name: drawn["marker"] for name, drawn in looks.items()}
+    with canvas(figsize=(WIDTH, 2.4)) as (figure, ((axis,),)):
+        style = {"hue": names, "style": names, "palette": colours, "markers": shapes}
+        seaborn.scatterplot(rows, x=x, y=y, ax=axis, s=12, linewidth=0, alpha=0.8, **style)
+        axis.get_legend().remove()
         axis.set(xlabel=of.MEASURED[x][0], ylabel=of.MEASURED[y][0])
-        _readable(axis, "log")
-        axis.xaxis.set_inverted(False)  # less distortion is at the left
+        _error_axis(axis, y, rows[y])
+        order = rows[x].rank().corr(rows[y].rank())
+        found = f"Rank correlation of {x} and error: {order:.2f}".replace("-", "−")
+        heading = f"{found}\n{of.title(results)}"
         words = of.caption(results, "one point per run")
-        return finish(figure, of.title(results), words, _path(results, f"-{x}") if save else None)
+        return finish(figure, heading, words, _path(results, f"-{x}") if save else None, x)
+
+
+def plot_networks(networks: pd.DataFrame, seeds: pd.DataFrame, save: bool = False):
+    """Draw LAP − MP of all networks: a line each, with its interval and every seed as a dot.
+
+    Args:
+        networks: a row per network with the columns network ("VGG-16 ×¼ on CIFAR-10"), scale, n,
+            difference, low, high (points), dense (%), and published (points, NaN where there is
+            none).
+        seeds: a row per network and seed with the columns network, scale and difference.
+        save: whether to write figures/networks.png too.
+
+    Returns:
+        A matplotlib Figure.
+    """
+    import seaborn
+
+    places = networks[["network", "scale"]].assign(place=range(len(networks)))
+    dots = seeds.merge(places)
+    low, high = _reach(networks, seeds)
+    sizes = {"figsize": (WIDTH, 0.32 * len(networks) + 0.6), "width_ratios": [10, 4]}
+    with canvas(1, 2, sharey=True, **sizes) as (figure, ((axis, beside),)):
+        axis.set(xlim=(low, high), ylim=(len(networks) - 0.4, -0.9), yticks=[])
+        axis.grid(False)
+        beside.set_xlim(0, 1)
+        beside.axis("off")
+        axis.axvline(0, color=COLOURS["mp"], linewidth=0.8)
+        seaborn.scatterplot(dots, x="difference", y="place", ax=axis, color=INK, s=7, linewidth=0)
+        for place, row in enumerate(networks.itertuples()):
+            _draw_network(axis, place, row)
+            beside.text(0.35, place, f"{row.dense:.1f}", ha="right", va="center")
+            beside.text(1, place, _signed(row.published), ha="right", va="center")
+        beside.text(0.35, -0.7, "dense", ha="right")
+        beside.text(1, -0.7, "published", ha="right")
+        axis.set(ylabel="", xlabel="LAP − MP, test error (points)")
+        better = (networks.high < 0).sum() or "none"
+        worse = (networks.low > 0).sum() or "none"
+        heading = f"LAP beats MP on {better} of {len(networks)} networks, MP on {worse}"
+        words = "every seed a dot · diamonds: means with 95 % intervals · dense: test error (%) · "
+        words += "published: LAP − MP in the paper"
+        path = root() / "figures" / "networks.png" if save else None
+        return finish(figure, heading, words, path, "difference")
+
+
+def _draw_network(axis, place: int, row) -> None:
+    """A network's name, mean and interval; an arrow and numbers where the mean is off the axis."""
+    left, right = axis.get_xlim()
+    colour = COLOURS["lap"]
+    name = f"{row.network}, {row.scale}, n = {row.n}"
+    axis.text(left, place - 0.37, name, fontsize=6.5, va="center", in_layout=False)
+    axis.plot([row.low, row.high], [place, place], color=colour)
+    axis.plot(row.difference, place, "D", color=colour)
+    text = f"{_signed(row.difference)} [{_signed(row.low)}, {_signed(row.high)}]"
+    about = {"color": colour, "fontsize": 6.5, "va": "center", "in_layout": False}
+    if row.difference < left:
+        axis.plot(left, place, "<", color=colour, clip_on=False)
+        axis.text(left, place, f"   {text}", **about)
+    if row.difference > right:
+        axis.plot(right, place, ">", color=colour, clip_on=False)
+        axis.text(right, place, f"{text}   ", ha="right", **about)
+
+
+def _signed(value: float) -> str:
+    """A difference as text; a dash where there is none."""
+    return "–" if math.isnan(value) else f"{value:+.1f}".replace("-", "−")
+
+
+def _reach(networks: pd.DataFrame, seeds: pd.DataFrame) -> tuple[float, float]:
+    """The limits of the axis: they hold all networks but those whose difference is exceptional."""
+    size = networks.difference.abs()
+    near = networks[size <= 4 * size.median()]
+    dots = seeds.merge(near[["network", "scale"]]).difference
+    low = min(0, near.low.min(), dots.min())
+    high = max(0, near.high.max(), dots.max())
+    return 1.05 * low - 0.5, 1.05 * high + 0.5
+
+
+def finding(results: pd.DataFrame, column: str = "error") -> str:
+    """Say how often LAP is significantly better than MP; else what is lowest at the sparsest."""
+    methods = {*results.method}
+    what = of.MEASURED[column][1]
+    claims = table(results.table.iloc[0], "paper").claims
+    if not {"mp", "lap"} <= methods or not (claims or methods == {"mp", "lap"}):
+        return _lowest(results, column)
+    pairs = of.paired(results, "lap", "mp", column)
+    pairs = pairs[pairs.n >= 3]
+    if pairs.empty:
+        return f"LAP and MP{what}: too few seeds to compare"
+    places = "comparisons" if of.varied(results) else "surviving fractions"
+    total = f"{len(pairs)} {places}"
+    if column == "gap":
+        alike = pairs.low.gt(-1) & pairs.high.lt(1)
+        return f"LAP's gap is within 1 point of MP's at {alike.sum()} of {total}"
+    better = (pairs.high < 0).sum() or "none"
+    worse = (pairs.low > 0).sum()
+    text = f"LAP beats MP{what} at {better} of {total}"
+    if worse:
+        text += f", MP at {worse}"
+    return text
+
+
+def _lowest(results: pd.DataFrame, column: str) -> str:
+    means = of.compare(results, column)
+    sparsest = means[means["round"] == means["round"].max()]
+    best = sparsest.loc[sparsest[column].idxmin()]
+    names = [of.short(best.method), *(WORDS.get(name, name) for name in best[of.varied(results)])]
+    return f"Lowest at {_percent(best.surviving)} %: {', '.join(names)} ({best[column]:.2f})"
+
+
+def _means(axis, rows: pd.DataFrame, column: str) -> None:
+    dense = rows.dense_error.mean() if column in ("error", "error_before") else None
+    draw_means(axis, of.compare(rows, column), column, dense)
+
+
+def _differences(axis, rows: pd.DataFrame, column: str) -> None:
+    others = [method for method in rows.method.unique() if method not in ("mp", "rp")]
+    pairs = [of.paired(rows, method, "mp", column).assign(method=method) for method in others]
+    draw_differences(axis, pd.concat(pairs), column)
+
+
+def draw_means(axis, means: pd.DataFrame, column: str = "error", dense=None) -> None:
+    """Draw a line per method: `compare`'s means, ours and the published ones, of `column`.
+
+    `dense` is the error of the dense network.
+    """
+    values = [means[column], means.paper]
+    if dense is not None:
+        axis.axhline(dense, color=INK, linewidth=0.8)
+        place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
+        axis.annotate(f"dense: {dense:.1f}", (0.99, dense), fontsize=6.5, **place)
+        values.append(pd.Series(dense))
+    mean, std = means[column], means["std"]
+    _lines(axis, means.assign(value=mean, low=mean - std, high=mean + std))
+    axis.set_ylabel(of.MEASURED[column][0])
+    _error_axis(axis, column, pd.concat(values))
+
+
+def draw_differences(axis, pairs: pd.DataFrame, column: str = "error") -> None:
+    """Draw `paired`'s differences to MP, a line per method, on a linear axis.
+
+    The axis holds what is better than MP, and LAP; an arrow shows where a line leaves it.
+    """
+    axis.axhline(0, color=COLOURS["mp"], linewidth=0.8)
+    _lines(axis, pairs.assign(value=pairs.difference, paper=math.nan))
+    axis.set_ylabel("difference to MP" + ("" if column == "distortion" else "\n(points)"))
+    low, high = _limits(pairs)
+    axis.set_ylim(low, high)
+    above = pairs[pairs.difference > high]
+    for row in above.itertuples():
+        axis.plot(row.surviving, high, "^", color=COLOURS[row.method], clip_on=False)
+
+
+def _limits(pairs: pd.DataFrame) -> tuple[float, float]:
+    """From the best mean to the worst of LAP; others may be as much worse as the best is better."""
+    certain = pairs[(pairs.method == "lap") & (pairs.n >= 3)]
+    low = min(0, pairs.difference.min(), certain.low.min())
+    high = max(0, certain.high.max(), min(pairs.difference.max(), -low))
+    space = 0.06 * (high - low) or 1
+    return low - space, high + space
+
+
+def _name(method: str) -> str:
+    """A method's title where it is short, else its abbreviation."""
+    title = METHODS[method].title
+    return title if len(title) < 20 else of.short(method)
+
+
+def _lines(axis, numbers: pd.DataFrame) -> None:
+    """A line per method from low over value to high, each a little aside so that none is hidden.
+
+    All of a fraction lie nearer to it than to the next.
+    """
+    groups = numbers.groupby("method", sort=False)
+    apart = groups.surviving.apply(lambda own: (own / own.shift(-1)).min()).min()
+    aside = min(1.05, apart ** (0.5 / len(groups)))
+    hollow = {"markersize": 6, "markerfacecolor": "none", "markeredgewidth": 0.8, "linestyle": ""}
+    for place, (method, line) in enumerate(groups):
+        x = line.surviving * aside ** (len(groups) / 2 - place)
+        style = look(method) | {"label": _name(method)}
+        if len(x) > MANY:
+            axis.plot(x, line.value, **style | {"marker": "None"})
+            axis.fill_between(x, line.low, line.high, color=style["color"], alpha=0.2, linewidth=0)
+        else:
+            bars = [line.value - line.low, line.high - line.value]
+            axis.errorbar(x, line.value, bars, elinewidth=0.8, **style)
+        if line.paper.notna().any():
+            axis.plot(x, line.paper, **style | hollow | {"label": None})
+            axis.plot([], [], **hollow, marker="o", color=INK, label="published")
+
+
+def _error_axis(axis, column: str, values: pd.Series) -> None:
+    """Error on the left, linear if all values lie within a factor of 2; accuracy on the right."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.margins(y=0.08)
+    if column not in ERRORS:
+        return
+    ticks = MaxNLocator(5).tick_values(*axis.get_ylim())
+    if values.max() > 2 * values.min():
+        axis.set_yscale("log")
+        low, high = axis.get_ylim()
+        ticks = TICKS
+        if sum(low <= tick <= high for tick in TICKS) < 3:
+            ticks = FINE
+    low, high = axis.get_ylim()
+    ticks = [tick for tick in ticks if low <= tick <= high]
+    axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.set_yticks([], minor=True)
+    right = axis.secondary_yaxis("right")
+    right.set_yticks(ticks, [f"{100 - tick:g}" for tick in ticks])
+    right.set_yticks([], minor=True)
+    right.set_ylabel("accuracy (%)")
+
+
+def _percent(value: float) -> str:
+    """Two digits after the point, as in the paper, or two that are not 0."""
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
+
+
+def _surviving_axes(first, last, fractions: pd.Series) -> None:
+    """Surviving weights below the last panel, sparsity above the first; few to the right.
+
+    Measured fractions are ticks. The sparsest is labelled, and others as far as there is room.
+    """
+    last.set_xscale("log")
+    low, high = fractions.min(), fractions.max()
+    last.set_xlim(1.12 * high, low / 1.12)
+    labelled = [low]
+    for fraction in sorted(fractions):
+        if fraction >= labelled[-1] * (high / low) ** 0.155 and fraction > low:
+            labelled.append(fraction)
+    texts = [_percent(fraction) for fraction in labelled]
+    last.set_xticks(labelled, texts)
+    if len(fractions) <= MANY:
+        last.set_xticks(fractions, [""] * len(fractions), minor=True)
+    else:
+        last.set_xticks([], minor=True)
+    last.set_xlabel("surviving weights (%)")
+    top = first.secondary_xaxis("top")
+    digits = [1 if value >= 1 else 2 for value in labelled]
+    pairs = zip(labelled, digits, strict=True)
+    top.set_xticks(labelled, [f"{100 - value:.{count}f}" for value, count in pairs])
+    top.set_xticks([], minor=True)
+    top.set_xlabel("sparsity (%)")
 
 
 def _path(results: pd.DataFrame, suffix: str) -> pathlib.Path:
@@ -110,83 +431,47 @@ def _path(results: pd.DataFrame, suffix: str) -> pathlib.Path:
     return rows.with_name(f"{rows.stem}{suffix}.png")
 
 
-def draw_means(axis, rows: pd.DataFrame, column: str = "error") -> None:
-    """A line per method on a matplotlib axis, with the published means where there are any."""
-    if column in ("error", "error_before"):
-        axis.axhline(rows.dense_error.mean(), color="0.5", linewidth=1, label="dense network")
-    found = of.compare(rows, column)
-    mean, std = found[column], found["std"]
-    _lines(axis, found.assign(value=mean, low=mean - std, high=mean + std))
-    axis.set_ylabel(of.MEASURED[column][0])
-    _readable(axis, "linear" if column == "gap" else "log")
-
-
-def draw_differences(axis, rows: pd.DataFrame, column: str = "error") -> None:
-    """Each method minus MP on the seeds that both have, with the 95 % interval."""
-    axis.axhline(0, color=look("mp")["color"], linewidth=1)
-    others = [method for method in rows.method.unique() if method != "mp"]
-    found = [of.paired(rows, method, "mp", column).assign(method=method) for method in others]
-    _lines(axis, pd.concat(found).rename(columns={"difference": "value"}).assign(paper=None))
-    axis.set_ylabel("difference to MP" + " (points)" * (column != "distortion"))
-    _readable(axis, "symlog" if max(map(abs, axis.get_ylim())) > 3 else "linear")
-
-
-def _lines(axis, found: pd.DataFrame) -> None:
-    """A line per method from low over value to high, each a little aside so that none is hidden.
-
-    All of a fraction lie nearer to it than to the next.
-    """
-    groups = found.groupby("method", sort=False)
-    apart = groups.surviving.apply(lambda own: (own / own.shift(-1)).min()).min()
-    aside = min(1.03, apart ** (0.5 / len(groups)))
-    for n, (method, own) in enumerate(groups):
-        x, y = own.surviving * aside ** (len(groups) / 2 - n), own.value
-        line = look(method) | {"label": METHODS[method].title}
-        if len(x) > MANY:
-            axis.plot(x, y, **line | {"marker": "None"})
-            axis.fill_between(x, own.low, own.high, color=line["color"], alpha=0.2, linewidth=0)
+def wrapped(words: str, width: int) -> str:
+    """A caption in lines, which begin between its parts where that is possible."""
+    lines = [""]
+    for part in words.split(" · "):
+        if len(lines[-1]) + len(part) + 3 <= width:
+            lines[-1] += f" · {part}" if lines[-1] else part
         else:
-            edge = {"elinewidth": 1, "markeredgecolor": "white", "markeredgewidth": 0.6}
-            axis.errorbar(x, y, [y - own.low, own.high - y], **edge, **line)
-        if own.paper.notna().any():
-            hollow = {"markersize": 9, "markerfacecolor": "none", "label": "published"}
-            axis.plot(x, own.paper, **line | hollow | {"linestyle": ""})
+            lines += textwrap.wrap(part, width)
+    return "\n".join(filter(None, lines))
 
 
-def _readable(axis, scale: str) -> None:
-    """Surviving weights on a log axis, dense at the left; ticks such as 2, 5, 10 %."""
-    axis.set_xscale("log")
-    axis.set_yscale(scale, **({"linthresh": 1} if scale == "symlog" else {}))
-    axis.margins(0.06)
-    axis.xaxis.set_inverted(True)
-    for line in (axis.xaxis, axis.yaxis)[: 1 if scale == "linear" else 2]:
-        low, high = sorted(line.get_view_interval())
-        count = sum(low <= tick <= high for tick in TICKS)
-        ticks = FINE if count < 3 else TICKS[1::2] if count > 8 else TICKS
-        ticks = SIGNED if line.get_scale() == "symlog" else ticks
-        ticks = [tick for tick in ticks if low <= tick <= high]
-        line.set_ticks(ticks, [f"{tick:g}".replace("-", "−") for tick in ticks])
-        line.set_ticks([], minor=True)
-
-
-def finish(figure, heading: str, words: str, path: pathlib.Path | None = None):
-    """A heading above the panels, legend and caption below them; saved when there is a path."""
-    figure.suptitle(heading)
+def finish(figure, heading: str, words: str, path: pathlib.Path | None = None, column: str = ""):
+    """Put a heading above the panels, legend and caption below; save where there is a path."""
+    lines = [textwrap.fill(line, 46) for line in heading.splitlines()]
+    figure.suptitle("\n".join(lines), fontsize=8)
     named = {}
     for axis in figure.axes:
         named |= dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
-    figure.legend(named.values(), named, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3)
-    below = -(0.2 + 0.22 * math.ceil(len(named) / 3)) / figure.get_figheight()
-    small = {"fontsize": 8, "color": "0.3", "ha": "center", "va": "top"}
-    figure.text(0.5, below, textwrap.fill(words.replace("± ", "±\u00a0"), 105), **small)
+    if "published" in named:
+        named["published"] = named.pop("published")  # the last
+    columns = 2 if max(map(len, named), default=0) > 16 else 3
+    if named:
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "ncols": columns}
+        figure.legend(named.values(), named, columnspacing=1, **place)
+    below = -(0.06 + 0.15 * math.ceil(len(named) / columns)) / figure.get_figheight()
+    small = {"fontsize": 6.5, "ha": "center", "va": "top"}
+    figure.text(0.5, below, wrapped(words, 60), **small)
     figure.set_label(words)
     if path:
-        write_whole(path, png(figure))
+        write_whole(path, png(figure, rows=path, column=column))
     return figure
 
 
-def png(figure, dpi: int = 150) -> bytes:
-    """A figure as a PNG on white, with its label, the caption, in the metadata."""
-    look = {"dpi": dpi, "bbox_inches": "tight", "facecolor": "white"}
-    figure.savefig(file := io.BytesIO(), metadata={"Description": figure.get_label()}, **look)
+def png(figure, dpi: int = 200, rows: pathlib.Path | None = None, column: str = "") -> bytes:
+    """A figure as a PNG. Its metadata hold heading, caption and what was drawn of which rows."""
+    about = {"Title": figure.get_suptitle(), "Description": figure.get_label(), "Column": column}
+    if rows:
+        stem = rows.stem.partition("-")[0]
+        table_file = rows.with_name(f"{stem}.csv")
+        about["Table"] = f"{rows.parent.name}/{stem}"
+        if table_file.exists():
+            about["Rows"] = hashlib.sha256(table_file.read_bytes()).hexdigest()
+    figure.savefig(file := io.BytesIO(), metadata=about, dpi=dpi, bbox_inches="tight")
     return file.getvalue()

@@ -121,7 +121,7 @@ def _thumbnail(results: pd.DataFrame) -> bytes:
     style = STYLE | {"lines.markersize": 3, "lines.linewidth": 1}
     with canvas(1, len(parts), style, figsize=(2, 1.2), sharey=True) as (figure, axes):
         for axis, rows in zip(axes[0], parts, strict=True):
-            draw_means(axis, rows)
+            draw_means(axis, of.compare(rows), dense=rows.dense_error.mean())
             axis.tick_params(which="both", length=0, labelbottom=False, labelleft=False)
             axis.set_ylabel("")
         return png(figure, 120)

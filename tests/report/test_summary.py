@@ -4,10 +4,9 @@ import re
 
 import nbformat
 import pytest
-import torch
 
 from lapnb.paper.tables import TABLES
-from lapnb.report import idea, summary
+from lapnb.report import summary
 from lapnb.runs.rows import results_file
 
 THREE = {"mp": [60.0, 61.0, 62.0], "lap": [30.0, 31.0, 33.0]}
@@ -90,28 +89,3 @@ def test_index_shows_result_and_plot_and_changes_no_file(lapnb_root, record):
     assert "LAP masks: 1.5 to 1.5 times" in rows[3]
     assert [row.count('width="99"') for row in rows] == [1, 1, 0, 0, 0, 0]
     assert "<img" not in summary.index(thumbnail_width=0).data
-
-
-def test_the_example_is_what_brute_force_says():
-    first, middle, last = (torch.tensor(weight) for weight in idea.WEIGHTS)
-    distortion = torch.zeros(3, 3)
-    for place in [(k, j) for k in range(3) for j in range(3)]:
-        zeroed = middle.clone()
-        zeroed[place] = 0
-        distortion[place] = torch.linalg.norm(last @ (zeroed - middle) @ first)
-    found = idea.example()
-    for name, place in {"w": idea.W, "v": idea.V}.items():
-        assert found.lookahead[name] == pytest.approx(distortion[place].item())
-        assert found.distortion[name] == pytest.approx(distortion[place].item())
-    assert distortion.argmin() == 3 * idea.V[0] + idea.V[1]
-    assert middle.abs().argmin() == 3 * idea.W[0] + idea.W[1]
-    assert found.removed_by.to_dict() == {"w": "MP", "v": "LAP"}
-
-
-def test_the_picture_of_the_idea(lapnb_root):
-    figure = idea.draw_idea()
-    crosses = [[line for line in axis.lines if line.get_marker() == "x"] for axis in figure.axes]
-    assert [[line.get_ydata()[0] for line in lines] for lines in crosses] == [[2], [0]]
-    assert not list(lapnb_root.iterdir())
-    idea.draw_idea(save=True)
-    assert (lapnb_root / "figures" / "idea.png").stat().st_size > 10_000
