@@ -68,9 +68,9 @@ def draw():
                 draw_layer(axis, layer, column, method, numbers)
             axis.scatter(*np.indices((4, 3)), s=110, color=INK, zorder=3, linewidth=0)
             draw_compared(axis, method, numbers)
-    figure.suptitle("What MP and LAP remove first")
-    figure.set_label(described(numbers))
-    return figure
+        figure.suptitle("What MP and LAP remove first", fontsize=8)
+        figure.set_label(described(numbers))
+        return figure
 
 
 def draw_layer(axis, layer: int, column: str, method: str, numbers: pd.DataFrame) -> None:
