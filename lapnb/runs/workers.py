@@ -13,7 +13,10 @@ from concurrent.futures import Executor, Future, InvalidStateError
 from multiprocessing import resource_tracker
 from multiprocessing.context import SpawnContext, SpawnProcess
 
-from pebble import ProcessPool
+try:
+    from pebble import ProcessPool
+except ModuleNotFoundError:  # of the extra "notebooks": one worker does without
+    ProcessPool = object
 
 Where = Executor | str | None  # to compute: None in processes of our own, text with Dask
 # Python's tracker of semaphores then removes a killed caller's without a word.
