@@ -107,20 +107,23 @@ def synflow(weight: Tensor, before: Tensor, after: Tensor) -> Tensor:
 class Method:
     """A criterion and what it is applied to.
 
-    title: for plots and captions.
-    score: one of the functions above.
-    looks_at: what it must know of the data, a key of `data_statistics.STATISTICS`; "" for nothing.
-        With neighbours these numbers multiply all weights first; without, they are `before`.
-    neighbours: where `before` and `after` come from: "chain" the layers next to it (in the order of
-        definition or, where there is an example, along its flow), "flow" the flow of an example
-        always, "all" the products of all layers before and all layers after, "" none needed.
-    order: "" when every layer sees the dense network; "forward" or "backward" when layers are
-        pruned one after the other and each sees the layers already pruned in their pruned form.
-    within: what is ranked together: each "layer", or each "row" (output unit) of it.
-    power: the global ranking takes this power of the score: as published, |w| for MP and the
-        squared distortion for LAP and OBD.
-    normalised: whether each layer's scores are then divided by their Frobenius norm.
-    random: whether noise takes the place of the weights.
+    Attributes:
+        title: for plots and captions.
+        score: one of the functions above.
+        looks_at: what it must know of the data, a key of `data_statistics.STATISTICS`; "" for
+            nothing. With neighbours these numbers multiply all weights first; without, they are
+            `before`.
+        neighbours: where `before` and `after` come from: "chain" the layers next to it (in the
+            order of definition or, where there is an example, along its flow), "flow" the flow of
+            an example always, "all" the products of all layers before and all layers after, "" none
+            needed.
+        order: "" when every layer sees the dense network; "forward" or "backward" when layers are
+            pruned one after the other and each sees the layers already pruned in their pruned form.
+        within: what is ranked together: each "layer", or each "row" (output unit) of it.
+        power: the global ranking takes this power of the score: as published, |w| for MP and the
+            squared distortion for LAP and OBD.
+        normalised: whether each layer's scores are then divided by their Frobenius norm.
+        random: whether noise takes the place of the weights.
     """
 
     title: str
