@@ -75,7 +75,7 @@ def commit() -> str:
 
 
 PAPER = "https://arxiv.org/abs/2002.04809"
-ABOUT = "Lookahead pruning (Park et al., ICLR 2020) reproduced: test error and accuracy by sparsity."
+ABOUT = "Lookahead pruning (Park et al., ICLR 2020), reproduced: test error, accuracy, sparsity."
 
 
 def repository() -> str:

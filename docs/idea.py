@@ -8,8 +8,8 @@ import pandas as pd
 import torch
 
 from lapnb.pruning.scores import METHODS
-from lapnb.report.compare import short
 from lapnb.report.plots import COLOURS, INK, WIDTH, canvas, png
+from lapnb.report.words import short
 from lapnb.store import root, write_whole
 
 # Row j of the first is what enters unit j, column k of the last is what leaves unit k.

@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import math
 import re
+import reprlib
 from collections.abc import Iterator
 from numbers import Integral
 from typing import Any
@@ -60,7 +61,7 @@ def one_sentence(parameter: str = "") -> Iterator[None]:
         first = error.errors()[0]
         name = parameter or next(iter(first["loc"]), "")
         reason = re.sub(r"^(Input|Tuple|Value) (should|error,)", "must", first["msg"])
-        given = f"; got {first['input']!r}" if name else ""
+        given = f"; got {reprlib.repr(first['input'])}" if name else ""
         raise ValueError(f"{name} {reason}{given}".strip()) from None
 
 

@@ -1,9 +1,7 @@
 """What a table is: its settings, their bounds, and what a row of it depends on."""
 
-import ast
 import itertools
-import re
-import sys
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
@@ -30,17 +28,26 @@ VARIED = ("activation", "schedule", "scope")  # settings that a table may put si
 
 @dataclass(frozen=True)
 class Claim:
-    """The paper or we say: `better` has a smaller `column` than `worse`, at the sparsest `rounds`.
+    """What the paper or we say of the paired difference in `column`, `method` minus `baseline`.
 
-    Or, when `alike`, that the two have the same. `where` names the variant that is meant.
+    Each seed gives one number, and the claim is that their mean lies between `low` and `high`:
+    below 0 where the method is better, within a margin where the two are alike. `where` names the
+    variant of the table that is meant.
     """
 
-    better: str
-    worse: str
-    rounds: int = 1
+    method: str
+    baseline: str
+    rounds: int = 1  # the sparsest ones of the scale, over which the number is taken
     column: str = "error"
     where: dict[str, str] = field(default_factory=dict)
-    alike: bool = False
+    low: float = -math.inf
+    high: float = 0.0
+    # Of a method in a seed: "mean" over the rounds; "trend", the change with each halving of the
+    # surviving weights; "area" below the curve over these halvings, by their number; "kept", the
+    # surviving weights (%) down to which at most `loss` points of accuracy are lost
+    measure: Literal["mean", "trend", "area", "kept"] = "mean"
+    loss: float = 1.0
+    published: float = math.nan  # the number that a baseline "published" stands for
 
 
 def _listed(value: Any) -> Any:
@@ -49,7 +56,7 @@ def _listed(value: Any) -> Any:
     if isinstance(value, str):
         value = [literal(word) for word in value.strip("[]()").replace(",", " ").split()]
     value = tuple(value) if isinstance(value, list | tuple | range) else (value,)
-    if any(value.count(item) > 1 for item in value):
+    if len({*map(repr, value)}) < len(value):
         raise ValueError("not repeat an entry")
     return value
 
@@ -152,19 +159,3 @@ class Table(BaseModel, frozen=True, strict=True, extra="forbid"):
             name = {"activity": "active", "curvature": "curved"}.get(kind, kind)
             settings[f"{name}_batches"] = self.looks[kind]
         return fingerprint(settings)
-
-
-def refuse_unknown_parameters() -> None:
-    """In a notebook: raise ValueError if papermill set a name that its parameters cell has not.
-
-    Papermill itself only warns of a misspelt one, and the notebook would run with its default.
-    """
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    cells = shell.user_ns.get("In", []) if shell else []
-    injected = [cell for cell in cells if cell.startswith("# Parameters\n")]
-    given = {line.targets[0].id for cell in injected for line in ast.parse(cell).body}
-    typed = re.findall(r"^(\w+): \w+", "\n".join(cells), re.MULTILINE)
-    if injected and (unknown := given - {*typed}):
-        raise ValueError(
-            f"this notebook has no parameter {min(unknown)}; there are: {', '.join(typed)}"
-        )

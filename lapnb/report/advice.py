@@ -1,61 +1,53 @@
 """What to use: a practitioner's choices, judged on all recorded rows. Reads rows only."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import product
 
 import pandas as pd
 
-from lapnb.paper.tables import TABLES
 from lapnb.pruning.scores import METHODS
 from lapnb.report import compare as of
-from lapnb.report.show import Shown, percent, recordings
+from lapnb.report import words
+from lapnb.report.show import Shown
+from lapnb.report.summary import everything, matched
 
-MP, LAP = ({"method": m, "scope": "layer", "schedule": "oneshot"} for m in ("mp", "lap"))
+MP = {"method": "mp", "scope": "layer", "schedule": "oneshot"}
+LAP = MP | {"method": "lap"}
 COLUMNS = ["choice", "network", "scale", "n", "verdict", "evidence"]
 
 
 def advice() -> pd.DataFrame:
-    """Whether to take the one rather than the other, a row per choice and network.
+    """Say whether to take the one rather than the other, a row per choice and network.
 
-    Reads the retrained rows of all tables at the reduced and the paper scale. Pairs have the same
-    dense network and device; the same runs in several tables count once; pairs of fewer than 3
-    seeds are left out, and fractions at which both choices are the same run. The verdict is *yes*
-    when the 95 % interval of the paired difference in test error lies below 0 at some surviving
-    fraction and above it at none, *no* the other way round, *it depends* for both, *open* for
-    neither.
+    Judges the retrained rows of all tables at the reduced and the paper scale; see `everything` and
+    `matched` for what is paired. At a surviving fraction the one is better or worse where p of the
+    paired difference in test error is below 5 %, adjusted for the number of fractions (Holm).
 
-    Columns: choice, methods being layer-wise and one-shot unless it says otherwise; network; scale;
-    n; verdict; evidence, the surviving fractions (%) where the one is better, where it is worse
-    and where they cannot be told apart, with the errors (%) and the interval at the sparsest.
+    Returns:
+        Columns: choice, methods being layer-wise and one-shot unless it says otherwise; network;
+        scale; n; verdict, *yes* when the one is better at some fraction and worse at none, *no* the
+        other way round, *it depends* for both, *undecided* for neither; evidence, the fractions (%)
+        where it is better, worse and not significantly different, with the errors (%) and the
+        95 % interval at the sparsest.
     """
-    recorded = [rows for name in TABLES for rows in recordings(name, "paper", "reduced")]
-    rows = pd.concat([rows.assign(network=_network(rows)) for rows in recorded] or [pd.DataFrame()])
-    found = []
-    for choice, one, other in _choices() if len(rows) else ():
-        keys = ["network", "scale", "round", "seed", "dense_error", "device"]
-        both = _those(rows, one).merge(_those(rows, other), on=keys, suffixes=("", "_other"))
-        both = both.drop_duplicates(keys[:4])  # of another table
-        for (network, scale), pairs in both.groupby(["network", "scale"], sort=False):
-            names = {"error": "better", "error_other": "worse"}
-            values = pairs.set_index("round").rename(columns=names)
-            judged = of.intervals(values, "better", "worse", ["round"])
-            judged["surviving"] = 100 * pairs.groupby("round").surviving.mean()
-            same = (judged[["low", "high"]] == 0).all(axis=1)  # as iterative pruning's first round
-            judged = judged[(judged.n >= 3) & ~same]
-            if len(judged):
-                n = "–".join(map(str, sorted({judged.n.min(), judged.n.max()})))
-                found.append((choice, network, scale, n, *_judged(judged)))
+    rows, found = everything(), []
+    for choice, one, other in _choices():
+        pairs = matched(rows, one, other, [])
+        for (network, scale), part in pairs.groupby(["network", "scale"], sort=False):
+            n = words.span(part.n)
+            found.append([choice, network, scale, n, *_judged(part, _named(one), _named(other))])
     return pd.DataFrame(found, columns=COLUMNS)
 
 
 def in_words() -> Shown:
-    """`advice` as a list, by choice; its heading is what the networks say, open ones aside."""
+    """`advice` as a list by choice, whose evidence is folded in HTML."""
     text, html = [], []
-    for choice, own in advice().groupby("choice", sort=False):
-        head = f"{choice}: {_together(own.verdict)}"
-        lines = own.network + " (" + own.scale + " scale, n = " + own.n + "): " + own.evidence
+    for choice, rows in advice().groupby("choice", sort=False):
+        head = f"{choice}: {_together(rows.verdict)}"
+        lines = rows.network + " (" + rows.scale + " scale, n = " + rows.n + "): " + rows.evidence
         text += [head, *("  " + lines)]
-        html += [f"<b>{head}</b><ul>", *("<li>" + lines + "</li>"), "</ul>"]
+        html.append(f"<details><summary><b>{head}</b></summary><ul>")
+        html += [*("<li>" + lines + "</li>"), "</ul></details>"]
     return Shown({"text/plain": "\n".join(text), "text/html": "\n".join(html)})
 
 
@@ -66,40 +58,42 @@ def _choices() -> Iterator[tuple[str, dict, dict]]:
         one = {"method": method, "scope": scope, "schedule": schedule}
         if one in (MP, LAP):
             continue
-        special = ", global" * (scope == "global") + ", iterative" * (schedule == "iterative")
         # MP and LAP beside their layer-wise, one-shot form, others beside LAP in the same form
         other = {"mp": MP, "lap": LAP}.get(method, one | {"method": "lap"})
-        data = " (sees data)" * (METHODS[method].looks_at not in ("", "ones"))
-        rather = of.short(other["method"]) + special * (other not in (MP, LAP))
-        yield f"{of.short(method)}{data}{special} rather than {rather}", one, other
+        yield f"{_named(one)} rather than {_named(other)}", one, other
 
 
-def _network(rows: pd.DataFrame) -> pd.Series:
-    """Network and data of each row, as in "FCN on MNIST, tanh"."""
-    unusual = rows.activation.where(~rows.activation.isin(["relu", "none"]))
-    return of.title(rows, whole=False) + (", " + unusual).fillna("")
+def _named(choice: dict) -> str:
+    """A choice in words, as in "LAP-act (sees data), global"."""
+    text = words.short(choice["method"])
+    if METHODS[choice["method"]].looks_at not in ("", "ones"):
+        text += " (sees data)"
+    if choice["scope"] == "global":
+        text += ", global"
+    if choice["schedule"] == "iterative":
+        text += ", iterative"
+    return text
 
 
-def _those(rows: pd.DataFrame, settings: dict) -> pd.DataFrame:
-    wanted = pd.Series(settings)
-    return rows[(rows[wanted.index] == wanted).all(axis=1) & (rows.retrain_steps > 0)]
-
-
-def _judged(found: pd.DataFrame) -> tuple[str, str]:
+def _judged(rows: pd.DataFrame, one: str, other: str) -> tuple[str, str]:
     """Verdict and evidence of the intervals, one row per surviving fraction."""
-    better, worse = found[found.high < 0], found[found.low > 0]
-    level = found.drop([*better.index, *worse.index])
-    kinds = {"better at": better, "worse at": worse, "not told apart at": level}
-    told = [f"{word} {_told(some)}" for word, some in kinds.items() if len(some)]
+    clear = of.holm(rows.p) < 0.05
+    better, worse = rows[clear & (rows.difference < 0)], rows[clear & (rows.difference > 0)]
+    kinds = {"better": better, "worse": worse, "not significantly different": rows[~clear]}
+    told = [f"{kind} at {_told(some, one, other)}" for kind, some in kinds.items() if len(some)]
     return _together(["yes"] * len(better) + ["no"] * len(worse)), "; ".join(told)
 
 
-def _together(verdicts: list[str] | pd.Series) -> str:
-    said = {*verdicts} - {"open"} or {"open"}
+def _together(verdicts: Iterable[str]) -> str:
+    said = {*verdicts} - {"undecided"}
+    if not said:
+        return "undecided"
     return said.pop() if len(said) == 1 else "it depends"
 
 
-def _told(found: pd.DataFrame) -> str:
+def _told(rows: pd.DataFrame, one: str, other: str) -> str:
     """The fractions, and the numbers of the sparsest of them."""
-    fractions = ", ".join(map(percent, found.surviving))
-    return f"{fractions} %{', at the last' * (len(found) > 1)}: {of.numbers(found.iloc[-1])}"
+    text = f"{words.several(rows.surviving)} %"
+    if len(rows) > 1:
+        text += ", at the last"
+    return f"{text}: {words.numbers(rows.iloc[-1], one, other)}"

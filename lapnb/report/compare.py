@@ -1,67 +1,104 @@
-"""Ours beside the paper's: means, paired differences, verdicts on its claims. Reads rows only."""
+"""Statistics of rows: means, paired differences, endpoints, verdicts on claims. Reads rows only."""
 
+import dataclasses
+import math
 import pathlib
 from functools import cache
 
+import numpy as np
 import pandas as pd
 
+from lapnb.checks import require
 from lapnb.paper.protocol import VARIED, Claim
-from lapnb.paper.tables import TABLES, table
+from lapnb.paper.tables import ALL_ROUNDS, TABLES, table
 from lapnb.pruning.scores import METHODS
-from lapnb.runs.rows import NUMBERS, SCHEMA, check
+from lapnb.report import words
+from lapnb.report.words import MEASURED, NAMES, digits, short, stands_in, title  # noqa: F401
+from lapnb.runs.rows import PROVENANCE, SCHEMA, check
 
-# What can be compared: its axis, and how a claim about it ends
-MEASURED = {
-    "error": ("test error (%)", ""),
-    "error_before": ("test error before retraining (%)", " before retraining"),
-    "train_error": ("training error (%)", " in training error"),
-    "gap": ("training − test accuracy (points)", " in the gap of training and test accuracy"),
-    "distortion": ("relative distortion ‖J(W̃) − J(W)‖ / ‖J(W)‖", " in distortion"),
-}
-NAMES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
-NAMES |= {"tiny_imagenet": "Tiny-ImageNet", "mnist5k": "MNIST"}
-WIDTHS = {1: "", 0.125: " ×⅛", 0.25: " ×¼", 0.4: " ×⅖", 0.5: " ×½"}
-VERDICT = ["table", "scale", "claim", "surviving", "better", "worse", "low", "high", "n"]
-VERDICT += ["found", "verdict", "rows"]
-BARS = "bars: ± 1 standard deviation, of differences 95 % intervals"
+ROWS = "results must be rows of one table, as lapnb.run and lapnb.recorded return them"
+# What rows of one table agree in
+SHARED = ["table", "scale", "network", "width", "source", "dense_steps", "retrain_steps", "changed"]
+VERDICT = (
+    "table scale network claim surviving sparsity dense method_mean baseline_mean difference low"
+)
+VERDICT = f"{VERDICT} high n p detectable area verdict found by_fraction runs".split()
+INTERVAL = ["difference", "low", "high", "n", "p", "detectable", "standard_error"]
+EFFECTS = (
+    ["method", "round", "surviving", "difference", "paper_difference", "z", "above_dense", "paper_above_dense"]
+)
+LEAST_SEEDS = 3
+
+
+# ---- rows ----------------------------------------------------------------------------------------
 
 
 @cache
 def published() -> pd.DataFrame:
-    """The published test errors (%): transcribed by us, see the note in README.md."""
+    """Read the published test errors (%): transcribed by us, see the note in README.md."""
     return pd.read_csv(pathlib.Path(__file__).parents[1] / "paper" / "published.csv")
 
 
 def one_source(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
-    """The rows with one column more, gap, when they may be compared with each other.
+    """Return a typed copy of rows that may be compared with each other, with columns gap and lost.
 
-    Raises ValueError for anything else than rows of one table, scale and source of the data, each
-    run once, and for a `column` that they do not record.
+    All that follows uses this copy, so that it does not matter how the rows were read.
+
+    Raises:
+        ValueError: These are not rows of one table, scale, source and settings, each run once; or
+            they do not record `column`.
     """
-    wanted = "results must be rows of one table, as lapnb.run and lapnb.recorded return them"
     if not isinstance(results, pd.DataFrame) or results.empty:
-        raise ValueError(f"{wanted}; got {type(results).__name__} without rows")
-    if missing := [name for name in SCHEMA if name not in results]:
-        raise ValueError(f"{wanted}; these have no column {missing[0]}")
-    kinds = results[["table", "scale", "network", "width", "source"]].drop_duplicates()
-    again = results.duplicated([*VARIED, "method", "round", "seed"]).sum()
-    if len(kinds) > 1 or again or results.table.iloc[0] not in TABLES:
-        found = " and ".join(" ".join(map(str, kind)) for kind in kinds.to_numpy())
-        raise ValueError(f"{wanted}, each run once; got {found}, {again} repeated runs")
-    texts = results[["source", "device"]].map(type).eq(str).all(axis=1)
-    right = texts & (results.status == "ok")
-    if not right.all():
-        raise ValueError(f"{wanted}, with a result each; row {right.idxmin()} is invalid")
+        raise ValueError(f"{ROWS}; got {type(results).__name__} without rows")
     try:
-        typed = results.astype(dict.fromkeys(NUMBERS, float))
-        check(typed, *results[["table", "scale"]].iloc[0])
+        rows = _typed(results)
+        _refuse_mixed(rows)
+        check(rows, *rows.loc[0, ["table", "scale"]])
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{wanted}; {error}") from error
-    rows = results.assign(gap=results.error - results.train_error)
-    known = [name for name in MEASURED if rows[name].notna().any()]
-    if column not in known:
-        raise ValueError(f"column must be one of {', '.join(known)}; got {column!r}")
+        raise ValueError(f"{ROWS}; {error}") from error
+    rows["gap"] = rows.error - rows.train_error
+    rows["lost"] = rows.error_before - rows.dense_error
+    recorded = [name for name in MEASURED if rows[name].notna().any()]
+    require(column in recorded, "column", f"one of {', '.join(recorded)}", column)
     return rows
+
+
+def _typed(results: pd.DataFrame) -> pd.DataFrame:
+    """The columns of a results file with its types; text without missing values."""
+    in_index = any(name in SCHEMA and name not in results for name in results.index.names)
+    rows = results.reset_index(drop=not in_index)
+    for name in SCHEMA:
+        if name not in rows and name not in PROVENANCE:
+            raise ValueError(f"these have no column {name}")
+    rows = rows.reindex(columns=[*SCHEMA]).astype(object)
+    present = rows.notna()
+    for name, kind in SCHEMA.items():
+        if kind is str:
+            rows[name] = rows[name].where(present[name], "").astype(str)
+            continue
+        rows[name] = rows[name].where(present[name], math.nan).astype(float)
+        if kind[0] is int:
+            rows[name] = rows[name].astype("Int64").astype(int)  # TypeError unless whole
+    return rows
+
+
+def _refuse_mixed(rows: pd.DataFrame) -> None:
+    """Raise ValueError unless these are finished runs of one table, each run once."""
+    for name in SHARED:
+        values = rows[name].unique().tolist()
+        if len(values) > 1:
+            raise ValueError(f"{name} is {words.listed([f'{value!r}' for value in values])}")
+    if rows.table[0] not in TABLES:
+        raise ValueError(f"there is no table {rows.table[0]!r}")
+    finished = (rows.status == "ok") & (rows.source != "") & (rows.device != "")
+    if not finished.all():
+        raise ValueError(f"row {finished.idxmin()} is no finished run")
+    repeated = rows.duplicated([*VARIED, "method", "round", "seed"]).sum()
+    if repeated:
+        raise ValueError(f"each run once; got {repeated} repeated runs")
+    looks = rows.method.map(lambda name: METHODS[name].looks_at if name in METHODS else "")
+    if rows.groupby([*VARIED, "round", looks]).settings.nunique().max() > 1:
+        raise ValueError("settings differ within a method and round, as their hashes say")
 
 
 def varied(rows: pd.DataFrame) -> list[str]:
@@ -69,28 +106,38 @@ def varied(rows: pd.DataFrame) -> list[str]:
     return [name for name in VARIED if rows[name].nunique() > 1]
 
 
-def compare(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
-    """Our means beside the published ones, one row per method and surviving fraction.
+# ---- means and pairs -----------------------------------------------------------------------------
 
-    Columns: method; `column` and std, its mean and standard deviation over seeds; n, the number of
-    seeds; surviving (%); paper and paper_std, the published ones (empty where there are none, or of
-    another network or data set); difference, ours − paper's; gain_over_mp, 100 · (error − MP's) /
-    MP's, below 0 where the method is better; paper_gain. Settings that the table varies come
-    first.
+
+def compare(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
+    """Compare our means with the published ones, one row per method and surviving fraction.
+
+    Args:
+        results: Rows of one table, as `lapnb.run` returns them.
+        column: What to compare: error, error_before, train_error, gap or distortion.
+
+    Returns:
+        Columns: method; `column` and std, its mean and standard deviation over seeds; n, the number
+        of seeds; surviving (%); paper and paper_std, the published ones (empty where there are
+        none, or of another network or data set); difference, ours − paper's; gain_over_mp,
+        100 · (error − MP's) / MP's, below 0 where the method is better; paper_gain. Settings that
+        the table varies come first.
     """
-    rows = one_source(results, column).assign(surviving=lambda rows: 100 * rows.surviving)
-    first, keys = rows.iloc[0], [*varied(rows), "method", "round"]
-    ran, paper = (table(first.table, scale) for scale in (first.scale, "paper"))
-    same = first.source.removesuffix(" (JPEG)") == NAMES[paper.dataset]
-    same = same and ran.image_size == paper.image_size and column == "error"
-    same = same and all(first[name] == getattr(paper, name) for name in ("width", *VARIED))
+    return means(one_source(results, column), column)
+
+
+def means(rows: pd.DataFrame, column: str = "error") -> pd.DataFrame:
+    """`compare` of typed rows."""
+    rows = rows.assign(surviving=100 * rows.surviving)
+    groups = rows.groupby([*varied(rows), "method", "round"], sort=False)
+    ours = groups[column].agg(**{column: "mean", "std": "std", "n": "count"})
+    ours = ours.join(groups.surviving.mean()).reset_index()
     theirs = published().rename(columns={"error_pct": "paper", "error_std": "paper_std"})
-    theirs = theirs[(theirs.table == first.table) & same]
-    groups = rows.groupby(keys, sort=False)
-    found = groups[column].agg(**{column: "mean", "std": "std", "n": "count"})
-    theirs = theirs[["method", "round", "paper", "paper_std"]]
-    both = found.join(groups.surviving.mean()).reset_index().merge(theirs, "left")
-    keys.remove("method")
+    theirs = theirs[theirs.table == rows.table.iloc[0]]
+    if column != "error" or not words.as_published(rows):
+        theirs = theirs[:0]
+    both = ours.merge(theirs[["method", "round", "paper", "paper_std"]], "left")
+    keys = [*varied(rows), "round"]
     mp = both[keys].merge(both[both.method == "mp"], "left", keys)
     both["difference"] = both[column] - both.paper
     both["gain_over_mp"] = 100 * (both[column] / mp[column] - 1)
@@ -98,139 +145,263 @@ def compare(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
     return both
 
 
-def paired(results: pd.DataFrame, better: str, worse: str, column: str = "error") -> pd.DataFrame:
-    """`column` of two methods on the seeds that both have, one row per surviving fraction.
+def paired(
+    results: pd.DataFrame, method: str, baseline: str, column: str = "error"
+) -> pd.DataFrame:
+    """Compare two methods on the seeds that both have, one row per surviving fraction.
 
-    Columns: surviving (%); the two methods' means; difference, `better` − `worse`; low and high,
-    its 95 % interval (Student's t over the seeds' differences); n, the number of seeds. Settings
-    that the table varies, and the round, come first.
+    Args:
+        results: Rows of one table, as `lapnb.run` returns them.
+        method: The method, as "lap".
+        baseline: What it is compared with, as "mp".
+        column: What to compare: error, error_before, train_error, gap or distortion.
+
+    Returns:
+        Columns: surviving (%); the two methods' means; difference, `method` − `baseline`; low and
+        high, its 95 % interval (Student's t over the seeds' differences); n, the number of seeds;
+        p, detectable and standard_error, see `interval`. Settings that the table varies, and the round, come first.
     """
     rows = one_source(results, column)
-    for parameter, method in (("better", better), ("worse", worse)):
-        if method not in (known := [*rows.method.unique()]):
-            raise ValueError(f"{parameter} must be one of {', '.join(known)}; got {method!r}")
+    methods = [*rows.method.unique()]
+    for parameter, name in (("method", method), ("baseline", baseline)):
+        require(name in methods, parameter, f"one of {', '.join(methods)}", name)
+    require(method != baseline, "baseline", "another method", baseline)
+    return pairs(rows, method, baseline, column)
+
+
+def pairs(rows: pd.DataFrame, method: str, baseline: str, column: str = "error") -> pd.DataFrame:
+    """`paired` of typed rows."""
     keys = [*varied(rows), "round"]
     values = rows.pivot(index=[*keys, "seed"], columns="method", values=column)
-    found = intervals(values, better, worse, keys)
+    found = intervals(values[[method, baseline]], keys)
     surviving = 100 * rows.groupby("round").surviving.mean()
     found.insert(0, "surviving", surviving.reindex(found.index, level="round"))
     return found.rename_axis(columns=None).reset_index()
 
 
-def intervals(values: pd.DataFrame, better: str, worse: str, keys: list[str]) -> pd.DataFrame:
-    """Two columns' means, their paired difference and its 95 % interval, by levels of the index."""
+def intervals(values: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """The means of two columns and the `interval` of first − second, by levels of the index."""
+    values = values.dropna()
+    groups = values.groupby(level=keys)
+    apart = (values.iloc[:, 0] - values.iloc[:, 1]).groupby(level=keys)
+    found = pd.DataFrame([interval(part) for _, part in apart], columns=INTERVAL)
+    return groups.mean().join(found.set_index(groups.size().index))
+
+
+# ---- one number per seed -------------------------------------------------------------------------
+
+
+def interval(values: pd.Series) -> dict[str, float]:
+    """Summarise one number per seed.
+
+    Returns:
+        difference, the mean; low and high, its 95 % interval (Student's t); n; p, two-sided, that
+        the mean is 0; error, the standard error; and detectable, the difference that the t test at
+        5 % finds with 80 % power at this n and standard deviation: (t(0.975) + t(0.8)) · standard_error.
+    """
     from scipy.stats import t  # takes a second to import
 
-    pairs = values.assign(difference=values[better] - values[worse])[[better, worse, "difference"]]
-    groups = pairs.dropna().groupby(level=keys)
-    found, n = groups.mean(), groups.size()
-    half = t.ppf(0.975, n - 1) * groups.difference.sem()
-    return found.assign(low=found.difference - half, high=found.difference + half, n=n)
+    n, mean = len(values), values.mean()
+    error = values.std() / n**0.5
+    half = t.ppf(0.975, n - 1) * error
+    p = 2 * t.sf(abs(mean) / error, n - 1) if error else float(mean == 0)
+    found = {"difference": mean, "low": mean - half, "high": mean + half, "n": n, "p": p}
+    return found | {"detectable": half + t.ppf(0.8, n - 1) * error, "standard_error": error}
 
 
-def short(method: str) -> str:
-    """A method's name in a table: LAP for lookahead (LAP)."""
-    title = METHODS[method].title
-    return title[title.find("(") + 1 :].rstrip(")")
+def per_seed(values: pd.DataFrame, claim: Claim) -> pd.Series:
+    """Sum up each row of `values`, a seed's numbers, as the `measure` of a claim says.
+
+    Args:
+        values: A row per seed; a column per fraction of surviving weights (%), the sparsest last.
+        claim: Says how.
+    """
+    percent = values.columns.to_numpy(float)
+    halvings = -np.log2(percent)
+    if claim.measure == "kept":
+        near = (values.round(6) <= claim.loss).cummin(axis=1)
+        return near.mul(percent).where(near).min(axis=1)
+    if claim.measure == "mean":
+        return values.mean(axis=1)
+    if len(halvings) < 2:
+        return pd.Series(math.nan, values.index)
+    if claim.measure == "area":
+        return pd.Series(np.trapezoid(values, halvings, axis=1) / np.ptp(halvings), values.index)
+    return pd.Series(np.polyfit(halvings, values.T, 1)[0], values.index)
 
 
-def in_words(claim: Claim) -> str:
-    """A claim as a sentence, as in "LAP beats MP before retraining"."""
-    better, worse = short(claim.better), short(claim.worse)
-    text = f"{better} and {worse} are alike" if claim.alike else f"{better} beats {worse}"
-    return ", ".join([text + MEASURED[claim.column][1], *claim.where.values()])
+def alike(found: dict, claim: Claim) -> float:
+    """The p value of a mean outside the limits of a claim: the larger of two one-sided tests'."""
+    from scipy.stats import t
+
+    distance = min(found["difference"] - claim.low, claim.high - found["difference"])
+    if found["standard_error"] == 0:
+        return float(distance <= 0)
+    return float(t.sf(distance / found["standard_error"], found["n"] - 1))
 
 
-def digits(column: str) -> str:
-    """How its numbers are written."""
-    return ".3f" if column == "distortion" else ".2f"
+def judge(found: dict, claim: Claim) -> str:
+    """Judge an `interval` by the limits of a claim.
+
+    *reproduced* when there are at least 3 seeds and the 95 % interval lies between the limits, *not
+    reproduced* when it lies outside, *undecided* otherwise. With two limits, as of methods that are
+    alike, two one-sided tests at 5 % each reproduce: the 90 % interval lies between them.
+    """
+    if found["n"] < LEAST_SEEDS:
+        return "undecided"
+    if found["high"] < claim.low or found["low"] > claim.high:
+        return "not reproduced"
+    inside = found["high"] < claim.high
+    if claim.low > -math.inf:
+        inside = alike(found, claim) < 0.05
+    return "reproduced" if inside else "undecided"
 
 
-def numbers(pair, style: str = ".2f") -> str:
-    """Means and interval of a pair, as in "1.00 against 2.00, difference −1.00 [−2.00, +0.00]"."""
-    text = f"{pair['better']:{style}} against {pair['worse']:{style}}"
-    if pair["n"] > 1:
-        low, high = (f"{pair[name]:+{style}}" for name in ("low", "high"))
-        text += f", difference {pair['difference']:+{style}} [{low}, {high}]"
-    return text.replace("-", "−")
+def holm(p: pd.Series) -> pd.Series:
+    """Adjust p values for their number (Holm, 1979); missing ones stay missing."""
+    ascending = p.dropna().sort_values()
+    left = np.arange(len(ascending), 0, -1)
+    return (ascending * left).cummax().clip(upper=1).reindex(p.index)
+
+
+# ---- verdicts ------------------------------------------------------------------------------------
 
 
 def verdicts(results: pd.DataFrame) -> pd.DataFrame:
-    """Whether the paper's claims hold in `results`, one row per claim and surviving fraction.
+    """Judge the paper's claims on `results`, one row per claim.
 
-    A claim says that one method has the smaller error (or other column) than another, at the
-    sparsest rounds. It is *reproduced* when there are at least 3 seeds and the 95 % interval of the
-    paired difference lies on the claimed side, *not reproduced* when it lies on the other side,
-    *open* otherwise, and *not run* without seeds of both methods. A claim that two methods are
-    alike is reproduced when the interval of at least 3 seeds holds 0, and not when it does not.
+    The endpoint of a claim is declared with its table: one number per seed, mostly the mean paired
+    difference over the sparsest fractions. See `judge` for *reproduced*, *not reproduced* and
+    *undecided*. A claim is *not run* without seeds of both methods.
 
-    Columns: table, scale, claim; surviving (%); better and worse, the two means; low and high; n;
-    found, these numbers in words; verdict; rows, the same for two tables that hold the same runs.
+    Args:
+        results: Rows of one table, as `lapnb.run` returns them.
+
+    Returns:
+        Columns: table, scale, network; claim; surviving and sparsity, the fractions that count (%,
+        text); dense, the dense networks' test error; method_mean and baseline_mean; difference, low
+        and high, n, p, detectable: see `interval`; area, the mean area between the two curves over
+        the log of the surviving weights; verdict; found, these numbers in words; by_fraction, the
+        verdict at each of the fractions; runs, the same for two tables that hold the same runs.
     """
-    rows, found = one_source(results), []
+    return judged(one_source(results))
+
+
+def judged(rows: pd.DataFrame) -> pd.DataFrame:
+    """`verdicts` of typed rows."""
     first = rows.iloc[0]
-    for claim in table(first.table, "paper").claims:
-        methods, style = [claim.better, claim.worse], digits(claim.column)
-        part = rows[rows.method.isin(methods)].dropna(subset=claim.column)
-        part = part[(part[[*claim.where]] == pd.Series(claim.where)).all(axis=1)]
-        missing = [short(method) for method in methods if method not in set(part.method)]
-        pairs = part[:0] if missing else paired(part, *methods, claim.column).tail(claim.rounds)
-        about = {"table": first.table, "scale": first.scale, "claim": in_words(claim)}
-        if pairs.empty:
-            why = f"no rows of {' or '.join(missing)}" if missing else "no seed of both"
-            found.append(about | {"n": 0, "found": why, "verdict": "not run"})
-        pairs = pairs.rename(columns={claim.better: "better", claim.worse: "worse"})
-        for pair in pairs.to_dict("records"):
-            low, high, verdict = pair["low"], pair["high"], "open"
-            if pair["n"] >= 3 and (claim.alike or not low <= 0 <= high):
-                holds = low <= 0 <= high if claim.alike else high < 0
-                verdict = "reproduced" if holds else "not reproduced"
-            settings = sorted({*part[part["round"] == pair["round"]].settings})
-            same = " ".join([first.source, *methods, claim.column, str(pair["round"]), *settings])
-            told = {"found": numbers(pair, style), "verdict": verdict, "rows": same}
-            found.append(about | pair | told)
-    return pd.DataFrame(found, columns=VERDICT)
+    about = {"table": first.table, "scale": first.scale, "network": words.title(rows)}
+    about["dense"] = rows.drop_duplicates("seed").dense_error.mean()
+    claims = table(first.table, "paper").claims
+    return pd.DataFrame([about | _judged(rows, claim) for claim in claims], columns=VERDICT)
 
 
-def stands_in(results: pd.DataFrame) -> str:
-    """The name of the table's own data set, when the rows are of another one."""
-    first = results.iloc[0]
-    own = NAMES[table(first.table, "paper").dataset]
-    return "" if first.source.startswith(own) else own
+def endpoint(rows: pd.DataFrame, claim: Claim) -> pd.DataFrame:
+    """What a claim is judged by: a row per seed, and columns method, baseline and difference."""
+    return _numbers(*_sides(rows, claim), claim)
 
 
-def title(results: pd.DataFrame, whole: bool = True) -> str:
-    """What was run, as in "VGG-19 ×¼ on CIFAR-10 (JPEG)"; `whole`: with the table's own subject."""
-    first, away = results.iloc[0], stands_in(results)
-    paper = table(first.table, "paper")
-    width = WIDTHS.get(first.width, f" ×{first.width:g}")
-    data = "5,000 MNIST digits" if first.dataset == "mnist5k" else first.source
-    text = paper.title if whole else paper.title.split(",")[0]
-    text = text.replace(f" on {NAMES[paper.dataset]}", f"{width} on {data}")
-    return text + (f", standing in for {away}" if away else "")
+def _numbers(ours: pd.DataFrame, theirs: pd.DataFrame, claim: Claim) -> pd.DataFrame:
+    """`endpoint` of the two sides of a claim."""
+    baseline = claim.published
+    if claim.baseline != "published":
+        baseline = per_seed(theirs, claim)
+    both = pd.DataFrame({"method": per_seed(ours, claim), "baseline": baseline}).dropna()
+    return both.assign(difference=both.method - both.baseline)
 
 
-def caption(results: pd.DataFrame, marks: str = BARS) -> str:
-    """How it was computed: scale, data, what differs from the paper, device, number of seeds.
+def _sides(rows: pd.DataFrame, claim: Claim) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The claim's column of the method and of the baseline.
 
-    `marks` says what the spread over seeds looks like, where there are several.
+    A row per seed and a column per fraction of surviving weights (%). The rounds are the declared
+    ones of the scale, of those that have a seed of both methods; the seeds have all these rounds.
     """
-    both, first = compare(results), results.iloc[0]
-    ran, paper = (table(first.table, scale) for scale in (first.scale, "paper"))
-    n = both.groupby("method", sort=False).n
-    told = n.agg(lambda n: "–".join(map(str, sorted({n.min(), n.max()}))))
-    same = told.groupby(told, sort=False).groups.items()
-    seeds = [f"{text} ({', '.join(map(short, methods))})" for text, methods in same]
-    retraining = f" + {first.retrain_steps:,.0f} retraining" if first.retrain_steps else ""
-    parts = [
-        f"{first.scale} scale",
-        first.source,
-        f"{first.dense_steps:,.0f} dense{retraining} steps",
-        f"learning rate {ran.lr:g}" if ran.lr != paper.lr and "lr = " not in first.changed else "",
-        f"changed: {first.changed}" if first.changed else "",
-        " and ".join(sorted(results.device.unique())),
-        f"n = {', '.join(seeds if len(seeds) > 1 else told[:1])}",
-        str(marks) if both.n.max() > 1 else "",
-        "published: on CIFAR-10 itself" if "JPEG" in first.source and both.paper.any() else "",
-    ]
-    return " · ".join(filter(None, parts))
+    part = rows[(rows[[*claim.where]] == pd.Series(claim.where)).all(axis=1)]
+    values = part.pivot(index="seed", columns=["method", "round"], values=claim.column)
+    methods = {*part.method}
+    ours = values[claim.method] if claim.method in methods else pd.DataFrame()
+    theirs = ours
+    if claim.baseline != "published":
+        theirs = values[claim.baseline] if claim.baseline in methods else pd.DataFrame()
+    there = (ours - theirs).dropna(axis=1, how="all")
+    first = rows.iloc[0]
+    declared = table(first.table, first.scale).rounds[-claim.rounds :]
+    rounds = [t for t in declared if t in there]
+    seeds = there[rounds].dropna().index
+    surviving = 100 * part.groupby("round").surviving.mean()[rounds]
+    sides = [side.reindex(index=seeds, columns=rounds) for side in (ours, theirs)]
+    return tuple(side.set_axis(surviving, axis=1) for side in sides)
+
+
+def _judged(rows: pd.DataFrame, claim: Claim) -> dict:
+    """The row of a claim in `verdicts`."""
+    told = {"claim": words.in_words(claim), "n": 0, "verdict": "not run"}
+    methods = [claim.method]
+    if claim.baseline != "published":
+        methods.append(claim.baseline)
+    ours, theirs = _sides(rows, claim)
+    numbers = _numbers(ours, theirs, claim)
+    if numbers.empty:
+        names = [words.short(name) for name in methods if name not in {*rows.method}]
+        missing = f"no rows of {' or '.join(names)}" if names else "no seed of both"
+        return told | {"found": missing}
+    told |= interval(numbers.difference)
+    told |= {"method_mean": numbers.method.mean(), "baseline_mean": numbers.baseline.mean()}
+    told |= {"surviving": words.several(ours), "sparsity": words.several(ours, words.sparsity)}
+    told["runs"] = f"{claim.column} {numbers.round(6).to_numpy().tolist()}"
+    told["verdict"] = judge(told, claim)
+    if claim.low > -math.inf:
+        told["p"] = alike(told, claim)
+    style = words.digits(claim.column)
+    told["found"] = words.numbers(told, *map(words.short, (claim.method, claim.baseline)), style)
+    if claim.measure == "trend":
+        told["found"] = f"{words.interval_text(told)} points with each halving of the weights"
+    told["found"] += words.devices(rows[rows.method.isin(methods)])
+    if claim.measure == "mean":
+        apart = ours - theirs
+        told["by_fraction"] = words.by_fraction(
+            {at: judge(interval(apart[at]), claim) for at in apart}
+        )
+        whole = dataclasses.replace(claim, measure="area", rounds=ALL_ROUNDS)
+        told["area"] = endpoint(rows, whole).difference.mean()
+    return told
+
+
+def effects(results: pd.DataFrame, baseline: str = "mp") -> pd.DataFrame:
+    """Compare differences with the published ones, and errors above the dense network's.
+
+    Where the images or the training differ, all errors shift, and effects say more than errors.
+
+    Returns:
+        One row per method and surviving fraction of which a difference to `baseline` is published:
+        method, round, surviving (%), difference, paper_difference, z (their distance in standard
+        errors), above_dense and paper_above_dense, the method's error above its dense network's.
+    """
+    rows = one_source(results)
+    both = means(rows).dropna(subset="paper").set_index(["method", "round"])
+    dense = published()[published().table == rows.table.iloc[0]].unpruned_error.iloc[0]
+    found = []
+    for method in both.index.unique("method").drop(baseline):
+        pair = pairs(rows, method, baseline).set_index("round")
+        ours, theirs = both.loc[method], both.loc[baseline]
+        apart = ours.paper - theirs.paper
+        error = (pair.standard_error**2 + (ours.paper_std**2 + theirs.paper_std**2) / 5) ** 0.5
+        part = pair[["surviving", "difference"]].assign(
+            method=method,
+            paper_difference=apart,
+            z=(pair.difference - apart) / error,
+            above_dense=ours.error - rows.dense_error.mean(),
+            paper_above_dense=ours.paper - dense,
+        )
+        found.append(part.reset_index())
+    return pd.concat(found, ignore_index=True)[EFFECTS]
+
+
+def caption(results: pd.DataFrame, marks: str = words.BARS) -> str:
+    """Say how results were computed: scale, data, what differs from the paper, device, seeds.
+
+    Args:
+        results: Rows of one table, as `lapnb.run` returns them.
+        marks: What the spread over seeds looks like, said where there are several.
+    """
+    return words.how(one_source(results), marks)

@@ -17,8 +17,9 @@ from lapnb.pruning.data_statistics import data_statistics
 from lapnb.pruning.layers import prunable_layers
 from lapnb.pruning.masks import apply_masks, prune_masks, surviving
 from lapnb.pruning.scores import METHODS
-from lapnb.report.compare import published, short
+from lapnb.report.compare import published
 from lapnb.report.plots import COLOURS, WIDTH, canvas, finish
+from lapnb.report.words import short
 from lapnb.runs.compute import dense_network
 from lapnb.runs.task import Task
 from lapnb.training.data import Data, load_data

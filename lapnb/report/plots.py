@@ -19,6 +19,7 @@ from lapnb.paper.protocol import VARIED
 from lapnb.paper.tables import table
 from lapnb.pruning.scores import METHODS
 from lapnb.report import compare as of
+from lapnb.report import words
 from lapnb.runs.rows import results_file
 from lapnb.store import root, write_whole
 
@@ -28,7 +29,7 @@ STYLE = {
     "font.size": 7.5,
     "axes.titlesize": 7.5,
     "legend.fontsize": 7,
-    "xtick.labelsize": 7,
+    "xtick.labelsize": 6.5,
     "ytick.labelsize": 7,
     "text.color": INK,
     "axes.labelcolor": INK,
@@ -64,7 +65,6 @@ ERRORS = ("error", "error_before", "train_error")  # 100 minus these is an accur
 TICKS = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 90]
 FINE = [0.8, 1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 10, 12, 15, 20, 25, 30, 40, 50, 60, 80]
 MANY = 20  # rounds: a line with a band then says more than markers with bars
-WORDS = {"relu": "ReLU", "none": "linear", "oneshot": "one-shot", "layer": "layer-wise"}
 
 
 def look(method: str) -> dict[str, str]:
@@ -117,33 +117,28 @@ def plot(results: pd.DataFrame, column: str = "error", save: bool = False, metho
     rows = of.one_source(results, column)
     suffix = "" if column == "error" else f"-{column}"
     if methods is not None:
-        choices = [*rows.method.unique()]
-        allowed = f"some of {', '.join(choices)}"
-        require({*methods} <= {*choices} and len(methods) > 0, "methods", allowed, methods)
+        names = [*rows.method.unique()]
+        known = len(methods) > 0 and {*methods} <= {*names}
+        require(known, "methods", f"some of {', '.join(names)}", methods)
         rows = rows[rows.method.isin(methods)]
-        results = results[results.method.isin(methods)]
         suffix += "-" + "-".join(methods)
     panels = []
     for _, part in rows.groupby([*VARIED], sort=False):
         panels.append((_means, part))
-        if "mp" in set(part.method) and {*part.method} - {"mp", "rp"}:
+        if "mp" in {*part.method} and {*part.method} - {"mp", "rp"}:
             panels.append((_differences, part))
     heights = [1.6 if draw is _means else 1.2 for draw, _ in panels]
     sizes = {"figsize": (WIDTH, 0.8 + sum(heights)), "height_ratios": heights}
     with canvas(len(panels), sharex=True, **sizes) as (figure, axes):
         for axis, (draw, part) in zip(axes[:, 0], panels, strict=True):
-            draw(axis, part, column)
-            if draw is _means:
-                variant = [WORDS.get(name, name) for name in part.iloc[0][of.varied(rows)]]
-                axis.set_title(", ".join(variant), y=0.82, x=0.03, loc="left", weight="bold")
-        fractions = rows.groupby("round").surviving.mean()
-        _surviving_axes(axes[0, 0], axes[-1, 0], 100 * fractions)
-        marks = of.BARS
+            draw(axis, part, column, of.varied(rows))
+        fractions = 100 * rows.groupby("round").surviving.mean()
+        _surviving_axes(axes[0, 0], axes[-1, 0], fractions)
+        marks = words.BARS
         if len(fractions) > MANY:
             marks = marks.replace("bars", "bands")
-        heading = f"{finding(results, column)}\n{of.title(results)}"
-        path = _path(results, suffix) if save else None
-        return finish(figure, heading, of.caption(results, marks), path, column)
+        heading = f"{finding(rows, column)}\n{words.title(rows)}"
+        return finish(figure, heading, words.how(rows, marks), _path(rows, suffix, save), column)
 
 
 def scatter(results: pd.DataFrame, x: str, y: str = "error", save: bool = False):
@@ -172,13 +167,13 @@ def scatter(results: pd.DataFrame, x: str, y: str = "error", save: bool = False)
         style = {"hue": names, "style": names, "palette": colours, "markers": shapes}
         seaborn.scatterplot(rows, x=x, y=y, ax=axis, s=12, linewidth=0, alpha=0.8, **style)
         axis.get_legend().remove()
-        axis.set(xlabel=of.MEASURED[x][0], ylabel=of.MEASURED[y][0])
+        axis.set(xlabel=words.MEASURED[x][0], ylabel=words.MEASURED[y][0])
         _error_axis(axis, y, rows[y])
         order = rows[x].rank().corr(rows[y].rank())
         found = f"Rank correlation of {x} and error: {order:.2f}".replace("-", "−")
-        heading = f"{found}\n{of.title(results)}"
-        words = of.caption(results, "one point per run")
-        return finish(figure, heading, words, _path(results, f"-{x}") if save else None, x)
+        heading = f"{found}\n{words.title(rows)}"
+        text = words.how(rows, "one point per run")
+        return finish(figure, heading, text, _path(rows, f"-{x}", save), x)
 
 
 def plot_networks(networks: pd.DataFrame, seeds: pd.DataFrame, save: bool = False):
@@ -196,6 +191,7 @@ def plot_networks(networks: pd.DataFrame, seeds: pd.DataFrame, save: bool = Fals
     """
     import seaborn
 
+    networks = networks.dropna(subset="difference")
     places = networks[["network", "scale"]].assign(place=range(len(networks)))
     dots = seeds.merge(places)
     low, high = _reach(networks, seeds)
@@ -217,10 +213,10 @@ def plot_networks(networks: pd.DataFrame, seeds: pd.DataFrame, save: bool = Fals
         better = (networks.high < 0).sum() or "none"
         worse = (networks.low > 0).sum() or "none"
         heading = f"LAP beats MP on {better} of {len(networks)} networks, MP on {worse}"
-        words = "every seed a dot · diamonds: means with 95 % intervals · dense: test error (%) · "
-        words += "published: LAP − MP in the paper"
+        text = "every seed a dot · diamonds: means with 95 % intervals · dense: test error (%) · "
+        text += "published: LAP − MP in the paper"
         path = root() / "figures" / "networks.png" if save else None
-        return finish(figure, heading, words, path, "difference")
+        return finish(figure, heading, text, path, "difference")
 
 
 def _draw_network(axis, place: int, row) -> None:
@@ -256,46 +252,48 @@ def _reach(networks: pd.DataFrame, seeds: pd.DataFrame) -> tuple[float, float]:
     return 1.05 * low - 0.5, 1.05 * high + 0.5
 
 
-def finding(results: pd.DataFrame, column: str = "error") -> str:
+def finding(rows: pd.DataFrame, column: str = "error") -> str:
     """Say how often LAP is significantly better than MP; else what is lowest at the sparsest."""
-    methods = {*results.method}
-    what = of.MEASURED[column][1]
-    claims = table(results.table.iloc[0], "paper").claims
-    if not {"mp", "lap"} <= methods or not (claims or methods == {"mp", "lap"}):
-        return _lowest(results, column)
-    pairs = of.paired(results, "lap", "mp", column)
-    pairs = pairs[pairs.n >= 3]
+    what = words.MEASURED[column][1]
+    claims = table(rows.table.iloc[0], "paper").claims
+    if not {"mp", "lap"} <= {*rows.method} or not (claims or rows.method.nunique() == 2):
+        return _lowest(rows, column)
+    pairs = of.pairs(rows, "lap", "mp", column)
+    pairs = pairs[pairs.n >= of.LEAST_SEEDS]
     if pairs.empty:
         return f"LAP and MP{what}: too few seeds to compare"
-    places = "comparisons" if of.varied(results) else "surviving fractions"
-    total = f"{len(pairs)} {places}"
+    total = f"{len(pairs)} {'comparisons' if of.varied(rows) else 'surviving fractions'}"
     if column == "gap":
         alike = pairs.low.gt(-1) & pairs.high.lt(1)
         return f"LAP's gap is within 1 point of MP's at {alike.sum()} of {total}"
-    better = (pairs.high < 0).sum() or "none"
     worse = (pairs.low > 0).sum()
-    text = f"LAP beats MP{what} at {better} of {total}"
-    if worse:
-        text += f", MP at {worse}"
-    return text
+    text = f"LAP beats MP{what} at {(pairs.high < 0).sum() or 'none'} of {total}"
+    return f"{text}, MP at {worse}" if worse else text
 
 
-def _lowest(results: pd.DataFrame, column: str) -> str:
-    means = of.compare(results, column)
+def _lowest(rows: pd.DataFrame, column: str) -> str:
+    means = of.means(rows, column)
     sparsest = means[means["round"] == means["round"].max()]
     best = sparsest.loc[sparsest[column].idxmin()]
-    names = [of.short(best.method), *(WORDS.get(name, name) for name in best[of.varied(results)])]
-    return f"Lowest at {_percent(best.surviving)} %: {', '.join(names)} ({best[column]:.2f})"
+    name = ", ".join([words.short(best.method), *_variant(best, of.varied(rows))])
+    return f"Lowest at {words.percent(best.surviving)} %: {name} ({best[column]:.2f})"
 
 
-def _means(axis, rows: pd.DataFrame, column: str) -> None:
+def _variant(row: pd.Series, names: list[str]) -> list[str]:
+    """What a row is of the settings that vary, in words."""
+    return [words.WORDS.get(value, value) for value in row[names]]
+
+
+def _means(axis, rows: pd.DataFrame, column: str, varied: list[str]) -> None:
     dense = rows.dense_error.mean() if column in ("error", "error_before") else None
-    draw_means(axis, of.compare(rows, column), column, dense)
+    draw_means(axis, of.means(rows, column), column, dense)
+    variant = ", ".join(_variant(rows.iloc[0], varied))
+    axis.set_title(variant, y=0.82, x=0.03, loc="left", weight="bold")
 
 
-def _differences(axis, rows: pd.DataFrame, column: str) -> None:
+def _differences(axis, rows: pd.DataFrame, column: str, varied: list[str]) -> None:
     others = [method for method in rows.method.unique() if method not in ("mp", "rp")]
-    pairs = [of.paired(rows, method, "mp", column).assign(method=method) for method in others]
+    pairs = [of.pairs(rows, method, "mp", column).assign(method=method) for method in others]
     draw_differences(axis, pd.concat(pairs), column)
 
 
@@ -312,7 +310,7 @@ def draw_means(axis, means: pd.DataFrame, column: str = "error", dense=None) -> 
         values.append(pd.Series(dense))
     mean, std = means[column], means["std"]
     _lines(axis, means.assign(value=mean, low=mean - std, high=mean + std))
-    axis.set_ylabel(of.MEASURED[column][0])
+    axis.set_ylabel(words.MEASURED[column][0])
     _error_axis(axis, column, pd.concat(values))
 
 
@@ -343,7 +341,7 @@ def _limits(pairs: pd.DataFrame) -> tuple[float, float]:
 def _name(method: str) -> str:
     """A method's title where it is short, else its abbreviation."""
     title = METHODS[method].title
-    return title if len(title) < 20 else of.short(method)
+    return title if len(title) < 20 else words.short(method)
 
 
 def _lines(axis, numbers: pd.DataFrame) -> None:
@@ -393,11 +391,6 @@ def _error_axis(axis, column: str, values: pd.Series) -> None:
     right.set_ylabel("accuracy (%)")
 
 
-def _percent(value: float) -> str:
-    """Two digits after the point, as in the paper, or two that are not 0."""
-    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
-
-
 def _surviving_axes(first, last, fractions: pd.Series) -> None:
     """Surviving weights below the last panel, sparsity above the first; few to the right.
 
@@ -410,31 +403,28 @@ def _surviving_axes(first, last, fractions: pd.Series) -> None:
     for fraction in sorted(fractions):
         if fraction >= labelled[-1] * (high / low) ** 0.155 and fraction > low:
             labelled.append(fraction)
-    texts = [_percent(fraction) for fraction in labelled]
-    last.set_xticks(labelled, texts)
+    last.set_xticks(labelled, [words.percent(fraction) for fraction in labelled])
     if len(fractions) <= MANY:
         last.set_xticks(fractions, [""] * len(fractions), minor=True)
     else:
         last.set_xticks([], minor=True)
     last.set_xlabel("surviving weights (%)")
     top = first.secondary_xaxis("top")
-    digits = [1 if value >= 1 else 2 for value in labelled]
-    pairs = zip(labelled, digits, strict=True)
-    top.set_xticks(labelled, [f"{100 - value:.{count}f}" for value, count in pairs])
+    top.set_xticks(labelled, [words.sparsity(fraction) for fraction in labelled])
     top.set_xticks([], minor=True)
     top.set_xlabel("sparsity (%)")
 
 
-def _path(results: pd.DataFrame, suffix: str) -> pathlib.Path:
-    first = results.iloc[0]
-    rows = results_file(first.table, first.scale, first.changed)
-    return rows.with_name(f"{rows.stem}{suffix}.png")
+def _path(rows: pd.DataFrame, suffix: str, save: bool) -> pathlib.Path | None:
+    first = rows.iloc[0]
+    file = results_file(first.table, first.scale, first.changed)
+    return file.with_name(f"{file.stem}{suffix}.png") if save else None
 
 
-def wrapped(words: str, width: int) -> str:
+def wrapped(text: str, width: int) -> str:
     """A caption in lines, which begin between its parts where that is possible."""
     lines = [""]
-    for part in words.split(" · "):
+    for part in text.split(" · "):
         if len(lines[-1]) + len(part) + 3 <= width:
             lines[-1] += f" · {part}" if lines[-1] else part
         else:
@@ -442,7 +432,7 @@ def wrapped(words: str, width: int) -> str:
     return "\n".join(filter(None, lines))
 
 
-def finish(figure, heading: str, words: str, path: pathlib.Path | None = None, column: str = ""):
+def finish(figure, heading: str, text: str, path: pathlib.Path | None = None, column: str = ""):
     """Put a heading above the panels, legend and caption below; save where there is a path."""
     lines = [textwrap.fill(line, 46) for line in heading.splitlines()]
     figure.suptitle("\n".join(lines), fontsize=8)
@@ -457,8 +447,8 @@ def finish(figure, heading: str, words: str, path: pathlib.Path | None = None, c
         figure.legend(named.values(), named, columnspacing=1, **place)
     below = -(0.06 + 0.15 * math.ceil(len(named) / columns)) / figure.get_figheight()
     small = {"fontsize": 6.5, "ha": "center", "va": "top"}
-    figure.text(0.5, below, wrapped(words, 60), **small)
-    figure.set_label(words)
+    figure.text(0.5, below, wrapped(text, 60), **small)
+    figure.set_label(text)
     if path:
         write_whole(path, png(figure, rows=path, column=column))
     return figure

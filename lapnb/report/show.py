@@ -8,46 +8,76 @@ from html import escape
 
 import pandas as pd
 
-from lapnb.paper.tables import table as table_of
+from lapnb.paper.tables import table as declared
 from lapnb.report import compare as of
+from lapnb.report import words
 from lapnb.report.plots import plot, png
+from lapnb.report.words import percent
+from lapnb.runs.rows import keys, read, results_file
 from lapnb.runs.run import recorded
+
+MOST_LINES = 12
 
 
 def show(results: pd.DataFrame | str, column: str = "error") -> None:
-    """What a notebook shows of a table: result, ours beside the paper's, plot and verdicts.
+    """Show what a notebook shows of a table: result, ours beside the paper's, plot and verdicts.
 
-    A table's name stands for what is recorded of it on its own data set, the largest scale first.
+    The picture is saved beside the table's rows when `results` are all of them.
+
+    Args:
+        results: Rows of one table, as `lapnb.run` returns them; or a table's name, for what is
+            recorded of it on its own data set, the largest scale first.
+        column: What to compare: error, error_before, train_error, gap or distortion.
+
+    Raises:
+        ValueError: These are not rows of one table, or they do not record `column`.
     """
+    if isinstance(results, str):
+        show_recorded(results, column)
+        return
+    rows = of.one_source(results, column)
+    show_rows(rows, column)
+    if is_whole(rows):
+        plot(rows, column, save=True)
+
+
+def show_recorded(name: str, column: str = "error") -> None:
+    """Show each recorded scale of a table; no file is changed."""
+    found = recordings(name, "paper", "reduced")
+    if not found:
+        data = words.NAMES[declared(name, "paper").dataset]
+        print(f"Not run on {data} yet: nothing is recorded at the reduced or paper scale.")
+    for results in found:
+        show_rows(of.one_source(results, column), column)
+
+
+def show_rows(rows: pd.DataFrame, column: str) -> None:
+    """Show typed rows."""
     from IPython.display import display
 
-    if isinstance(results, str):
-        found = recordings(results, "paper", "reduced")
-        if not found:
-            data = f"Not run on {of.NAMES[table_of(results, 'paper').dataset]} yet"
-            print(f"{data}: nothing is recorded at the reduced or paper scale.")
-        for rows in found:
-            show(rows, column)
-        return
-    table, figure = side_by_side(results, column), plot(results, column)
+    table, figure = side_by_side(rows, column), plot(rows, column)
     cells = table.to_string()
-    head = f"{of.MEASURED[column][0]}: ours" + " | published" * ("|" in cells)
-    head += ", the best of a row in bold" * ("**" in cells)
-    how = of.caption(results, "mean ± standard deviation")
-    text = "\n".join([of.title(results), result(results), how, head])
+    head = f"{words.MEASURED[column][0]}: ours"
+    if "|" in cells:
+        head += " | published"
+    if "**" in cells:
+        head += ", the best of a row in bold"
+    how = words.how(rows, "mean ± standard deviation")
+    text = "\n".join([words.title(rows), result(rows), how, head])
     html = re.sub("^(.*)", r"<b>\1</b>", escape(text)).replace("\n", "<br>")
     display(Shown({"text/plain": text, "text/html": html}))
     display(without_numbers(table))
     picture = base64.b64encode(png(figure, 110)).decode()
     display(Shown({"text/plain": figure.get_label(), "image/png": picture}))
-    if results.attrs.get("just_run"):
-        plot(results, save=True)
-    found = of.verdicts(results)
-    if len(found):
-        found["surviving (%)"] = found.surviving.map(percent, na_action="ignore")
-        names = {"found": "found [95 % interval]", "verdict": f"verdict ({found.scale[0]} scale)"}
-        shown = ["claim", "verdict", "surviving (%)", "found", "n"]
-        display(without_numbers(found[shown].rename(columns=names)))
+    if len(of.judged(rows)):
+        display(without_numbers(claims_table(rows)))
+
+
+def is_whole(rows: pd.DataFrame) -> bool:
+    """Whether typed rows are exactly the runs that the table's own results file holds."""
+    first = rows.iloc[0]
+    there = read(results_file(first.table, first.scale, first.changed))
+    return keys(there[there.status == "ok"]) == keys(rows)
 
 
 def recordings(name: str, *scales: str) -> list[pd.DataFrame]:
@@ -59,45 +89,43 @@ def recordings(name: str, *scales: str) -> list[pd.DataFrame]:
     return found
 
 
-def percent(value: float) -> str:
-    """Two digits after the point, as in the paper, or two that are not 0."""
-    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
-
-
 def result(results: pd.DataFrame) -> str:
     """One sentence: what the rows say of the first claim that they can judge.
 
-    Of a table without claims: which method is ahead where fewest weights survive or, without
-    retraining, how far networks can be pruned before they lose accuracy.
+    Of a table without claims: which method is ahead where fewest weights survive.
     """
-    found, scale = of.verdicts(results), f"{of.one_source(results).scale.iloc[0]} scale"
-    if found.empty and results.retrain_steps.any():
-        best = of.compare(results).sort_values(["round", "error"], ascending=[False, True]).iloc[0]
-        lowest = " ".join([of.short(best.method), *best[of.varied(results)], f"{best.error:.2f}"])
-        return f"lowest mean error at {percent(best.surviving)} %: {lowest} ({scale}, n = {best.n})"
-    if found.empty:
-        low = [f"{of.short(name)} {low:.3g} %" for name, low in kept(results, 1).dropna().items()]
-        found = ", ".join(low) or "nothing"
-        return f"at most 1 point of accuracy is lost down to {found} ({scale})"
-    judged = found[found.n > 0]
-    if judged.empty:
-        return f"no claim of the paper can be judged: {found.found[0]} ({scale})"
-    own = judged[judged.claim == judged.claim.iloc[0]]
-    last, counts = own.iloc[-1], own.verdict.value_counts(sort=False)
-    verdict = " and ".join(f"{word} at {count}" for word, count in counts.items())
-    verdict = f"{last.claim}: {verdict} of {len(own)} surviving fractions"
-    return f"{verdict} ({scale}, n = {last.n}); at {percent(last.surviving)} % {last.found}"
+    rows = of.one_source(results)
+    verdicts, scale = of.judged(rows), f"{rows.scale.iloc[0]} scale"
+    if verdicts.empty:
+        order = of.means(rows).sort_values(["round", "error"], ascending=[False, True])
+        best = order.iloc[0]
+        variant = [words.WORDS.get(best[name], best[name]) for name in of.varied(rows)]
+        lowest = ", ".join([words.short(best.method), *variant])
+        at = f"{percent(best.surviving)} % of the weights"
+        return f"lowest mean error at {at}: {lowest}, {best.error:.2f} ({scale}, n = {best.n})"
+    run = verdicts[verdicts.n > 0]
+    if run.empty:
+        return f"no claim of the paper can be judged: {verdicts.found[0]} ({scale})"
+    first = run.iloc[0]
+    text = f"{first.claim}: {first.verdict} at {first.surviving} % of the weights"
+    return f"{text} ({scale}, n = {first.n}): {first.found}"
 
 
-def kept(results: pd.DataFrame, loss: float) -> pd.Series:
-    """By method, the surviving fraction (%) down to which pruning costs at most `loss` points.
-
-    Of the dense networks' mean accuracy, before retraining; NaN where that is at no fraction.
-    """
-    found = of.compare(results, "error_before").sort_values("round")
-    lost = found.error_before - results.dense_error.mean()
-    near = (lost.round(6) <= loss).groupby(found.method).cummin()
-    return found.surviving.where(near).groupby(found.method, sort=False).min()
+def claims_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """The verdicts as a table to read: claim, verdict, where, numbers, by fraction."""
+    found = of.judged(rows)
+    found["detectable"] = found.detectable.map("{:.2g}".format, na_action="ignore")
+    names = {
+        "claim": "claim",
+        "verdict": f"verdict ({rows.scale.iloc[0]} scale)",
+        "sparsity": "sparsity (%)",
+        "surviving": "surviving (%)",
+        "found": "found [95 % interval]",
+        "n": "n",
+        "detectable": "detectable difference",
+        "by_fraction": "by fraction",
+    }
+    return found[[*names]].rename(columns=names)
 
 
 class Shown(dict):
@@ -111,32 +139,53 @@ class Shown(dict):
 
 
 def without_numbers(frame: pd.DataFrame) -> Shown:
-    """A table without row numbers; what stands between ** is bold, and no line breaks at ±."""
+    """A table without row numbers: between ** bold, after | a second line, no break at ±."""
     with pd.option_context("display.max_colwidth", None):
         html = frame.to_html(index=False, border=0, na_rep="–").replace(" ± ", "&nbsp;±&nbsp;")
-    html = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", html)
+    html = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", html).replace(" | ", "<br>")
     return Shown({"text/plain": frame.to_string(index=False, na_rep="–"), "text/html": html})
 
 
 def side_by_side(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
     """`compare` as text, as in a paper: a row per surviving fraction, a column per method.
 
-    A cell is ours | published. The best of a row is between **; of many rounds some are shown.
+    MP, LAP and their difference stand first. A cell is ours | published. The best of a row is
+    between **; of many rounds some are shown.
     """
-    both, style = of.compare(results, column), of.digits(column)
-    keys, ranked = [*of.varied(results), "round"], column != "gap" and both.method.nunique() > 1
-    both["best"] = both.groupby(keys)[column].transform("min") if ranked else None
+    rows = of.one_source(results, column)
+    both = of.means(rows, column)
+    variants = of.varied(rows)
+    keys = [*variants, "round"]
+    both["best"] = both.groupby(keys)[column].transform("min")
+    if column in ("gap", "lost") or both.method.nunique() == 1:
+        both["best"] = math.nan
+    both["cell"] = [_cell(row, column) for _, row in both.iterrows()]
+    wide = both.set_index([*keys, "method"]).cell.unstack(sort=False)
+    methods = [*wide.columns]
+    if {"mp", "lap"} <= {*methods}:
+        pairs = of.pairs(rows, "lap", "mp", column).set_index(keys)
+        text = [words.interval_text(row, words.digits(column)) for _, row in pairs.iterrows()]
+        wide["LAP − MP [95 %]"] = pd.Series(text, pairs.index)
+        methods = ["mp", "lap", "LAP − MP [95 %]", *methods]
+    wide = wide[[*dict.fromkeys(methods)]].reset_index()
+    rounds = sorted(wide["round"].unique())[::-1]
+    some = rounds[:: math.ceil(len(rounds) / MOST_LINES)]
+    wide = wide[wide["round"].isin(some)].reset_index(drop=True)
+    surviving = wide["round"].map(both.groupby("round").surviving.mean())
+    wide["round"] = surviving.map(percent)
+    wide.insert(len(variants), "sparsity (%)", surviving.map(words.sparsity))
+    names = {method: words.short(method) for method in rows.method.unique()}
+    return wide.rename(columns=names | {"round": "surviving (%)"}).rename_axis(columns=None)
 
-    def cell(mean, std, best, paper, paper_std):
-        ours = f"{mean:{style}}" + (f" ± {std:{style}}" if std == std else "")
-        theirs = f" | {paper:.2f} ± {paper_std:.2f}" if paper == paper else ""
-        return ((f"**{ours}**" if mean == best else ours) + theirs).replace("-", "−")
 
-    numbers = both[[column, "std", "best", "paper", "paper_std"]].itertuples(index=False)
-    both["cell"] = [cell(*row) for row in numbers]
-    rounds = sorted(both["round"].unique())[::-1]
-    some = both[both["round"].isin(rounds[:: math.ceil(len(rounds) / 12)])]
-    wide = some.set_index([*keys, "method"]).cell.unstack(sort=False)
-    wide = wide.rename(columns=of.short).reset_index().rename_axis(columns=None)
-    wide["round"] = wide["round"].map(both.groupby("round").surviving.mean()).map(percent)
-    return wide.rename(columns={"round": "surviving (%)"})
+def _cell(row: pd.Series, column: str) -> str:
+    """Mean and standard deviation of a method, and the published ones."""
+    style = words.digits(column)
+    text = words.number(row[column], style)
+    if row["n"] > 1:
+        text += f" ± {row['std']:{style}}"
+    if row[column] == row.best:
+        text = f"**{text}**"
+    if pd.notna(row.paper):
+        text += f" | {row.paper:.2f} ± {row.paper_std:.2f}"
+    return text

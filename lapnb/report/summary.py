@@ -1,127 +1,294 @@
-"""All tables at a glance: what is claimed, found and recorded. Reads rows, never trains."""
+"""All tables together: claims, networks, and how often LAP is better. Reads rows, never trains."""
 
-import base64
-import contextlib
-import json
-import re
+import math
 from html import escape
-from urllib.parse import quote
 
+import numpy as np
 import pandas as pd
 
-from lapnb.paper.protocol import SCALES, VARIED
-from lapnb.paper.tables import TABLES, table
+from lapnb.paper.protocol import SCALES, Claim
+from lapnb.paper.tables import LAP_BEATS_MP, TABLES, table
 from lapnb.report import compare as of
-from lapnb.report.plots import STYLE, canvas, draw_means, png
+from lapnb.report import words
 from lapnb.report.show import recordings, result
-from lapnb.runs.rows import read
-from lapnb.store import root
+
+BIG = ("paper", "reduced")
+# The tables of one network and nothing else, whose endpoints are put together
+NETWORKS = [
+    name
+    for name, declared in TABLES.items()
+    if LAP_BEATS_MP in declared["claims"] and "," not in declared["title"]
+]
+# Put together after the rows were looked at
+AFTER_THE_FACT = {
+    "VGGs on CIFAR-10": [name for name in NETWORKS if "vgg" in name and "cifar10" in name],
+    "ResNets and Tiny-ImageNet": [name for name in NETWORKS if "resnet" in name or "tiny" in name],
+}
 
 
-def summary() -> pd.DataFrame:
-    """Every claim of every table, judged on the largest scale that has seeds enough, or any.
+# ---- claims --------------------------------------------------------------------------------------
 
-    As `verdicts`, and repeats: the table that holds the same runs and is counted for them. The
-    verdict on a claim of which nothing is recorded is "not run".
+
+def summary(scales: tuple[str, ...] = SCALES[::-1]) -> pd.DataFrame:
+    """Judge every claim of every table, on the largest scale that has seeds enough, or any.
+
+    Args:
+        scales: The scales to look at, the largest first.
+
+    Returns:
+        Columns as of `verdicts`; repeats, the table that holds the same runs and is counted for
+        them (runs of the same seeds on another machine are no repeats); and p_holm, of the first
+        claim of each table, p adjusted for the number of tables (Holm), shared runs counted once.
+        The verdict on a claim of which nothing is recorded is "not run".
     """
     found = []
     for name in TABLES:
-        judged = [of.verdicts(rows) for rows in recordings(name, *SCALES[::-1])]
-        for claim in map(of.in_words, table(name, "paper").claims):
-            parts = [part for v in judged if len(part := v[(v.claim == claim) & (v.n > 0)])]
-            enough = [part for part in parts if (part.n >= 3).any()]
-            nothing = {"table": name, "scale": "–", "claim": claim, "n": 0, "verdict": "not run"}
-            found.append([*enough, *parts, pd.DataFrame([nothing], columns=of.VERDICT)][0])
-    claims = pd.concat(found, ignore_index=True)
-    first = claims.dropna(subset="rows").sort_values("n", ascending=False, kind="stable")
-    first = first.drop_duplicates("rows").set_index("rows").table
-    claims["repeats"] = claims["rows"].map(first).where(lambda name: name != claims.table)
-    return claims.drop(columns="rows")
+        about = {"table": name, "scale": "–", "n": 0, "verdict": "not run"}
+        nothing = [about | {"claim": words.in_words(c)} for c in table(name, "paper").claims]
+        verdicts = [of.verdicts(rows) for rows in recordings(name, *scales)]
+        verdicts = pd.concat([*verdicts, pd.DataFrame(nothing, columns=of.VERDICT)])
+        verdicts["seeds"] = verdicts.n.clip(upper=of.LEAST_SEEDS)
+        best = verdicts.sort_values("seeds", ascending=False, kind="stable")
+        found.append(best.drop_duplicates("claim").set_index("claim").loc[verdicts.claim.unique()])
+    claims = pd.concat(found).reset_index()[of.VERDICT]
+    first = claims.dropna(subset="runs").drop_duplicates("runs").set_index("runs").table
+    claims["repeats"] = claims.runs.map(first).where(lambda name: name != claims.table)
+    endpoints = claims.repeats.isna() & ~claims.table.duplicated()
+    claims["p_holm"] = of.holm(claims.p.where(endpoints).astype(float))
+    return claims
 
 
-def score() -> pd.DataFrame:
-    """How many verdicts there are by table and scale, each run counted once; at the end of all."""
-    claims = summary()
-    once = claims[claims.repeats.isna()]
-    verdicts = ["reproduced", "not reproduced", "open", "not run"]
-    sums = {"margins": True, "margins_name": "all tables", "fill_value": 0, "sort": False}
-    board = once.pivot_table("n", ["table", "scale"], "verdict", "count", **sums)
-    return board.reindex(columns=verdicts, fill_value=0).reset_index().rename_axis(columns=None)
+def networks() -> pd.DataFrame:
+    """Sum up LAP against MP, a row per network: what README, RESULTS and the start page open with.
+
+    Returns:
+        Columns: table; network, with its data; scale; sparsity and surviving (%, text), the
+        fractions of the endpoint; n; dense, the dense networks' test error, and published_dense;
+        mp, lap, difference, low and high, test errors (%) averaged over these fractions;
+        published_mp and published_lap, the same of the paper at its own scale, and published, their
+        difference; verdict, "yes" (LAP is better), "no" (MP is), "undecided" or "not run";
+        detectable; p, and p_holm over these rows.
+    """
+    claims = summary(BIG)
+    is_endpoint = claims.table.isin(NETWORKS) & (claims.claim == words.in_words(LAP_BEATS_MP))
+    rows = claims[is_endpoint].rename(columns={"method_mean": "lap", "baseline_mean": "mp"})
+    rows["network"] = rows.network.fillna(rows.table.map(lambda name: TABLES[name]["title"]))
+    rows["verdict"] = rows.verdict.replace({"reproduced": "yes", "not reproduced": "no"})
+    rows["p_holm"] = of.holm(rows.p.astype(float))
+    rows = rows.merge(pd.DataFrame([_published(name) for name in NETWORKS]), on="table")
+    first = "table network scale sparsity surviving n dense published_dense mp lap difference low"
+    last = "high published_mp published_lap published verdict detectable p p_holm"
+    return rows[[*first.split(), *last.split()]]
 
 
-def inventory() -> pd.DataFrame:
-    """What is recorded, by table, scale and data set: how much, and the path of the CSV."""
-    found = []
-    for path in sorted(root().glob("figures/*/*.csv")):
-        rows = read(path) if path.stem in TABLES else pd.DataFrame(columns=["status", "source"])
-        for source, part in rows[rows.status == "ok"].groupby("source"):
-            row = {"table": path.stem, "scale": path.parent.name, "data": source}
-            row |= {f"{name}s": part[name].nunique() for name in ("method", "round", "seed")}
-            found.append(row | {"rows": len(part), "path": f"{path.relative_to(root())}"})
+def _published(name: str) -> dict:
+    """The paper's dense error, and its MP and LAP averaged over the rounds of the endpoint."""
+    theirs = of.published()[of.published().table == name]
+    rounds = table(name, "paper").rounds[-LAP_BEATS_MP.rounds :]
+    errors = theirs.pivot(index="round", columns="method", values="error_pct")
+    mp, lap = errors.reindex(index=rounds, columns=["mp", "lap"]).mean(skipna=False)
+    found = {"table": name, "published_mp": mp, "published_lap": lap, "published": lap - mp}
+    return found | {"published_dense": theirs.unpruned_error.mean()}
+
+
+def networks_in_words() -> pd.DataFrame:
+    """`networks` as text, with the columns that a reader sees; ** stands around bold words."""
+    lines = []
+    for row in networks().to_dict("records"):
+        dense = f"{row['dense']:.1f}"
+        published = f"{row['published_mp']:.1f} → {row['published_lap']:.1f}"
+        if row["published_dense"] > 0:
+            dense += f" (paper {row['published_dense']:.1f})"
+        line = {
+            "network and data": row["network"],
+            "scale": row["scale"],
+            "sparsity (%)": row["sparsity"],
+            "n": row["n"],
+            "dense": dense,
+            "MP": f"{row['mp']:.1f}",
+            "LAP": f"{row['lap']:.1f}",
+            "LAP − MP [95 %]": words.interval_text(row),
+            "paper: MP → LAP": published,
+            "LAP better?": {"yes": "**yes**", "no": "**no**"}.get(row["verdict"], row["verdict"]),
+        }
+        lines.append({name: "–" if "nan" in str(text) else text for name, text in line.items()})
+    return pd.DataFrame(lines)
+
+
+# ---- all comparisons -----------------------------------------------------------------------------
+
+# What two runs share that may be compared
+PAIR = ["network", "scale", "source", "round", "seed", "dense_error", "device"]
+
+
+def everything() -> pd.DataFrame:
+    """All retrained rows at the paper's and the reduced scale, with the network's title.
+
+    The same runs in several tables count once. Runs of the same seeds on another machine start
+    from other dense networks; they count as seeds of their own.
+    """
+    parts = []
+    for name in TABLES:
+        for results in recordings(name, *BIG):
+            rows = of.one_source(results)
+            unusual = rows.activation.where(~rows.activation.isin(["relu", "none"]))
+            rows["network"] = words.title(rows, whole=False) + (", " + unusual).fillna("")
+            parts.append(rows[rows.retrain_steps > 0])
+    rows = pd.concat(parts or [pd.DataFrame(columns=[*of.SCHEMA])], ignore_index=True)
+    return rows.drop_duplicates([*PAIR, "method", "scope", "schedule"])
+
+
+def matched(rows: pd.DataFrame, one: dict, other: dict, more: list[str]) -> pd.DataFrame:
+    """Intervals of the errors of two choices, a row per network, scale, `more` and round.
+
+    A choice is a dictionary of columns and their values. Pairs have the same dense network and
+    device. Left out are fewer than 3 seeds, and fractions at which both choices are the same run.
+    """
+    keys = ["network", "scale", *more, "round"]
+    sides = [rows[(rows[[*side]] == pd.Series(side)).all(axis=1)] for side in (one, other)]
+    both = sides[0].merge(sides[1], on=[*PAIR, *more], suffixes=("", "_other")).set_index(keys)
+    found = of.intervals(both[["error", "error_other"]], keys)
+    found["surviving"] = 100 * both.groupby(level=keys).surviving.mean()
+    found = found.rename(columns={"error": "method_mean", "error_other": "baseline_mean"})
+    same = (found.low == 0) & (found.high == 0)
+    return found[(found.n >= of.LEAST_SEEDS) & ~same].reset_index()
+
+
+def comparisons() -> pd.DataFrame:
+    """All comparisons of LAP with MP, claimed or not: a row per network, variant and fraction."""
+    return matched(everything(), {"method": "lap"}, {"method": "mp"}, ["scope", "schedule"])
+
+
+def sentence() -> str:
+    """Say how often LAP, and how often MP, is significantly better, of `comparisons`."""
+    rows = comparisons()
+    lap, mp = (rows.high < 0).sum(), (rows.low > 0).sum()
+    most = ""
+    if mp:
+        most = f" (by at most {rows[rows.low > 0].difference.max():.1f} points)"
+    return (
+        f"LAP significantly better in {lap} of {len(rows)} comparisons, MP in {mp}{most}, "
+        f"{len(rows) - lap - mp} undecided (each by its own 95 % interval over paired seeds)."
+    )
+
+
+# ---- across networks -----------------------------------------------------------------------------
+
+
+def network_seeds() -> pd.DataFrame:
+    """The endpoint of each network by seed: columns table, network, scale, seed and difference.
+
+    And mp and lap, the test errors (%) at the sparsest fraction alone.
+    """
+    parts = []
+    for name in NETWORKS:
+        for results in recordings(name, *BIG)[:1]:
+            rows = of.one_source(results)
+            last = rows[rows["round"] == rows["round"].max()]
+            errors = last.pivot(index="seed", columns="method", values="error")
+            part = of.endpoint(rows, LAP_BEATS_MP)[["difference"]]
+            part = part.join(errors.reindex(columns=["mp", "lap"])).reset_index()
+            about = {"table": name, "network": words.title(rows), "scale": rows.scale[0]}
+            parts.append(part.assign(**about))
+    return pd.concat(parts or [pd.DataFrame(columns=["table"])], ignore_index=True)
+
+
+def across() -> pd.DataFrame:
+    """Put the endpoints of the networks together, as rliable does (Agarwal et al., NeurIPS 2021).
+
+    Returns:
+        A row for all networks, for groups of them, and for each; columns as of `together` and
+        `collapse`, and after_the_fact, whether the group was made after the rows were looked at.
+    """
+    seeds, found = network_seeds(), []
+    groups = {"all networks": NETWORKS} | AFTER_THE_FACT | {name: [name] for name in NETWORKS}
+    for group, names in groups.items():
+        part = seeds[seeds.table.isin(names)]
+        if len(part):
+            line = {"networks": group, "after_the_fact": group in AFTER_THE_FACT}
+            found.append(line | together(part) | collapse(part))
     return pd.DataFrame(found)
 
 
-def index(thumbnail_width: int = 180):
-    """All notebooks, those of tables first: link, small plot, one line of result; an HTML output.
+def together(seeds: pd.DataFrame) -> dict:
+    """Sum up the endpoints of networks.
 
-    The plots, `thumbnail_width` pixels wide (0: none), show the largest scale that is recorded on
-    the table's own data set.
+    Returns:
+        seeds; better, the seeds in which LAP is; probability that LAP is better, the mean over
+        networks; iqm, the interquartile mean of LAP − MP over all seeds; low and high, its 95 %
+        interval (bootstrap, seeds drawn within each network); p that the mean is 0, by flipping
+        the signs of seeds.
     """
+    from scipy.stats import permutation_test, trim_mean
+
+    values, random = seeds.difference.to_numpy(float), np.random.default_rng(0)
+    groups = [part.to_numpy(float) for _, part in seeds.groupby("table").difference]
+    draws = np.hstack([random.choice(part, (10_000, len(part))) for part in groups])
+    low, high = np.quantile(trim_mean(draws, 0.25, axis=1), [0.025, 0.975])
+    flips = {"permutation_type": "samples", "n_resamples": 2**15, "rng": 0}
+    return {
+        "seeds": len(values),
+        "better": (values < 0).sum(),
+        "probability": np.mean([(part < 0).mean() for part in groups]),
+        "iqm": trim_mean(values, 0.25),
+        "low": low,
+        "high": high,
+        "p": permutation_test((values,), np.mean, vectorized=True, **flips).pvalue,
+    }
+
+
+def collapse(seeds: pd.DataFrame) -> dict:
+    """Judge whether MP collapses at the sparsest fraction where LAP does not.
+
+    Returns:
+        collapsed, the runs of MP that are worse than the worst of LAP in their network;
+        p_collapse, the probability of so many or more if the methods did not differ, so that the
+        ranks of all runs of a network were in random order; and the verdict, "reproduced" where it
+        is below 5 %, else "undecided".
+    """
+    count, chances = 0, np.ones(1)
+    for _, part in seeds.groupby("table"):
+        n = len(part)
+        count += int((part.mp > part.lap.max()).sum())
+        at_least = [math.comb(2 * n - k, n) / math.comb(2 * n, n) for k in range(n + 2)]
+        chances = np.convolve(chances, -np.diff(at_least))
+    p = chances[count:].sum()
+    verdict = "reproduced" if p < 0.05 else "undecided"
+    return {"collapsed": count, "p_collapse": p, "collapse": verdict}
+
+
+def cost_of_masks(times: pd.DataFrame, most: float = 1.5) -> pd.DataFrame:
+    """Judge whether LAP's masks cost about as much as MP's: at most `most` times the seconds.
+
+    Args:
+        times: Columns network, method and seconds, at the paper's widths; the methods take turns,
+            so that their k-th rows are a pair.
+        most: The ratio up to which the costs are alike.
+
+    Returns:
+        A row per network: ratio, the geometric mean, with its 95 % interval low and high; n, the
+        number of pairs; and the verdict, as of `judge`.
+    """
+    times = times.assign(turn=times.groupby(["network", "method"]).cumcount())
+    wide = np.log(times.pivot(index=["network", "turn"], columns="method", values="seconds"))
+    found = of.intervals(wide[["lap", "mp"]], ["network"])
+    claim = Claim("lap", "mp", high=math.log(most))
+    verdict = [of.judge(row, claim) for row in found.to_dict("records")]
+    ratios = np.exp(found[["difference", "low", "high"]]).rename(columns={"difference": "ratio"})
+    return ratios.assign(n=found.n, verdict=verdict).reset_index()
+
+
+def index():
+    """All tables: a link to the notebook, and one line of result at the largest scale; as HTML."""
     from IPython.display import HTML
 
-    if not isinstance(thumbnail_width, int) or thumbnail_width < 0:
-        raise ValueError(f"thumbnail_width must be a number of pixels; got {thumbnail_width!r}")
-    notebooks = {path.stem: path for path in sorted((root() / "notebooks").glob("*.ipynb"))}
-    notebooks.pop("00_start_here", None)
-    rows = []
-    for name in sorted(notebooks, key=lambda name: [*TABLES, name].index(name)):
-        heading = name  # of a broken notebook
-        with contextlib.suppress(ValueError, LookupError, OSError):
-            cells = json.loads(notebooks[name].read_text("utf-8"))["cells"]
-            heading = "".join(cells[0]["source"]).splitlines()[0].strip("# ")
-        line, instead, picture = _result(name)
-        if picture and thumbnail_width:
-            data = base64.b64encode(picture).decode()
-            look = f'width="{thumbnail_width}" alt="{escape(heading)}"'
-            instead = f'<img src="data:image/png;base64,{data}" {look}>'
-        link = f'<a href="{quote(name)}.ipynb">{escape(heading)}</a>'
-        rows.append([link, instead, escape(line)])
+    lines = []
+    for name, declared in TABLES.items():
+        line = "not run"
+        for rows in recordings(name, *SCALES[::-1])[:1]:
+            line = f"{words.title(of.one_source(rows))}: {result(rows)}"
+        link = f'<a href="{name}.ipynb">{declared["title"]}</a>'
+        lines.append([link, escape(line)])
+    frame = pd.DataFrame(lines, columns=["notebook", "result"])
     with pd.option_context("display.max_colwidth", None):
-        frame = pd.DataFrame(rows, columns=["notebook", "", "result"])
-        html = frame.to_html(index=False, escape=False, border=0)
-    return HTML(re.sub("<(t[hd])>", r'<\1 style="text-align: left; white-space: normal">', html))
-
-
-def _result(name: str) -> tuple[str, str, bytes]:
-    """A notebook's line in the index, and its picture or what is said in place of one."""
-    if name in TABLES:
-        found = recordings(name, *SCALES[::-1])
-        if not found:
-            return "not run", "", b""
-        rows = next((rows for rows in found if (of.verdicts(rows).n > 0).any()), found[0])
-        line, away = f"{of.title(rows)}: {result(rows)}", of.stands_in(rows)
-        return line, f"not run on {away}" if away else "", b"" if away else _thumbnail(rows)
-    for scale in SCALES[::-1] if name == "pruning_cost" else ():
-        path = root() / f"figures/{scale}/{name}.csv"
-        if path.exists():
-            rows = pd.read_csv(path)
-            if {"device", "network", "method", "seconds"} - {*rows}:
-                return f"{path.name} is not what this notebook writes", "", b""
-            seconds = rows.pivot_table("seconds", ["device", "network"], "method")
-            ratios = seconds.lap / seconds.mp
-            line = f"LAP masks: {ratios.min():.2g} to {ratios.max():.2g} times MP's seconds"
-            drawn = path.with_suffix(".png")
-            return f"{line} ({scale} scale)", "", drawn.read_bytes() if drawn.exists() else b""
-    return "not run" if name == "pruning_cost" else "", "", b""
-
-
-def _thumbnail(results: pd.DataFrame) -> bytes:
-    """The error's panel of `plot`, without words."""
-    parts = [rows for _, rows in of.one_source(results).groupby(list(VARIED), sort=False)]
-    style = STYLE | {"lines.markersize": 3, "lines.linewidth": 1}
-    with canvas(1, len(parts), style, figsize=(2, 1.2), sharey=True) as (figure, axes):
-        for axis, rows in zip(axes[0], parts, strict=True):
-            draw_means(axis, of.compare(rows), dense=rows.dense_error.mean())
-            axis.tick_params(which="both", length=0, labelbottom=False, labelleft=False)
-            axis.set_ylabel("")
-        return png(figure, 120)
+        return HTML(frame.to_html(index=False, escape=False, border=0, justify="left"))

@@ -10,18 +10,22 @@ import scipy.stats
 
 import lapnb
 from lapnb.paper import tables
-from lapnb.report import compare
+from lapnb.paper.protocol import Claim
+from lapnb.report import compare, words
 
 PUBLISHED = sorted(set(compare.published().table))
+# Skewed, so that a mean is not a median, and in another order for each method
+MP = [60.0, 62.0, 95.0, 61.0]
+LAP = [33.0, 31.0, 45.0, 30.0]
 
 
 def test_compare_is_arithmetic(made):
-    found = lapnb.compare(made({"mp": [60.0, 70.0], "lap": [30.0, 36.0]})).set_index("method")
+    found = lapnb.compare(made({"mp": MP, "lap": LAP})).set_index("method")
     lap, printed = found.loc["lap"], compare.published().query("method == 'lap' and round == 10")
-    assert (lap.error, lap.n, lap["std"]) == (33, 2, pytest.approx(np.std([30, 36], ddof=1)))
+    assert (lap.error, lap.n, lap["std"]) == (34.75, 4, pytest.approx(np.std(LAP, ddof=1)))
     assert lap.paper == printed.error_pct.iloc[0] == 16.45
-    assert lap.difference == pytest.approx(33 - 16.45)
-    assert lap.gain_over_mp == pytest.approx(100 * (33 - 65) / 65)
+    assert lap.difference == pytest.approx(34.75 - 16.45)
+    assert lap.gain_over_mp == pytest.approx(100 * (34.75 - 69.5) / 69.5)
     assert lap.paper_gain == pytest.approx(printed.relative_to_mp_pct.iloc[0], abs=0.02)
 
 
@@ -57,64 +61,194 @@ def test_published_numbers_stand_beside_their_own_data_and_network(
     made, name, scale, source, more, beside
 ):
     rows = made({"mp": [1.0]}, name, scale, source=source, **more)
-    declared = lapnb.table(name, "paper")
-    rows["round"] = declared.rounds[-1]
+    rows["round"] = lapnb.table(name, "paper").rounds[-1]
     assert lapnb.compare(rows).paper.notna().all() == beside
     assert ("on CIFAR-10 itself" in lapnb.caption(rows)) == (beside and "JPEG" in source)
 
 
-def test_pairs_are_of_the_same_seed_whatever_the_order(made):
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda rows, path: rows.sample(frac=1, random_state=1),
+        lambda rows, path: rows.astype(str).replace(["None", "nan"], ""),
+        lambda rows, path: rows.convert_dtypes(dtype_backend="numpy_nullable"),
+        lambda rows, path: rows.astype({"method": "category", "changed": "category"}),
+        lambda rows, path: rows.set_index(["method", "seed"]),
+        lambda rows, path: rows.drop(columns=["commit", "torch", "processor", "side_by_side"]),
+        lambda rows, path: [rows.to_csv(path, index=False), pd.read_csv(path)][1],
+    ],
+)
+def test_pairs_are_of_the_same_seed_however_the_rows_were_read(made, tmp_path, read):
     rng = np.random.default_rng(0)
     mp, lap = rng.normal(50, 20, 6), rng.normal(40, 20, 6)
     rows = made({"mp": mp, "lap": lap, "rp": mp})
-    rows = rows[~((rows.method == "lap") & (rows.seed == 2))].sample(frac=1, random_state=1)
+    rows = rows[~((rows.method == "lap") & (rows.seed == 2))]
+    good = lapnb.caption(rows), lapnb.verdicts(rows)
+    rows = read(rows, tmp_path / "rows.csv")
     (pair,) = lapnb.paired(rows, "lap", "mp").to_dict("records")
     mp, lap = np.delete(mp, 2), np.delete(lap, 2)
-    low, high = scipy.stats.ttest_rel(lap, mp).confidence_interval()
+    test = scipy.stats.ttest_rel(lap, mp)
+    low, high = test.confidence_interval()
     expected = {"round": 10, "lap": lap.mean(), "mp": mp.mean(), "low": low, "high": high, "n": 5}
-    expected["difference"] = lap.mean() - mp.mean()
+    expected |= {"difference": lap.mean() - mp.mean(), "p": test.pvalue}
     assert {name: pair[name] for name in expected} == pytest.approx(expected)
+    assert lapnb.caption(rows) == good[0]
+    pd.testing.assert_frame_equal(lapnb.verdicts(rows), good[1], check_exact=False)
 
 
 def test_pairs_of_equal_difference_and_of_one_seed(made):
     pair = lapnb.paired(made({"mp": [1.0, 2.0], "lap": [3.0, 4.0]}), "lap", "mp").iloc[0]
-    assert pair[["difference", "low", "high"]].tolist() == [2, 2, 2]
+    assert pair[["difference", "low", "high", "p"]].tolist() == [2, 2, 2, 0]
     assert np.isnan(lapnb.paired(made({"mp": [1.0], "lap": [3.0]}), "lap", "mp").low[0])
+
+
+# ---- verdicts ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def curve(made):
+    """A function that makes rows of MP and LAP: a list of seeds' errors for each round."""
+
+    def rows(mp, lap, name="fcn_mnist", scale="paper", **more):
+        nths = range(-len(mp), 0)
+        points = zip(nths, mp, lap, strict=True)
+        return pd.concat([made({"mp": m, "lap": a}, name, scale, n, **more) for n, m, a in points])
+
+    return rows
+
+
+def test_the_endpoint_is_one_number_per_seed(curve):
+    mp = np.array([[9.0, 9.0, 9.0, 9.0], [20.0, 25.0, 24.0, 30.0], [60.0, 62.0, 95.0, 61.0]])
+    lap = np.array([[8.0, 9.5, 8.0, 9.0], [19.0, 20.0, 15.0, 29.0], [33.0, 31.0, 45.0, 58.0]])
+    rows = curve(mp, lap)
+    rows = pd.concat([rows, curve([[70.0] * 5], [[1.0] * 5]).tail(1)])  # one round of one method
+    first = lapnb.verdicts(rows.sample(frac=1, random_state=2)).iloc[0]
+    seeds = (lap - mp)[1:].mean(axis=0)
+    test = scipy.stats.ttest_1samp(seeds, 0)
+    low, high = test.confidence_interval()
+    expected = {"n": 4, "difference": seeds.mean(), "low": low, "high": high, "p": test.pvalue}
+    expected |= {"method_mean": lap[1:].mean(), "baseline_mean": mp[1:].mean()}
+    # 80 % power at 5 %: (t of 0.975 + t of 0.8, 3 degrees of freedom) standard errors
+    expected["detectable"] = (3.182446 + 0.978472) * seeds.std(ddof=1) / 2
+    expected["area"] = (np.trapezoid(lap - mp, [0, 1, 2], axis=0) / 2).mean()
+    assert first[[*expected]].to_dict() == pytest.approx(expected)
+    assert (first.surviving, first.sparsity) == ("0.20 and 0.098", "99.80 and 99.902")
+    assert first.found.startswith("LAP 31.25, MP 47.12, difference −15.88 [−33.93, +2.18]")
+    trend = lapnb.verdicts(rows).iloc[1]
+    slopes = [scipy.stats.linregress([0, 1, 2], seed).slope for seed in (lap - mp).T]
+    assert (trend.difference, trend.n) == (pytest.approx(np.mean(slopes)), 4)
+    assert "advantage over MP grows" in trend.claim and "each halving" in trend.found
 
 
 @pytest.mark.parametrize(
     ("lap", "mp", "verdict"),
     [
-        ([30, 31, 32], [60, 62, 61], "reproduced"),
-        ([60, 62, 61], [30, 31, 32], "not reproduced"),
-        ([30, 31], [60, 61], "open"),
-        ([30, 80, 50], [60, 50, 55], "open"),
+        ([30, 31, 39], [60, 62, 61], "reproduced"),
+        ([60, 62, 61], [30, 31, 39], "not reproduced"),
+        ([30, 31], [60, 61], "undecided"),
+        ([30, 80, 50], [60, 50, 55], "undecided"),
         ([9, 48.99, 88.98], [10, 50, 90], "reproduced"),  # a small difference of every seed
     ],
 )
 def test_verdicts(made, lap, mp, verdict):
     found = lapnb.verdicts(made({"mp": mp, "lap": lap})).iloc[0]
     assert (found.claim, found.verdict, found.n) == ("LAP beats MP", verdict, len(lap))
-    assert (found.better, found.worse) == pytest.approx((np.mean(lap), np.mean(mp)))
-    assert found.scale == "paper" and f"{np.mean(mp):.2f}" in found.found
+    assert found.scale == "paper" and f"MP {np.mean(mp):.2f}" in found.found
+    assert found.by_fraction == f"{verdict} at 0.098 %"
 
 
 @pytest.mark.parametrize(
     ("gaps", "verdict"),
-    [([1, -1, 0.1], "reproduced"), ([-1, -1.1, -1], "not reproduced"), ([1, -1], "open")],
+    [
+        ([0.3, 0.5, 0.7, 0.6], "reproduced"),  # though the interval does not hold 0
+        ([-0.9, 0.3, 0.1, 1.1], "undecided"),  # though it does
+        ([0.5, 0.95, 0.7, 0.8], "reproduced"),  # by the 90 % interval, not by the 95 % one
+        ([-1.9, -1.5, -1.7, -2.1], "not reproduced"),
+        ([0.1, 0.2], "undecided"),
+    ],
 )
-def test_a_claim_that_two_are_alike(made, gaps, verdict):
+def test_alike_is_judged_by_a_margin(made, gaps, verdict):
     rows = made({"mp": [10] * len(gaps), "lap": 10 + np.array(gaps)}, "fcn_generalization")
-    found = lapnb.verdicts(rows).set_index("claim").verdict
-    (alike,) = found[found.index.str.contains("alike in the gap")]
-    assert alike == verdict
+    found = lapnb.verdicts(rows).iloc[0]
+    assert "alike" in found.claim and found.verdict == verdict
+    sides = [scipy.stats.ttest_1samp(gaps, limit, alternative=side).pvalue
+             for limit, side in ((-1, "greater"), (1, "less"))]  # fmt: skip
+    assert found.p == pytest.approx(max(sides))
+
+
+def test_accuracy_is_kept_down_to_a_fraction_of_each_seed(made):
+    """A loss that comes back does not count; the dense network of each seed is its own."""
+    before = {"mp": [[2.5, 9.0, 2.0], [3.0, 3.5, 9.0]], "lap": [[2.5, 2.6, 9.0], [3.0, 3.5, 3.9]]}
+    parts = []
+    for nth, place in zip((10, 20, 40), range(3), strict=True):
+        rows = made({"mp": [1, 1], "lap": [1, 1]}, "fcn_before_retraining", nth=nth)
+        rows["error_before"] = [before[m][s][place] for m, s in zip(rows.method, rows.seed)]  # noqa: B905
+        parts.append(rows.assign(dense_error=2.0 + rows.seed, surviving=[0.5, 0.3, 0.2][place]))
+    found = lapnb.verdicts(pd.concat(parts)).iloc[0]
+    assert (found.baseline_mean, found.method_mean) == ((50 + 30) / 2, (30 + 20) / 2)
+    assert found.claim.startswith("LAP loses at most 1 points down to fewer weights than MP")
 
 
 def test_claims_without_rows_say_why(made):
-    rows = made({"lap": [1.0] * 3, "rp": [2.0] * 3})
-    found = lapnb.verdicts(rows)
+    found = lapnb.verdicts(made({"lap": [1.0] * 3, "rp": [2.0] * 3}))
     assert set(found.verdict) == {"not run"} and not found.n.any()
     assert found.found[0] == "no rows of MP"
+    rows = made({"mp": [1.0, 2.0], "lap": [1.0, 2.0]})
+    rows = rows[(rows.method == "mp") == (rows.seed == 0)]  # no seed of both
+    assert lapnb.verdicts(rows).found[0] == "no seed of both"
+    assert lapnb.paired(rows, "lap", "mp").empty
+    dense = made({"mp": MP, "lap": LAP}, nth=0)  # not at the claimed fractions
+    assert lapnb.verdicts(dense).verdict[0] == "not run"
+
+
+def test_methods_on_two_devices_are_said_beside_the_verdict(made):
+    rows = made({"mp": MP, "lap": LAP})
+    assert "but" not in lapnb.verdicts(rows).found[0]
+    rows.loc[rows.method == "lap", "device"] = "cuda"
+    assert lapnb.verdicts(rows).found[0].endswith("; but LAP on cuda and MP on cpu")
+
+
+def test_effects_are_compared_where_errors_are_shifted(made):
+    rows = made({"mp": MP, "lap": LAP})
+    rows["dense_error"] = [2.0, 2.0, 2.0, 4.0] * 2
+    (row,) = compare.effects(rows).to_dict("records")
+    error = np.hypot(scipy.stats.sem(np.subtract(LAP, MP)), np.hypot(5.61, 9.91) / 5**0.5)
+    expected = {"difference": -34.75, "paper_difference": 16.45 - 67.62, "above_dense": 32.25}
+    expected |= {"z": (-34.75 + 51.17) / error, "paper_above_dense": 16.45 - 1.98}
+    assert {name: row[name] for name in expected} == pytest.approx(expected)
+
+
+def test_recorded_endpoints(checkout, monkeypatch):
+    """Computed beside the package from the committed rows, when the endpoint was declared."""
+    monkeypatch.setenv("LAPNB_ROOT", str(checkout))
+    conv6 = lapnb.recorded("conv6_cifar10", "paper")
+    found = lapnb.verdicts(conv6).iloc[0]
+    assert found.found == "LAP 27.44, MP 30.12, difference −2.68 [−4.67, −0.69]"
+    assert found.by_fraction == "reproduced at 3.62 %, undecided at 4.32 %"
+    assert compare.effects(conv6).z.abs().max() == pytest.approx(0.93, abs=0.01)
+    found = lapnb.verdicts(lapnb.recorded("fcn_before_retraining", "paper"))
+    assert found.method_mean.round(1).tolist() == [19.9, 40.4, 19.9, 57.5, 28.2]
+
+
+def test_p_values_are_adjusted_for_their_number():
+    found = compare.holm(pd.Series([0.04, np.nan, 0.01, 0.03, 0.5]))
+    assert found.tolist() == pytest.approx([0.09, np.nan, 0.04, 0.09, 0.5], nan_ok=True)
+
+
+# ---- words ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("claim", "text"),
+    [
+        (Claim("lap_all", "lap"), "Whole-network LAP beats LAP"),
+        (Claim("lap", "mp", where={"schedule": "oneshot"}), "LAP beats MP, one-shot"),
+        (Claim("lfp", "mp", column="error_before"), "LFP beats MP before retraining"),
+        (tables._kept("mp", 1.0, 30), "MP loses at most 1 points down to 30 % before retraining"),
+    ],
+)
+def test_claims_in_words(claim, text):
+    assert words.in_words(claim) == text
 
 
 @pytest.mark.parametrize(
@@ -124,13 +258,13 @@ def test_claims_without_rows_say_why(made):
         ("fcn_linear", "quick", "MNIST, …", "Linear FCN ×⅖ on 5,000 MNIST digits"),
         ("vgg19_cifar10", "reduced", "CIFAR-10 (JPEG)", "VGG-19 ×¼ on CIFAR-10 (JPEG)"),
         *(
-            (name, "paper", compare.NAMES[declared["dataset"]], declared["title"])
+            (name, "paper", words.NAMES[declared["dataset"]], declared["title"])
             for name, declared in tables.TABLES.items()
         ),
     ],
 )
 def test_the_title_says_what_was_run(made, name, scale, source, title):
-    assert compare.title(made({"mp": [1.0]}, name, scale, source=source)) == title
+    assert words.title(made({"mp": [1.0]}, name, scale, source=source)) == title
 
 
 def test_captions(made):
@@ -141,28 +275,39 @@ def test_captions(made):
     assert "400 dense steps · learning rate 0.002" in one and "n = 1" in one
     assert "retraining" not in one and "deviation" not in one
     assert "bfloat16" in lapnb.caption(made({"mp": [1.0]}, device="cuda, bfloat16"))
+    jpeg = made({"mp": [1.0]}, "vgg19_cifar10", "reduced", source="CIFAR-10 (JPEG)")
+    assert "JPEG files of quality 75" in lapnb.caption(jpeg)
+
+
+# ---- refusals ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("call", ["caption", "compare", "plot", "show", "verdicts"])
 def test_what_are_no_results_is_said_in_a_sentence(made, call):
     good = made({"mp": [1.0], "lap": [2.0]})
+    lap = good.method == "lap"
     bad = {
         "DataFrame without rows": good[:0],
         "no column table": pd.DataFrame({"a": [1]}),
         "list without rows": [1],
         "1 repeated runs": pd.concat([good, good[:1]]),
-        "quick": pd.concat([good, made({"mp": [1.0]}, scale="quick", source="MNIST")]),
-        "MNIST and .* Fashion": pd.concat([good, good.assign(source="Fashion")]),
+        "scale is 'paper' and 'quick'": pd.concat([good, made({"mp": [1.0]}, scale="quick")]),
+        "source is 'MNIST' and 'Fashion'": pd.concat([good, good.assign(source="Fashion")]),
+        "dense_steps is 50000 and 10": good.assign(dense_steps=[50_000, 10]),
+        "retrain_steps is 50000 and 10": good.assign(retrain_steps=[50_000, 10]),
+        "changed is '' and 'lr = 0.1'": good.assign(changed=lap.map({True: "lr = 0.1", False: ""})),
+        "settings differ": good.assign(settings=["a", "b"]),
         "zoo": good.assign(table="zoo"),
-        "row 1 is invalid": good.assign(status=["ok", "failed: x"]),
-        "row 0 is invalid": good.assign(source=None),
+        "row 1 is no finished run": good.assign(status=["ok", "failed: x"]),
+        "row 0 is no finished run": good.assign(source=None),
         "could not convert": good.assign(error="high"),
         "its method is 'lapp'": good.replace("lap", "lapp"),
-        "its activation is 'nan'": good.assign(activation=float("nan")),
-        "surviving -1 is not a number": good.assign(surviving=-1.0),
+        "its activation is ''": good.assign(activation=float("nan")),
+        "surviving -1 is not": good.assign(surviving=-1.0),
+        "cannot safely cast": good.assign(seed=0.5),
     }
-    for words, rows in bad.items():
-        with pytest.raises(ValueError, match=f"^results must be rows of one table.*{words}"):
+    for sentence, rows in bad.items():
+        with pytest.raises(ValueError, match=f"^results must be rows of one table.*{sentence}"):
             getattr(lapnb, call)(rows)
 
 
@@ -171,5 +316,5 @@ def test_bad_names_are_said_in_a_sentence(made):
     for column in ("nope", "distortion"):
         with pytest.raises(ValueError, match=f"column must be one of error, .*; got '{column}'"):
             lapnb.plot(rows, column=column)
-    with pytest.raises(ValueError, match="worse must be one of mp, lap; got 'nope'"):
+    with pytest.raises(ValueError, match="baseline must be one of mp, lap; got 'nope'"):
         lapnb.paired(rows, "lap", "nope")
