@@ -434,7 +434,8 @@ def wrapped(text: str, width: int) -> str:
 
 def finish(figure, heading: str, text: str, path: pathlib.Path | None = None, column: str = ""):
     """Put a heading above the panels, legend and caption below; save where there is a path."""
-    lines = [textwrap.fill(line, 46) for line in heading.splitlines()]
+    # a space before a line break that is not the heading's own: see `png`
+    lines = [textwrap.fill(line, 46).replace("\n", " \n") for line in heading.splitlines()]
     figure.suptitle("\n".join(lines), fontsize=8)
     named = {}
     for axis in figure.axes:
@@ -456,7 +457,8 @@ def finish(figure, heading: str, text: str, path: pathlib.Path | None = None, co
 
 def png(figure, dpi: int = 200, rows: pathlib.Path | None = None, column: str = "") -> bytes:
     """A figure as a PNG. Its metadata hold heading, caption and what was drawn of which rows."""
-    about = {"Title": figure.get_suptitle(), "Description": figure.get_label(), "Column": column}
+    title = figure.get_suptitle().replace(" \n", " ").replace("\n", ": ")
+    about = {"Title": title, "Description": figure.get_label(), "Column": column}
     if rows:
         stem = rows.stem.partition("-")[0]
         table_file = rows.with_name(f"{stem}.csv")
