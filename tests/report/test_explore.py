@@ -96,7 +96,10 @@ def test_controls_redraw_when_a_value_changes(monkeypatch, capsys):
     stops = dict(widgets["keep"].options)
     assert stops["6.36 %, in the paper"] == 0.0636 and stops["7 %"] == 0.07
     widgets["method"].value, widgets["keep"].value = "rp", 0.0636
-    assert chosen[2:] == [chosen[0] | {"method": "rp"}, chosen[0] | {"method": "rp", "keep": 0.0636}]
+    assert chosen[2:] == [
+        chosen[0] | {"method": "rp"},
+        chosen[0] | {"method": "rp", "keep": 0.0636},
+    ]
 
     def fail(**choice):
         raise ValueError("no\nsuch choice")

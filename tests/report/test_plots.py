@@ -114,7 +114,9 @@ def test_error_and_accuracy_surviving_weights_and_sparsity(results, made):
     assert texts(right.get_yticklabels()) == ["98", "95", "90", "80", "50", "10"]
     assert texts(below.get_xticklabels()) == ["0.098", "6.25"] and below.xaxis_inverted()
     assert texts(top.get_xticklabels()) == ["99.902", "93.75"]
-    close = lapnb.plot(made({"mp": [60, 70], "lap": [58, 66]}, "fcn_global", dense_error=40)).axes[0]
+    close = lapnb.plot(made({"mp": [60, 70], "lap": [58, 66]}, "fcn_global", dense_error=40)).axes[
+        0
+    ]
     assert close.get_yscale() == "linear"  # all within a factor of 2
 
 
@@ -163,7 +165,7 @@ def test_variants_are_named_in_words_below_each_other(made):
 
 
 def test_the_gap_alone_is_drawn(results):
-    above, below = lapnb.plot(results, column="gap").axes
+    above = lapnb.plot(results, column="gap").axes[0]
     assert drawn(above)["lookahead (LAP)"][1][0] == pytest.approx(33 + 4 - 0.5)
     assert above.get_yscale() == "linear"
 
@@ -203,7 +205,9 @@ def test_all_networks_with_every_seed_in_one_picture():
     about = {"scale": "paper", "n": 2, "dense": 1.5, "published": -4.0}
     names = ["FCN on MNIST", "VGG-11 on CIFAR-10", "VGG-16 on CIFAR-10"]
     networks = pd.DataFrame([about | {"network": name} for name in names])
-    networks = networks.assign(difference=[-40.0, -2.0, 1.0], low=[-50.0, -3, -1], high=[-30.0, -1, 3])
+    networks = networks.assign(
+        difference=[-40.0, -2.0, 1.0], low=[-50.0, -3, -1], high=[-30.0, -1, 3]
+    )
     seeds = networks.loc[[0, 0, 1, 1, 2, 2], ["network", "scale"]]
     seeds = seeds.assign(difference=[-39, -41, -1.5, -2.5, 0, 2])
     figure = plots.plot_networks(networks, seeds)

@@ -13,16 +13,19 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from PIL import Image, PngImagePlugin
 
 import lapnb
+from lapnb.pruning.scores import METHODS
+from lapnb.training.datasets import DATASETS
+from lapnb.training.networks import NETWORKS
 
 SECRET = "the content of a file elsewhere"
 pytestmark = pytest.mark.xdist_group("site")  # one build serves all tests
 
 
-def png(path, text="", description=""):
+def png(path, **texts):
     info = PngImagePlugin.PngInfo()
-    info.add_text("Description", description or "none")
-    info.add_text("secret", text)
-    Image.new("RGB", (2, 2)).save(path, pnginfo=info if text or description else None)
+    for name, text in texts.items():
+        info.add_text(name, text)
+    Image.new("RGB", (2, 2)).save(path, pnginfo=info)
     return base64.b64encode(path.read_bytes()).decode()
 
 
@@ -42,10 +45,10 @@ def site(tmp_path_factory, checkout):
     (root / "build" / "notebooks").mkdir(parents=True)
     (root / "figures").mkdir()
     secret, text = elsewhere / "secret.png", elsewhere / "secret.txt"
-    png(secret, SECRET)
+    png(secret, secret=SECRET)
     text.write_text(SECRET)
     (root / "figures" / "link.png").symlink_to(secret)
-    inside = png(root / "figures" / "inside.png", description="What the file says")
+    inside = png(root / "figures" / "inside.png", Title="What was found", Description="scale")
     attack = [
         f"![a]({secret}) ![b](../figures/link.png) ![c](../../elsewhere0/secret.png)",
         f'[d]({text}) <img src="{secret}"> <img src="../figures/link.png">',
@@ -140,7 +143,7 @@ def test_code_is_folded_but_for_the_parameters(site):
 
 def test_pictures_have_alternative_texts(site):
     alts = [image["alt"] for image in site[0]["good"].article.select("img")]
-    assert alts == ["in", "What the file says", "the caption"]
+    assert alts == ["in", "What was found. scale", "the caption"]
 
 
 def test_a_failed_notebook_is_marked_on_its_page_and_in_the_list(site):
@@ -153,6 +156,29 @@ def test_a_failed_notebook_is_marked_on_its_page_and_in_the_list(site):
     assert "Contents of mine" in side
 
 
-def test_the_api_page_documents_every_public_name(site):
-    documented = {tag["id"] for tag in site[0]["api"].select("dt[id]")}
-    assert {f"lapnb.{name}" for name in lapnb.__all__} <= documented
+def test_the_api_page_documents_every_public_name_and_links_its_source(site):
+    documented = {tag["id"]: tag for tag in site[0]["api"].select("dt[id]")}
+    for name in lapnb.__all__:
+        assert documented[f"lapnb.{name}"].select_one("a .viewcode-link"), name
+
+
+def test_all_names_of_methods_networks_and_data_sets_are_listed(site):
+    names = {code.text for code in site[0]["choices"].article.select("code")}
+    assert {*METHODS, *NETWORKS, *DATASETS} <= names
+
+
+def test_every_page_says_what_it_is_and_leads_to_paper_and_results(site):
+    for name, page in site[0].items():
+        if page.select_one("article"):
+            (about,) = page.select('meta[name="description"]')
+            assert len(about["content"]) > 40, name
+            links = {link["href"] for link in page.select("p.run a[href]")}
+            assert {"readme.html", "results.html"} <= links, name
+            assert any("arxiv.org" in link for link in links), name
+            assert page.select_one('link[rel~="icon"]')["href"].endswith("favicon.svg"), name
+
+
+def test_the_search_knows_what_readers_look_for(site):
+    index = (site[1] / "searchindex.js").read_text()
+    for stem in ("sparsiti", "accuraci", "prune"):
+        assert f'"{stem}":' in index or f"{stem}:" in index
