@@ -72,7 +72,13 @@ def panel(network="fcn", method="lap", scope="layer", keep=0.1, dataset=None, be
     """
     import seaborn
 
-    _check(network, method, beside, scope, keep)
+    _check(
+        network,
+        method,
+        beside,
+        scope,
+        keep,
+    )
     data, dense, accuracy, statistics = _network(network, dataset)
     told = [f"dense {accuracy:.1f}"]
     masks, lost, colours = {}, {}, {}
@@ -81,7 +87,14 @@ def panel(network="fcn", method="lap", scope="layer", keep=0.1, dataset=None, be
         example = data.normalise(data.test_images[:1]) if criterion.neighbours == "flow" else None
         known = statistics(criterion.looks_at)
         with warnings.catch_warnings(action="ignore"):  # of empty layers: one sees them
-            masks[name] = prune_masks(dense, name, keep, scope, example, statistics=known)
+            masks[name] = prune_masks(
+                dense,
+                name,
+                keep,
+                scope,
+                example,
+                statistics=known,
+            )
         apply_masks(pruned := copy.deepcopy(dense), masks[name])
         told.append(f"{short(name)} {evaluate(pruned, data)[1]:.1f}")
         lost[short(name)] = effects(dense, masks[name])
@@ -91,14 +104,29 @@ def panel(network="fcn", method="lap", scope="layer", keep=0.1, dataset=None, be
     heading += f"{100 * surviving(masks[method]):.3g} % of {count:,} weights"
     sizes = {"figsize": (WIDTH, 5), "height_ratios": [1.3, 1, 1, 1]}
     with canvas(4, 3, **sizes) as (figure, axes):
-        draw_masks(axes[0], [masks[beside][0], masks[method][0]], [beside, method], data)
+        draw_masks(
+            axes[0],
+            [masks[beside][0], masks[method][0]],
+            [beside, method],
+            data,
+        )
         layers = pd.concat(lost, names=["method"]).reset_index()
-        look = {"hue": "method", "palette": colours, "saturation": 1}
+        look = {
+            "hue": "method",
+            "palette": colours,
+            "saturation": 1,
+        }
         for row, column in enumerate(EFFECTS, 1):
             for axis in axes[row]:
                 axis.remove()
             axis = figure.add_subplot(axes[row, 0].get_gridspec()[row, :])
-            seaborn.barplot(layers, x="layer", y=column, ax=axis, **look)
+            seaborn.barplot(
+                layers,
+                x="layer",
+                y=column,
+                ax=axis,
+                **look,
+            )
             axis.get_legend().remove()
             axis.set(title=column, ylabel="", xlabel="layer" if row == 3 else "")
             if scope == "global" and row == 1:
@@ -120,9 +148,21 @@ def draw_masks(axes, masks: list[Tensor], names: list[str], data: Data) -> None:
         (f"{second} − {first}", other - one, "vlag", -apart, apart),
     ]
     bar = {"location": "bottom", "shrink": 0.8}
-    bare = {"square": True, "xticklabels": False, "yticklabels": False, "cbar_kws": bar}
+    bare = {
+        "square": True,
+        "xticklabels": False,
+        "yticklabels": False,
+        "cbar_kws": bar,
+    }
     for axis, (title, picture, colours, least, largest) in zip(axes, panels, strict=True):
-        seaborn.heatmap(picture, ax=axis, cmap=colours, vmin=least, vmax=largest, **bare)
+        seaborn.heatmap(
+            picture,
+            ax=axis,
+            cmap=colours,
+            vmin=least,
+            vmax=largest,
+            **bare,
+        )
         axis.set_title(title)
         axis.grid(False)
 
@@ -131,9 +171,19 @@ def _check(network, method, beside, scope, keep) -> None:
     choices = {"network": (network, NETWORKS), "scope": (scope, SCOPES)}
     choices |= {"method": (method, METHODS), "beside": (beside, METHODS)}
     for name, (given, allowed) in choices.items():
-        require(given in [*allowed], name, f"one of {', '.join(allowed)}", given)
+        require(
+            given in [*allowed],
+            name,
+            f"one of {', '.join(allowed)}",
+            given,
+        )
     in_range = isinstance(keep, Real) and 0 <= keep <= 1
-    require(in_range, "keep", "a number in [0, 1]", keep)
+    require(
+        in_range,
+        "keep",
+        "a number in [0, 1]",
+        keep,
+    )
 
 
 def controls(network="fcn", method="lap", scope="layer", keep=0.1, dataset=None, beside="mp"):
@@ -141,7 +191,13 @@ def controls(network="fcn", method="lap", scope="layer", keep=0.1, dataset=None,
 
     The slider stops at the paper's surviving fractions too. The arguments are those of `panel`.
     """
-    start = {"network": network, "method": method, "scope": scope, "keep": keep, "beside": beside}
+    start = {
+        "network": network,
+        "method": method,
+        "scope": scope,
+        "keep": keep,
+        "beside": beside,
+    }
     _check(**start)
     if not {*BROWSERS} & {*os.environ}:
         return panel(**start, dataset=dataset)
@@ -163,7 +219,12 @@ def controls(network="fcn", method="lap", scope="layer", keep=0.1, dataset=None,
     }
     slider = [(stops[stop], stop) for stop in sorted(stops)]
     late = {"continuous_update": False, "layout": {"width": "28rem"}}
-    widgets["keep"] = SelectionSlider(options=slider, value=keep, description="keep", **late)
+    widgets["keep"] = SelectionSlider(
+        options=slider,
+        value=keep,
+        description="keep",
+        **late,
+    )
 
     def draw(**choice):
         try:
@@ -181,13 +242,23 @@ def _survivors(mask: Tensor, data: Data) -> Tensor:
     if mask.ndim == 2:
         return mask.sum(0).view(data.test_images.shape[1:]).sum(0)
     tiles = mask.sum(1, keepdim=True).float()  # one per kernel, summed over input channels
-    return make_grid(tiles, round(len(tiles) ** 0.5), padding=1, pad_value=float("nan"))[0]
+    return make_grid(
+        tiles,
+        round(len(tiles) ** 0.5),
+        padding=1,
+        pad_value=float("nan"),
+    )[0]
 
 
 @lru_cache(maxsize=8)
 def _network(network, dataset) -> tuple:
     """Data, dense network, its accuracy (%), and a function: statistics of the data, by kind."""
-    declared = table(NETWORKS[network], "quick", dataset=dataset, device="cpu")
+    declared = table(
+        NETWORKS[network],
+        "quick",
+        dataset=dataset,
+        device="cpu",
+    )
     data = load_data(declared.dataset, declared.image_size, declared.channels)
     task = Task(declared, data.source, seed=0)
     with Progress(task.steps, f"dense {network}", delay=1) as bar:

@@ -70,7 +70,11 @@ MANY = 20  # rounds: a line with a band then says more than markers with bars
 def look(method: str) -> dict[str, str]:
     """Colour, marker and dashes of a method."""
     n = [*METHODS].index(method) % len(SHAPES)
-    return {"color": f"#{PALETTE.split()[n]}", "marker": SHAPES[n], "linestyle": DASHES[n]}
+    return {
+        "color": f"#{PALETTE.split()[n]}",
+        "marker": SHAPES[n],
+        "linestyle": DASHES[n],
+    }
 
 
 COLOURS = {method: look(method)["color"] for method in METHODS}
@@ -83,7 +87,12 @@ def canvas(down: int = 1, across: int = 1, style: dict = STYLE, **settings):
     import matplotlib.pyplot as plt
 
     with plt.rc_context(style):
-        figure, axes = plt.subplots(down, across, squeeze=False, **settings)
+        figure, axes = plt.subplots(
+            down,
+            across,
+            squeeze=False,
+            **settings,
+        )
         plt.close(figure)
         yield figure, axes
 
@@ -119,7 +128,12 @@ def plot(results: pd.DataFrame, column: str = "error", save: bool = False, metho
     if methods is not None:
         names = [*rows.method.unique()]
         known = len(methods) > 0 and {*methods} <= {*names}
-        require(known, "methods", f"some of {', '.join(names)}", methods)
+        require(
+            known,
+            "methods",
+            f"some of {', '.join(names)}",
+            methods,
+        )
         rows = rows[rows.method.isin(methods)]
         suffix += "-" + "-".join(methods)
     panels = []
@@ -131,14 +145,25 @@ def plot(results: pd.DataFrame, column: str = "error", save: bool = False, metho
     sizes = {"figsize": (WIDTH, 0.8 + sum(heights)), "height_ratios": heights}
     with canvas(len(panels), sharex=True, **sizes) as (figure, axes):
         for axis, (draw, part) in zip(axes[:, 0], panels, strict=True):
-            draw(axis, part, column, of.varied(rows))
+            draw(
+                axis,
+                part,
+                column,
+                of.varied(rows),
+            )
         fractions = 100 * rows.groupby("round").surviving.mean()
         _surviving_axes(axes[0, 0], axes[-1, 0], fractions)
         marks = words.BARS
         if len(fractions) > MANY:
             marks = marks.replace("bars", "bands")
         heading = f"{finding(rows, column)}\n{words.title(rows)}"
-        return finish(figure, heading, words.how(rows, marks), _path(rows, suffix, save), column)
+        return finish(
+            figure,
+            heading,
+            words.how(rows, marks),
+            _path(rows, suffix, save),
+            column,
+        )
 
 
 def scatter(results: pd.DataFrame, x: str, y: str = "error", save: bool = False):
@@ -156,24 +181,28 @@ def scatter(results: pd.DataFrame, x: str, y: str = "error", save: bool = False)
     Raises:
         ValueError: if `results` are not rows of one table, or do not hold `x` or `y`.
     """
-    import seaborn
-
     rows = of.one_source(of.one_source(results, x), y)
-    names = rows.method.map(_name)
-    looks = {_name(method): look(method) for method in rows.method.unique()}
-    colours = {name: drawn["color"] for name, drawn in looks.items()}
-    shapes = {name: drawn["marker"] for name, drawn in looks.items()}
     with canvas(figsize=(WIDTH, 2.4)) as (figure, ((axis,),)):
-        style = {"hue": names, "style": names, "palette": colours, "markers": shapes}
-        seaborn.scatterplot(rows, x=x, y=y, ax=axis, s=12, linewidth=0, alpha=0.8, **style)
-        axis.get_legend().remove()
+        for method, part in rows.groupby("method", sort=False):
+            points = look(method) | {
+                "linestyle": "",
+                "alpha": 0.8,
+                "label": _name(method),
+            }
+            axis.plot(part[x], part[y], **points)
         axis.set(xlabel=words.MEASURED[x][0], ylabel=words.MEASURED[y][0])
         _error_axis(axis, y, rows[y])
         order = rows[x].rank().corr(rows[y].rank())
         found = f"Rank correlation of {x} and error: {order:.2f}".replace("-", "−")
         heading = f"{found}\n{words.title(rows)}"
         text = words.how(rows, "one point per run")
-        return finish(figure, heading, text, _path(rows, f"-{x}", save), x)
+        return finish(
+            figure,
+            heading,
+            text,
+            _path(rows, f"-{x}", save),
+            x,
+        )
 
 
 def plot_networks(networks: pd.DataFrame, seeds: pd.DataFrame, save: bool = False):
@@ -196,19 +225,54 @@ def plot_networks(networks: pd.DataFrame, seeds: pd.DataFrame, save: bool = Fals
     dots = seeds.merge(places)
     low, high = _reach(networks, seeds)
     sizes = {"figsize": (WIDTH, 0.32 * len(networks) + 0.6), "width_ratios": [10, 4]}
-    with canvas(1, 2, sharey=True, **sizes) as (figure, ((axis, beside),)):
+    with canvas(
+        1,
+        2,
+        sharey=True,
+        **sizes,
+    ) as (figure, ((axis, beside),)):
         axis.set(xlim=(low, high), ylim=(len(networks) - 0.4, -0.9), yticks=[])
         axis.grid(False)
         beside.set_xlim(0, 1)
         beside.axis("off")
         axis.axvline(0, color=COLOURS["mp"], linewidth=0.8)
-        seaborn.scatterplot(dots, x="difference", y="place", ax=axis, color=INK, s=7, linewidth=0)
+        seaborn.scatterplot(
+            dots,
+            x="difference",
+            y="place",
+            ax=axis,
+            color=INK,
+            s=7,
+            linewidth=0,
+        )
         for place, row in enumerate(networks.itertuples()):
             _draw_network(axis, place, row)
-            beside.text(0.35, place, f"{row.dense:.1f}", ha="right", va="center")
-            beside.text(1, place, _signed(row.published), ha="right", va="center")
-        beside.text(0.35, -0.7, "dense", ha="right")
-        beside.text(1, -0.7, "published", ha="right")
+            beside.text(
+                0.35,
+                place,
+                f"{row.dense:.1f}",
+                ha="right",
+                va="center",
+            )
+            beside.text(
+                1,
+                place,
+                _signed(row.published),
+                ha="right",
+                va="center",
+            )
+        beside.text(
+            0.35,
+            -0.7,
+            "dense",
+            ha="right",
+        )
+        beside.text(
+            1,
+            -0.7,
+            "published",
+            ha="right",
+        )
         axis.set(ylabel="", xlabel="LAP − MP, test error (points)")
         better = (networks.high < 0).sum() or "none"
         worse = (networks.low > 0).sum() or "none"
@@ -216,7 +280,13 @@ def plot_networks(networks: pd.DataFrame, seeds: pd.DataFrame, save: bool = Fals
         text = "every seed a dot · diamonds: means with 95 % intervals · dense: test error (%) · "
         text += "published: LAP − MP in the paper"
         path = root() / "figures" / "networks.png" if save else None
-        return finish(figure, heading, text, path, "difference")
+        return finish(
+            figure,
+            heading,
+            text,
+            path,
+            "difference",
+        )
 
 
 def _draw_network(axis, place: int, row) -> None:
@@ -224,17 +294,57 @@ def _draw_network(axis, place: int, row) -> None:
     left, right = axis.get_xlim()
     colour = COLOURS["lap"]
     name = f"{row.network}, {row.scale}, n = {row.n}"
-    axis.text(left, place - 0.37, name, fontsize=6.5, va="center", in_layout=False)
+    axis.text(
+        left,
+        place - 0.37,
+        name,
+        fontsize=6.5,
+        va="center",
+        in_layout=False,
+    )
     axis.plot([row.low, row.high], [place, place], color=colour)
-    axis.plot(row.difference, place, "D", color=colour)
+    axis.plot(
+        row.difference,
+        place,
+        "D",
+        color=colour,
+    )
     text = f"{_signed(row.difference)} [{_signed(row.low)}, {_signed(row.high)}]"
-    about = {"color": colour, "fontsize": 6.5, "va": "center", "in_layout": False}
+    about = {
+        "color": colour,
+        "fontsize": 6.5,
+        "va": "center",
+        "in_layout": False,
+    }
     if row.difference < left:
-        axis.plot(left, place, "<", color=colour, clip_on=False)
-        axis.text(left, place, f"   {text}", **about)
+        axis.plot(
+            left,
+            place,
+            "<",
+            color=colour,
+            clip_on=False,
+        )
+        axis.text(
+            left,
+            place,
+            f"   {text}",
+            **about,
+        )
     if row.difference > right:
-        axis.plot(right, place, ">", color=colour, clip_on=False)
-        axis.text(right, place, f"{text}   ", ha="right", **about)
+        axis.plot(
+            right,
+            place,
+            ">",
+            color=colour,
+            clip_on=False,
+        )
+        axis.text(
+            right,
+            place,
+            f"{text}   ",
+            ha="right",
+            **about,
+        )
 
 
 def _signed(value: float) -> str:
@@ -258,7 +368,12 @@ def finding(rows: pd.DataFrame, column: str = "error") -> str:
     claims = table(rows.table.iloc[0], "paper").claims
     if not {"mp", "lap"} <= {*rows.method} or not (claims or rows.method.nunique() == 2):
         return _lowest(rows, column)
-    pairs = of.pairs(rows, "lap", "mp", column)
+    pairs = of.pairs(
+        rows,
+        "lap",
+        "mp",
+        column,
+    )
     pairs = pairs[pairs.n >= of.LEAST_SEEDS]
     if pairs.empty:
         return f"LAP and MP{what}: too few seeds to compare"
@@ -286,14 +401,33 @@ def _variant(row: pd.Series, names: list[str]) -> list[str]:
 
 def _means(axis, rows: pd.DataFrame, column: str, varied: list[str]) -> None:
     dense = rows.dense_error.mean() if column in ("error", "error_before") else None
-    draw_means(axis, of.means(rows, column), column, dense)
+    draw_means(
+        axis,
+        of.means(rows, column),
+        column,
+        dense,
+    )
     variant = ", ".join(_variant(rows.iloc[0], varied))
-    axis.set_title(variant, y=0.82, x=0.03, loc="left", weight="bold")
+    axis.set_title(
+        variant,
+        y=0.82,
+        x=0.03,
+        loc="left",
+        weight="bold",
+    )
 
 
 def _differences(axis, rows: pd.DataFrame, column: str, varied: list[str]) -> None:
     others = [method for method in rows.method.unique() if method not in ("mp", "rp")]
-    pairs = [of.pairs(rows, method, "mp", column).assign(method=method) for method in others]
+    pairs = [
+        of.pairs(
+            rows,
+            method,
+            "mp",
+            column,
+        ).assign(method=method)
+        for method in others
+    ]
     draw_differences(axis, pd.concat(pairs), column)
 
 
@@ -305,8 +439,17 @@ def draw_means(axis, means: pd.DataFrame, column: str = "error", dense=None) -> 
     values = [means[column], means.paper]
     if dense is not None:
         axis.axhline(dense, color=INK, linewidth=0.8)
-        place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
-        axis.annotate(f"dense: {dense:.1f}", (0.99, dense), fontsize=6.5, **place)
+        place = {
+            "xycoords": ("axes fraction", "data"),
+            "ha": "right",
+            "va": "bottom",
+        }
+        axis.annotate(
+            f"dense: {dense:.1f}",
+            (0.99, dense),
+            fontsize=6.5,
+            **place,
+        )
         values.append(pd.Series(dense))
     mean, std = means[column], means["std"]
     _lines(axis, means.assign(value=mean, low=mean - std, high=mean + std))
@@ -326,7 +469,13 @@ def draw_differences(axis, pairs: pd.DataFrame, column: str = "error") -> None:
     axis.set_ylim(low, high)
     above = pairs[pairs.difference > high]
     for row in above.itertuples():
-        axis.plot(row.surviving, high, "^", color=COLOURS[row.method], clip_on=False)
+        axis.plot(
+            row.surviving,
+            high,
+            "^",
+            color=COLOURS[row.method],
+            clip_on=False,
+        )
 
 
 def _limits(pairs: pd.DataFrame) -> tuple[float, float]:
@@ -352,19 +501,44 @@ def _lines(axis, numbers: pd.DataFrame) -> None:
     groups = numbers.groupby("method", sort=False)
     apart = groups.surviving.apply(lambda own: (own / own.shift(-1)).min()).min()
     aside = min(1.05, apart ** (0.5 / len(groups)))
-    hollow = {"markersize": 6, "markerfacecolor": "none", "markeredgewidth": 0.8, "linestyle": ""}
+    hollow = {
+        "markersize": 6,
+        "markerfacecolor": "none",
+        "markeredgewidth": 0.8,
+        "linestyle": "",
+    }
     for place, (method, line) in enumerate(groups):
         x = line.surviving * aside ** (len(groups) / 2 - place)
         style = look(method) | {"label": _name(method)}
         if len(x) > MANY:
             axis.plot(x, line.value, **style | {"marker": "None"})
-            axis.fill_between(x, line.low, line.high, color=style["color"], alpha=0.2, linewidth=0)
+            axis.fill_between(
+                x,
+                line.low,
+                line.high,
+                color=style["color"],
+                alpha=0.2,
+                linewidth=0,
+            )
         else:
             bars = [line.value - line.low, line.high - line.value]
-            axis.errorbar(x, line.value, bars, elinewidth=0.8, **style)
+            axis.errorbar(
+                x,
+                line.value,
+                bars,
+                elinewidth=0.8,
+                **style,
+            )
         if line.paper.notna().any():
             axis.plot(x, line.paper, **style | hollow | {"label": None})
-            axis.plot([], [], **hollow, marker="o", color=INK, label="published")
+            axis.plot(
+                [],
+                [],
+                **hollow,
+                marker="o",
+                color=INK,
+                label="published",
+            )
 
 
 def _error_axis(axis, column: str, values: pd.Series) -> None:
@@ -444,11 +618,29 @@ def finish(figure, heading: str, text: str, path: pathlib.Path | None = None, co
         named["published"] = named.pop("published")  # the last
     columns = 2 if max(map(len, named), default=0) > 16 else 3
     if named:
-        place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "ncols": columns}
-        figure.legend(named.values(), named, columnspacing=1, **place)
+        place = {
+            "loc": "upper center",
+            "bbox_to_anchor": (0.5, 0),
+            "ncols": columns,
+        }
+        figure.legend(
+            named.values(),
+            named,
+            columnspacing=1,
+            **place,
+        )
     below = -(0.06 + 0.15 * math.ceil(len(named) / columns)) / figure.get_figheight()
-    small = {"fontsize": 6.5, "ha": "center", "va": "top"}
-    figure.text(0.5, below, wrapped(text, 60), **small)
+    small = {
+        "fontsize": 6.5,
+        "ha": "center",
+        "va": "top",
+    }
+    figure.text(
+        0.5,
+        below,
+        wrapped(text, 60),
+        **small,
+    )
     figure.set_label(text)
     if path:
         write_whole(path, png(figure, rows=path, column=column))
@@ -458,12 +650,21 @@ def finish(figure, heading: str, text: str, path: pathlib.Path | None = None, co
 def png(figure, dpi: int = 200, rows: pathlib.Path | None = None, column: str = "") -> bytes:
     """A figure as a PNG. Its metadata hold heading, caption and what was drawn of which rows."""
     title = figure.get_suptitle().replace(" \n", " ").replace("\n", ": ")
-    about = {"Title": title, "Description": figure.get_label(), "Column": column}
+    about = {
+        "Title": title,
+        "Description": figure.get_label(),
+        "Column": column,
+    }
     if rows:
         stem = rows.stem.partition("-")[0]
         table_file = rows.with_name(f"{stem}.csv")
         about["Table"] = f"{rows.parent.name}/{stem}"
         if table_file.exists():
             about["Rows"] = hashlib.sha256(table_file.read_bytes()).hexdigest()
-    figure.savefig(file := io.BytesIO(), metadata=about, dpi=dpi, bbox_inches="tight")
+    figure.savefig(
+        file := io.BytesIO(),
+        metadata=about,
+        dpi=dpi,
+        bbox_inches="tight",
+    )
     return file.getvalue()

@@ -129,6 +129,7 @@ def test_links_lead_to_pages_and_nothing_needs_a_network(site):
     article = pages["index"].article
     assert [a["href"] for a in article.select("p a, .text_html a")] == [
         "good.html#part",
+        "readme.html",
         "good.html",
     ]
     assert "gone" in article.text and pages["good"].find(id="part")
