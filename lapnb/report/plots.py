@@ -400,7 +400,9 @@ def _variant(row: pd.Series, names: list[str]) -> list[str]:
 
 
 def _means(axis, rows: pd.DataFrame, column: str, varied: list[str]) -> None:
-    dense = rows.dense_error.mean() if column in ("error", "error_before") else None
+    dense = None
+    if column in ("error", "error_before"):
+        dense = rows.groupby("seed").dense_error.mean().mean()
     draw_means(
         axis,
         of.means(rows, column),

@@ -67,10 +67,9 @@ def test_further_methods_need_no_look_of_their_own(made, monkeypatch):
 @pytest.fixture
 def results(made):
     """Three seeds at two surviving fractions; one of LBP is missing; random pruning is far off."""
-    errors = {"mp": [60, 70, 80], "rp": [90, 90, 90], "lbp": [50, 53], "lap": [30, 36, 33]}
-    return pd.concat(
-        [made(errors, nth=n).assign(error=lambda x: x.error + x["round"]) for n in (0, 6)]
-    )
+    errors = {"mp": [60, 61, 80], "rp": [90, 90, 90], "lbp": [50, 53], "lap": [30, 31, 38]}
+    rows = pd.concat([made(errors, nth=n) for n in (0, 6)])
+    return rows.assign(error=rows.error + rows["round"], dense_error=1.0 + rows.seed)
 
 
 def drawn(axis):
