@@ -11,6 +11,7 @@ import io
 import math
 import pathlib
 import textwrap
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -22,6 +23,9 @@ from lapnb.report import compare as of
 from lapnb.report import words
 from lapnb.runs.rows import results_file
 from lapnb.store import root, write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 WIDTH = 3.15  # inches
 INK = "#757575"
@@ -97,7 +101,12 @@ def canvas(down: int = 1, across: int = 1, style: dict = STYLE, **settings):
         yield figure, axes
 
 
-def plot(results: pd.DataFrame, column: str = "error", save: bool = False, methods=None):
+def plot(
+    results: pd.DataFrame,
+    column: str = "error",
+    save: bool = False,
+    methods: list[str] | None = None,
+) -> "Figure":
     """Draw `column` against surviving weights, and below it the paired difference to MP.
 
     Points are means with bars of ± one standard deviation, or with their 95 % interval where they
@@ -166,7 +175,7 @@ def plot(results: pd.DataFrame, column: str = "error", save: bool = False, metho
         )
 
 
-def scatter(results: pd.DataFrame, x: str, y: str = "error", save: bool = False):
+def scatter(results: pd.DataFrame, x: str, y: str = "error", save: bool = False) -> "Figure":
     """Draw each run as a point: one recorded column against another.
 
     Args:
@@ -180,6 +189,11 @@ def scatter(results: pd.DataFrame, x: str, y: str = "error", save: bool = False)
 
     Raises:
         ValueError: if `results` are not rows of one table, or do not hold `x` or `y`.
+
+    >>> import lapnb
+    >>> rows = lapnb.recorded("fcn_linear", "paper")
+    >>> lapnb.scatter(rows, "distortion", "error_before").get_suptitle().splitlines()[-1]
+    'Linear FCN on MNIST'
     """
     rows = of.one_source(of.one_source(results, x), y)
     with canvas(figsize=(WIDTH, 2.4)) as (figure, ((axis,),)):
@@ -205,7 +219,7 @@ def scatter(results: pd.DataFrame, x: str, y: str = "error", save: bool = False)
         )
 
 
-def plot_networks(networks: pd.DataFrame, seeds: pd.DataFrame, save: bool = False):
+def plot_networks(networks: pd.DataFrame, seeds: pd.DataFrame, save: bool = False) -> "Figure":
     """Draw LAP − MP of all networks: a line each, with its interval and every seed as a dot.
 
     Args:
