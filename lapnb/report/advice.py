@@ -11,9 +11,20 @@ from lapnb.report import words
 from lapnb.report.show import Shown
 from lapnb.report.summary import everything, matched
 
-MP = {"method": "mp", "scope": "layer", "schedule": "oneshot"}
+MP = {
+    "method": "mp",
+    "scope": "layer",
+    "schedule": "oneshot",
+}
 LAP = MP | {"method": "lap"}
-COLUMNS = ["choice", "network", "scale", "n", "verdict", "evidence"]
+COLUMNS = [
+    "choice",
+    "network",
+    "scale",
+    "n",
+    "verdict",
+    "evidence",
+]
 
 
 def advice() -> pd.DataFrame:
@@ -32,7 +43,12 @@ def advice() -> pd.DataFrame:
     """
     rows, found = everything(), []
     for choice, one, other in _choices():
-        pairs = matched(rows, one, other, [])
+        pairs = matched(
+            rows,
+            one,
+            other,
+            [],
+        )
         for (network, scale), part in pairs.groupby(["network", "scale"], sort=False):
             n = words.span(part.n)
             found.append([choice, network, scale, n, *_judged(part, _named(one), _named(other))])
@@ -55,7 +71,11 @@ def _choices() -> Iterator[tuple[str, dict, dict]]:
     """What might be taken, and rather than what."""
     yield "LAP rather than MP", LAP, MP
     for scope, schedule, method in product(["layer", "global"], ["oneshot", "iterative"], METHODS):
-        one = {"method": method, "scope": scope, "schedule": schedule}
+        one = {
+            "method": method,
+            "scope": scope,
+            "schedule": schedule,
+        }
         if one in (MP, LAP):
             continue
         # MP and LAP beside their layer-wise, one-shot form, others beside LAP in the same form
@@ -79,7 +99,11 @@ def _judged(rows: pd.DataFrame, one: str, other: str) -> tuple[str, str]:
     """Verdict and evidence of the intervals, one row per surviving fraction."""
     clear = of.holm(rows.p) < 0.05
     better, worse = rows[clear & (rows.difference < 0)], rows[clear & (rows.difference > 0)]
-    kinds = {"better": better, "worse": worse, "not significantly different": rows[~clear]}
+    kinds = {
+        "better": better,
+        "worse": worse,
+        "not significantly different": rows[~clear],
+    }
     told = [f"{kind} at {_told(some, one, other)}" for kind, some in kinds.items() if len(some)]
     return _together(["yes"] * len(better) + ["no"] * len(worse)), "; ".join(told)
 

@@ -13,20 +13,34 @@ from lapnb.paper.protocol import VARIED, Claim
 from lapnb.paper.tables import ALL_ROUNDS, TABLES, table
 from lapnb.pruning.scores import METHODS
 from lapnb.report import words
-from lapnb.report.words import MEASURED, NAMES, digits, short, stands_in, title  # noqa: F401
-from lapnb.runs.rows import PROVENANCE, SCHEMA, check
+from lapnb.report.words import BARS, MEASURED, NAMES, digits, short, stands_in, title  # noqa: F401
+from lapnb.runs.rows import NUMBERS, PROVENANCE, SCHEMA, check
 
 ROWS = "results must be rows of one table, as lapnb.run and lapnb.recorded return them"
 # What rows of one table agree in
-SHARED = ["table", "scale", "network", "width", "source", "dense_steps", "retrain_steps", "changed"]
+SHARED = [
+    "table",
+    "scale",
+    "network",
+    "width",
+    "source",
+    "dense_steps",
+    "retrain_steps",
+    "changed",
+]
 VERDICT = (
     "table scale network claim surviving sparsity dense method_mean baseline_mean difference low"
 )
 VERDICT = f"{VERDICT} high n p detectable area verdict found by_fraction runs".split()
-INTERVAL = ["difference", "low", "high", "n", "p", "detectable", "standard_error"]
-EFFECTS = (
-    ["method", "round", "surviving", "difference", "paper_difference", "z", "above_dense", "paper_above_dense"]
-)
+INTERVAL = [
+    "difference",
+    "low",
+    "high",
+    "n",
+    "p",
+    "detectable",
+    "standard_error",
+]
 LEAST_SEEDS = 3
 
 
@@ -52,14 +66,19 @@ def one_source(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
         raise ValueError(f"{ROWS}; got {type(results).__name__} without rows")
     try:
         rows = _typed(results)
-        _refuse_mixed(rows)
         check(rows, *rows.loc[0, ["table", "scale"]])
+        _refuse_mixed(rows)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{ROWS}; {error}") from error
     rows["gap"] = rows.error - rows.train_error
     rows["lost"] = rows.error_before - rows.dense_error
     recorded = [name for name in MEASURED if rows[name].notna().any()]
-    require(column in recorded, "column", f"one of {', '.join(recorded)}", column)
+    require(
+        column in recorded,
+        "column",
+        f"one of {', '.join(recorded)}",
+        column,
+    )
     return rows
 
 
@@ -71,15 +90,12 @@ def _typed(results: pd.DataFrame) -> pd.DataFrame:
         if name not in rows and name not in PROVENANCE:
             raise ValueError(f"these have no column {name}")
     rows = rows.reindex(columns=[*SCHEMA]).astype(object)
-    present = rows.notna()
-    for name, kind in SCHEMA.items():
-        if kind is str:
-            rows[name] = rows[name].where(present[name], "").astype(str)
-            continue
-        rows[name] = rows[name].where(present[name], math.nan).astype(float)
-        if kind[0] is int:
-            rows[name] = rows[name].astype("Int64").astype(int)  # TypeError unless whole
-    return rows
+    text = [name for name in SCHEMA if name not in NUMBERS]
+    whole = [name for name in NUMBERS if SCHEMA[name][0] is int]
+    rows[text] = rows[text].fillna("").astype(str)
+    rows[NUMBERS] = rows[NUMBERS].fillna(math.nan).astype(float)
+    rows[whole] = rows[whole].astype("Int64")  # TypeError where a number is not whole
+    return rows.infer_objects().astype(dict.fromkeys(whole, int))
 
 
 def _refuse_mixed(rows: pd.DataFrame) -> None:
@@ -87,23 +103,25 @@ def _refuse_mixed(rows: pd.DataFrame) -> None:
     for name in SHARED:
         values = rows[name].unique().tolist()
         if len(values) > 1:
-            raise ValueError(f"{name} is {words.listed([f'{value!r}' for value in values])}")
+            raise ValueError(f"{name} is {words.listed(map(repr, values))}")
     if rows.table[0] not in TABLES:
         raise ValueError(f"there is no table {rows.table[0]!r}")
     finished = (rows.status == "ok") & (rows.source != "") & (rows.device != "")
     if not finished.all():
         raise ValueError(f"row {finished.idxmin()} is no finished run")
-    repeated = rows.duplicated([*VARIED, "method", "round", "seed"]).sum()
-    if repeated:
-        raise ValueError(f"each run once; got {repeated} repeated runs")
-    looks = rows.method.map(lambda name: METHODS[name].looks_at if name in METHODS else "")
-    if rows.groupby([*VARIED, "round", looks]).settings.nunique().max() > 1:
-        raise ValueError("settings differ within a method and round, as their hashes say")
+    looks_at = rows.method.map({name: method.looks_at for name, method in METHODS.items()})
+    if rows.groupby([*VARIED, "round", looks_at]).settings.nunique().max() > 1:
+        raise ValueError("the settings of a round differ, as their hashes say")
 
 
 def varied(rows: pd.DataFrame) -> list[str]:
     """The settings that rows put side by side."""
     return [name for name in VARIED if rows[name].nunique() > 1]
+
+
+def those(rows: pd.DataFrame, values: dict) -> pd.DataFrame:
+    """The rows that have these values in these columns."""
+    return rows[(rows[[*values]] == pd.Series(values)).all(axis=1)]
 
 
 # ---- means and pairs -----------------------------------------------------------------------------
@@ -130,7 +148,13 @@ def means(rows: pd.DataFrame, column: str = "error") -> pd.DataFrame:
     """`compare` of typed rows."""
     rows = rows.assign(surviving=100 * rows.surviving)
     groups = rows.groupby([*varied(rows), "method", "round"], sort=False)
-    ours = groups[column].agg(**{column: "mean", "std": "std", "n": "count"})
+    ours = groups[column].agg(
+        **{
+            column: "mean",
+            "std": "std",
+            "n": "count",
+        }
+    )
     ours = ours.join(groups.surviving.mean()).reset_index()
     theirs = published().rename(columns={"error_pct": "paper", "error_std": "paper_std"})
     theirs = theirs[theirs.table == rows.table.iloc[0]]
@@ -159,20 +183,40 @@ def paired(
     Returns:
         Columns: surviving (%); the two methods' means; difference, `method` − `baseline`; low and
         high, its 95 % interval (Student's t over the seeds' differences); n, the number of seeds;
-        p, detectable and standard_error, see `interval`. Settings that the table varies, and the round, come first.
+        p, detectable and standard_error, see `interval`. Settings that the table varies, and the
+        round, come first.
     """
     rows = one_source(results, column)
     methods = [*rows.method.unique()]
     for parameter, name in (("method", method), ("baseline", baseline)):
-        require(name in methods, parameter, f"one of {', '.join(methods)}", name)
-    require(method != baseline, "baseline", "another method", baseline)
-    return pairs(rows, method, baseline, column)
+        require(
+            name in methods,
+            parameter,
+            f"one of {', '.join(methods)}",
+            name,
+        )
+    require(
+        method != baseline,
+        "baseline",
+        "another method",
+        baseline,
+    )
+    return pairs(
+        rows,
+        method,
+        baseline,
+        column,
+    )
 
 
 def pairs(rows: pd.DataFrame, method: str, baseline: str, column: str = "error") -> pd.DataFrame:
     """`paired` of typed rows."""
     keys = [*varied(rows), "round"]
-    values = rows.pivot(index=[*keys, "seed"], columns="method", values=column)
+    values = rows.pivot(
+        index=[*keys, "seed"],
+        columns="method",
+        values=column,
+    )
     found = intervals(values[[method, baseline]], keys)
     surviving = 100 * rows.groupby("round").surviving.mean()
     found.insert(0, "surviving", surviving.reindex(found.index, level="round"))
@@ -196,8 +240,8 @@ def interval(values: pd.Series) -> dict[str, float]:
 
     Returns:
         difference, the mean; low and high, its 95 % interval (Student's t); n; p, two-sided, that
-        the mean is 0; error, the standard error; and detectable, the difference that the t test at
-        5 % finds with 80 % power at this n and standard deviation: (t(0.975) + t(0.8)) · standard_error.
+        the mean is 0; standard_error; and detectable, the difference that the t test at 5 % finds
+        with 80 % power at this n and standard deviation: (t(0.975) + t(0.8)) · standard_error.
     """
     from scipy.stats import t  # takes a second to import
 
@@ -205,7 +249,13 @@ def interval(values: pd.Series) -> dict[str, float]:
     error = values.std() / n**0.5
     half = t.ppf(0.975, n - 1) * error
     p = 2 * t.sf(abs(mean) / error, n - 1) if error else float(mean == 0)
-    found = {"difference": mean, "low": mean - half, "high": mean + half, "n": n, "p": p}
+    found = {
+        "difference": mean,
+        "low": mean - half,
+        "high": mean + half,
+        "n": n,
+        "p": p,
+    }
     return found | {"detectable": half + t.ppf(0.8, n - 1) * error, "standard_error": error}
 
 
@@ -226,7 +276,15 @@ def per_seed(values: pd.DataFrame, claim: Claim) -> pd.Series:
     if len(halvings) < 2:
         return pd.Series(math.nan, values.index)
     if claim.measure == "area":
-        return pd.Series(np.trapezoid(values, halvings, axis=1) / np.ptp(halvings), values.index)
+        return pd.Series(
+            np.trapezoid(
+                values,
+                halvings,
+                axis=1,
+            )
+            / np.ptp(halvings),
+            values.index,
+        )
     return pd.Series(np.polyfit(halvings, values.T, 1)[0], values.index)
 
 
@@ -234,10 +292,9 @@ def alike(found: dict, claim: Claim) -> float:
     """The p value of a mean outside the limits of a claim: the larger of two one-sided tests'."""
     from scipy.stats import t
 
-    distance = min(found["difference"] - claim.low, claim.high - found["difference"])
-    if found["standard_error"] == 0:
-        return float(distance <= 0)
-    return float(t.sf(distance / found["standard_error"], found["n"] - 1))
+    nearest = min(found["difference"] - claim.low, claim.high - found["difference"])
+    error = found["standard_error"]
+    return t.sf(nearest / error, found["n"] - 1) if error else float(nearest <= 0)
 
 
 def judge(found: dict, claim: Claim) -> str:
@@ -290,7 +347,11 @@ def verdicts(results: pd.DataFrame) -> pd.DataFrame:
 def judged(rows: pd.DataFrame) -> pd.DataFrame:
     """`verdicts` of typed rows."""
     first = rows.iloc[0]
-    about = {"table": first.table, "scale": first.scale, "network": words.title(rows)}
+    about = {
+        "table": first.table,
+        "scale": first.scale,
+        "network": words.title(rows),
+    }
     about["dense"] = rows.drop_duplicates("seed").dense_error.mean()
     claims = table(first.table, "paper").claims
     return pd.DataFrame([about | _judged(rows, claim) for claim in claims], columns=VERDICT)
@@ -316,8 +377,12 @@ def _sides(rows: pd.DataFrame, claim: Claim) -> tuple[pd.DataFrame, pd.DataFrame
     A row per seed and a column per fraction of surviving weights (%). The rounds are the declared
     ones of the scale, of those that have a seed of both methods; the seeds have all these rounds.
     """
-    part = rows[(rows[[*claim.where]] == pd.Series(claim.where)).all(axis=1)]
-    values = part.pivot(index="seed", columns=["method", "round"], values=claim.column)
+    part = those(rows, claim.where)
+    values = part.pivot(
+        index="seed",
+        columns=["method", "round"],
+        values=claim.column,
+    )
     methods = {*part.method}
     ours = values[claim.method] if claim.method in methods else pd.DataFrame()
     theirs = ours
@@ -335,7 +400,11 @@ def _sides(rows: pd.DataFrame, claim: Claim) -> tuple[pd.DataFrame, pd.DataFrame
 
 def _judged(rows: pd.DataFrame, claim: Claim) -> dict:
     """The row of a claim in `verdicts`."""
-    told = {"claim": words.in_words(claim), "n": 0, "verdict": "not run"}
+    told = {
+        "claim": words.in_words(claim),
+        "n": 0,
+        "verdict": "not run",
+    }
     methods = [claim.method]
     if claim.baseline != "published":
         methods.append(claim.baseline)
@@ -362,7 +431,11 @@ def _judged(rows: pd.DataFrame, claim: Claim) -> dict:
         told["by_fraction"] = words.by_fraction(
             {at: judge(interval(apart[at]), claim) for at in apart}
         )
-        whole = dataclasses.replace(claim, measure="area", rounds=ALL_ROUNDS)
+        whole = dataclasses.replace(
+            claim,
+            measure="area",
+            rounds=ALL_ROUNDS,
+        )
         told["area"] = endpoint(rows, whole).difference.mean()
     return told
 
@@ -378,23 +451,23 @@ def effects(results: pd.DataFrame, baseline: str = "mp") -> pd.DataFrame:
         errors), above_dense and paper_above_dense, the method's error above its dense network's.
     """
     rows = one_source(results)
-    both = means(rows).dropna(subset="paper").set_index(["method", "round"])
-    dense = published()[published().table == rows.table.iloc[0]].unpruned_error.iloc[0]
+    both = means(rows).dropna(subset="paper").set_index("round")
+    theirs = both[both.method == baseline]
+    dense = published()[published().table == rows.table[0]].unpruned_error.mean()
     found = []
-    for method in both.index.unique("method").drop(baseline):
+    for method in both.method.unique():
+        ours = both[both.method == method]
+        if method == baseline or theirs.empty:
+            continue
         pair = pairs(rows, method, baseline).set_index("round")
-        ours, theirs = both.loc[method], both.loc[baseline]
-        apart = ours.paper - theirs.paper
-        error = (pair.standard_error**2 + (ours.paper_std**2 + theirs.paper_std**2) / 5) ** 0.5
-        part = pair[["surviving", "difference"]].assign(
-            method=method,
-            paper_difference=apart,
-            z=(pair.difference - apart) / error,
-            above_dense=ours.error - rows.dense_error.mean(),
-            paper_above_dense=ours.paper - dense,
-        )
-        found.append(part.reset_index())
-    return pd.concat(found, ignore_index=True)[EFFECTS]
+        line = pair[["surviving", "difference"]].assign(method=method)
+        line["paper_difference"] = ours.paper - theirs.paper
+        variance = pair.standard_error**2 + (ours.paper_std**2 + theirs.paper_std**2) / 5
+        line["z"] = (line.difference - line.paper_difference) / variance**0.5
+        line["above_dense"] = ours.error - rows.dense_error.mean()
+        line["paper_above_dense"] = ours.paper - dense
+        found.append(line.reset_index())
+    return pd.concat(found or [pd.DataFrame()])
 
 
 def caption(results: pd.DataFrame, marks: str = words.BARS) -> str:

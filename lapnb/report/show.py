@@ -17,6 +17,7 @@ from lapnb.runs.rows import keys, read, results_file
 from lapnb.runs.run import recorded
 
 MOST_LINES = 12
+DIFFERENCE = "LAP − MP [95 %]"
 
 
 def show(results: pd.DataFrame | str, column: str = "error") -> None:
@@ -38,7 +39,11 @@ def show(results: pd.DataFrame | str, column: str = "error") -> None:
     rows = of.one_source(results, column)
     show_rows(rows, column)
     if is_whole(rows):
-        plot(rows, column, save=True)
+        plot(
+            rows,
+            column,
+            save=True,
+        )
 
 
 def show_recorded(name: str, column: str = "error") -> None:
@@ -90,25 +95,22 @@ def recordings(name: str, *scales: str) -> list[pd.DataFrame]:
 
 
 def result(results: pd.DataFrame) -> str:
-    """One sentence: what the rows say of the first claim that they can judge.
+    """One line: what the rows say of the first claim that they can judge.
 
     Of a table without claims: which method is ahead where fewest weights survive.
     """
     rows = of.one_source(results)
-    verdicts, scale = of.judged(rows), f"{rows.scale.iloc[0]} scale"
+    verdicts = of.judged(rows)
     if verdicts.empty:
         order = of.means(rows).sort_values(["round", "error"], ascending=[False, True])
         best = order.iloc[0]
         variant = [words.WORDS.get(best[name], best[name]) for name in of.varied(rows)]
         lowest = ", ".join([words.short(best.method), *variant])
         at = f"{percent(best.surviving)} % of the weights"
-        return f"lowest mean error at {at}: {lowest}, {best.error:.2f} ({scale}, n = {best.n})"
+        about = f"{rows.scale[0]} scale, n = {best.n}"
+        return f"lowest mean error at {at}: {lowest}, {best.error:.2f} ({about})"
     run = verdicts[verdicts.n > 0]
-    if run.empty:
-        return f"no claim of the paper can be judged: {verdicts.found[0]} ({scale})"
-    first = run.iloc[0]
-    text = f"{first.claim}: {first.verdict} at {first.surviving} % of the weights"
-    return f"{text} ({scale}, n = {first.n}): {first.found}"
+    return words.verdict_line((verdicts if run.empty else run).iloc[0])
 
 
 def claims_table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -141,7 +143,11 @@ class Shown(dict):
 def without_numbers(frame: pd.DataFrame) -> Shown:
     """A table without row numbers: between ** bold, after | a second line, no break at ±."""
     with pd.option_context("display.max_colwidth", None):
-        html = frame.to_html(index=False, border=0, na_rep="–").replace(" ± ", "&nbsp;±&nbsp;")
+        html = frame.to_html(
+            index=False,
+            border=0,
+            na_rep="–",
+        ).replace(" ± ", "&nbsp;±&nbsp;")
     html = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", html).replace(" | ", "<br>")
     return Shown({"text/plain": frame.to_string(index=False, na_rep="–"), "text/html": html})
 
@@ -153,38 +159,51 @@ def side_by_side(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
     between **; of many rounds some are shown.
     """
     rows = of.one_source(results, column)
-    both = of.means(rows, column)
-    variants = of.varied(rows)
+    both, variants = of.means(rows, column), of.varied(rows)
+    rounds = sorted(rows["round"].unique())[::-1]
+    both = both[both["round"].isin(rounds[:: math.ceil(len(rounds) / MOST_LINES)])]
     keys = [*variants, "round"]
-    both["best"] = both.groupby(keys)[column].transform("min")
-    if column in ("gap", "lost") or both.method.nunique() == 1:
-        both["best"] = math.nan
-    both["cell"] = [_cell(row, column) for _, row in both.iterrows()]
+    groups = both.groupby(keys)[column]
+    ranked = (both[column] == groups.transform("min")) & (groups.transform("size") > 1)
+    ranked &= column not in ("gap", "lost")
+    both["cell"] = [
+        _cell(row, column, best)
+        for (_, row), best in zip(
+            both.iterrows(),
+            ranked,
+            strict=True,
+        )
+    ]
     wide = both.set_index([*keys, "method"]).cell.unstack(sort=False)
-    methods = [*wide.columns]
-    if {"mp", "lap"} <= {*methods}:
-        pairs = of.pairs(rows, "lap", "mp", column).set_index(keys)
-        text = [words.interval_text(row, words.digits(column)) for _, row in pairs.iterrows()]
-        wide["LAP − MP [95 %]"] = pd.Series(text, pairs.index)
-        methods = ["mp", "lap", "LAP − MP [95 %]", *methods]
-    wide = wide[[*dict.fromkeys(methods)]].reset_index()
-    rounds = sorted(wide["round"].unique())[::-1]
-    some = rounds[:: math.ceil(len(rounds) / MOST_LINES)]
-    wide = wide[wide["round"].isin(some)].reset_index(drop=True)
-    surviving = wide["round"].map(both.groupby("round").surviving.mean())
-    wide["round"] = surviving.map(percent)
+    if {"mp", "lap"} <= {*wide}:
+        pairs = of.pairs(
+            rows,
+            "lap",
+            "mp",
+            column,
+        ).set_index(keys)
+        style = words.digits(column)
+        difference = pairs.apply(
+            words.interval_text,
+            axis=1,
+            style=style,
+        ).rename(DIFFERENCE)
+        wide = wide[["mp", "lap"]].join(difference).join(wide.drop(columns=["mp", "lap"]))
+    wide = wide.rename(columns={name: words.short(name) for name in wide if name != DIFFERENCE})
+    wide = wide.reset_index().rename_axis(columns=None)
+    surviving = wide.pop("round").map(both.groupby("round").surviving.mean())
+    wide.insert(len(variants), "surviving (%)", surviving.map(percent))
     wide.insert(len(variants), "sparsity (%)", surviving.map(words.sparsity))
-    names = {method: words.short(method) for method in rows.method.unique()}
-    return wide.rename(columns=names | {"round": "surviving (%)"}).rename_axis(columns=None)
+    return wide
 
 
-def _cell(row: pd.Series, column: str) -> str:
+def _cell(row: pd.Series, column: str, best: bool) -> str:
     """Mean and standard deviation of a method, and the published ones."""
     style = words.digits(column)
     text = words.number(row[column], style)
     if row["n"] > 1:
         text += f" ± {row['std']:{style}}"
-    if row[column] == row.best:
+    if best:
         text = f"**{text}**"
     if pd.notna(row.paper):
         text += f" | {row.paper:.2f} ± {row.paper_std:.2f}"

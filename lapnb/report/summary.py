@@ -10,7 +10,7 @@ from lapnb.paper.protocol import SCALES, Claim
 from lapnb.paper.tables import LAP_BEATS_MP, TABLES, table
 from lapnb.report import compare as of
 from lapnb.report import words
-from lapnb.report.show import recordings, result
+from lapnb.report.show import recordings
 
 BIG = ("paper", "reduced")
 # The tables of one network and nothing else, whose endpoints are put together
@@ -41,16 +41,27 @@ def summary(scales: tuple[str, ...] = SCALES[::-1]) -> pd.DataFrame:
         claim of each table, p adjusted for the number of tables (Holm), shared runs counted once.
         The verdict on a claim of which nothing is recorded is "not run".
     """
-    found = []
-    for name in TABLES:
-        about = {"table": name, "scale": "–", "n": 0, "verdict": "not run"}
-        nothing = [about | {"claim": words.in_words(c)} for c in table(name, "paper").claims]
-        verdicts = [of.verdicts(rows) for rows in recordings(name, *scales)]
-        verdicts = pd.concat([*verdicts, pd.DataFrame(nothing, columns=of.VERDICT)])
-        verdicts["seeds"] = verdicts.n.clip(upper=of.LEAST_SEEDS)
-        best = verdicts.sort_values("seeds", ascending=False, kind="stable")
-        found.append(best.drop_duplicates("claim").set_index("claim").loc[verdicts.claim.unique()])
-    claims = pd.concat(found).reset_index()[of.VERDICT]
+    verdicts = [of.verdicts(rows) for name in TABLES for rows in recordings(name, *scales)]
+    claimed = [(name, claim) for name in TABLES for claim in table(name, "paper").claims]
+    names = {"table": [name for name, _ in claimed]}
+    names["claim"] = [words.in_words(claim) for _, claim in claimed]
+    nothing = pd.DataFrame(
+        names
+        | {
+            "scale": "–",
+            "n": 0,
+            "verdict": "not run",
+        }
+    )
+    found = pd.concat([*verdicts, nothing.reindex(columns=of.VERDICT)])
+    found["seeds"] = found.n.clip(upper=of.LEAST_SEEDS)
+    best = found.sort_values(
+        "seeds",
+        ascending=False,
+        kind="stable",
+    )
+    best = best.drop_duplicates(["table", "claim"])[of.VERDICT]
+    claims = nothing[["table", "claim"]].merge(best)
     first = claims.dropna(subset="runs").drop_duplicates("runs").set_index("runs").table
     claims["repeats"] = claims.runs.map(first).where(lambda name: name != claims.table)
     endpoints = claims.repeats.isna() & ~claims.table.duplicated()
@@ -58,8 +69,11 @@ def summary(scales: tuple[str, ...] = SCALES[::-1]) -> pd.DataFrame:
     return claims
 
 
-def networks() -> pd.DataFrame:
+def networks(claims: pd.DataFrame | None = None) -> pd.DataFrame:
     """Sum up LAP against MP, a row per network: what README, RESULTS and the start page open with.
+
+    Args:
+        claims: What `summary(("paper", "reduced"))` returns, where it is at hand.
 
     Returns:
         Columns: table; network, with its data; scale; sparsity and surviving (%, text), the
@@ -69,10 +83,11 @@ def networks() -> pd.DataFrame:
         difference; verdict, "yes" (LAP is better), "no" (MP is), "undecided" or "not run";
         detectable; p, and p_holm over these rows.
     """
-    claims = summary(BIG)
+    if claims is None:
+        claims = summary(BIG)
     is_endpoint = claims.table.isin(NETWORKS) & (claims.claim == words.in_words(LAP_BEATS_MP))
     rows = claims[is_endpoint].rename(columns={"method_mean": "lap", "baseline_mean": "mp"})
-    rows["network"] = rows.network.fillna(rows.table.map(lambda name: TABLES[name]["title"]))
+    rows["network"] = rows.network.astype(object).fillna(rows.table.map(lambda name: TABLES[name]["title"]))
     rows["verdict"] = rows.verdict.replace({"reproduced": "yes", "not reproduced": "no"})
     rows["p_holm"] = of.holm(rows.p.astype(float))
     rows = rows.merge(pd.DataFrame([_published(name) for name in NETWORKS]), on="table")
@@ -85,16 +100,25 @@ def _published(name: str) -> dict:
     """The paper's dense error, and its MP and LAP averaged over the rounds of the endpoint."""
     theirs = of.published()[of.published().table == name]
     rounds = table(name, "paper").rounds[-LAP_BEATS_MP.rounds :]
-    errors = theirs.pivot(index="round", columns="method", values="error_pct")
+    errors = theirs.pivot(
+        index="round",
+        columns="method",
+        values="error_pct",
+    )
     mp, lap = errors.reindex(index=rounds, columns=["mp", "lap"]).mean(skipna=False)
-    found = {"table": name, "published_mp": mp, "published_lap": lap, "published": lap - mp}
+    found = {
+        "table": name,
+        "published_mp": mp,
+        "published_lap": lap,
+        "published": lap - mp,
+    }
     return found | {"published_dense": theirs.unpruned_error.mean()}
 
 
-def networks_in_words() -> pd.DataFrame:
+def networks_in_words(rows: pd.DataFrame) -> pd.DataFrame:
     """`networks` as text, with the columns that a reader sees; ** stands around bold words."""
     lines = []
-    for row in networks().to_dict("records"):
+    for row in rows.to_dict("records"):
         dense = f"{row['dense']:.1f}"
         published = f"{row['published_mp']:.1f} → {row['published_lap']:.1f}"
         if row["published_dense"] > 0:
@@ -118,7 +142,15 @@ def networks_in_words() -> pd.DataFrame:
 # ---- all comparisons -----------------------------------------------------------------------------
 
 # What two runs share that may be compared
-PAIR = ["network", "scale", "source", "round", "seed", "dense_error", "device"]
+PAIR = [
+    "network",
+    "scale",
+    "source",
+    "round",
+    "seed",
+    "dense_error",
+    "device",
+]
 
 
 def everything() -> pd.DataFrame:
@@ -145,8 +177,12 @@ def matched(rows: pd.DataFrame, one: dict, other: dict, more: list[str]) -> pd.D
     device. Left out are fewer than 3 seeds, and fractions at which both choices are the same run.
     """
     keys = ["network", "scale", *more, "round"]
-    sides = [rows[(rows[[*side]] == pd.Series(side)).all(axis=1)] for side in (one, other)]
-    both = sides[0].merge(sides[1], on=[*PAIR, *more], suffixes=("", "_other")).set_index(keys)
+    left, right = of.those(rows, one), of.those(rows, other)
+    both = left.merge(
+        right,
+        on=[*PAIR, *more],
+        suffixes=("", "_other"),
+    ).set_index(keys)
     found = of.intervals(both[["error", "error_other"]], keys)
     found["surviving"] = 100 * both.groupby(level=keys).surviving.mean()
     found = found.rename(columns={"error": "method_mean", "error_other": "baseline_mean"})
@@ -156,7 +192,12 @@ def matched(rows: pd.DataFrame, one: dict, other: dict, more: list[str]) -> pd.D
 
 def comparisons() -> pd.DataFrame:
     """All comparisons of LAP with MP, claimed or not: a row per network, variant and fraction."""
-    return matched(everything(), {"method": "lap"}, {"method": "mp"}, ["scope", "schedule"])
+    return matched(
+        everything(),
+        {"method": "lap"},
+        {"method": "mp"},
+        ["scope", "schedule"],
+    )
 
 
 def sentence() -> str:
@@ -185,10 +226,18 @@ def network_seeds() -> pd.DataFrame:
         for results in recordings(name, *BIG)[:1]:
             rows = of.one_source(results)
             last = rows[rows["round"] == rows["round"].max()]
-            errors = last.pivot(index="seed", columns="method", values="error")
+            errors = last.pivot(
+                index="seed",
+                columns="method",
+                values="error",
+            )
             part = of.endpoint(rows, LAP_BEATS_MP)[["difference"]]
             part = part.join(errors.reindex(columns=["mp", "lap"])).reset_index()
-            about = {"table": name, "network": words.title(rows), "scale": rows.scale[0]}
+            about = {
+                "table": name,
+                "network": words.title(rows),
+                "scale": rows.scale[0],
+            }
             parts.append(part.assign(**about))
     return pd.concat(parts or [pd.DataFrame(columns=["table"])], ignore_index=True)
 
@@ -224,8 +273,19 @@ def together(seeds: pd.DataFrame) -> dict:
     values, random = seeds.difference.to_numpy(float), np.random.default_rng(0)
     groups = [part.to_numpy(float) for _, part in seeds.groupby("table").difference]
     draws = np.hstack([random.choice(part, (10_000, len(part))) for part in groups])
-    low, high = np.quantile(trim_mean(draws, 0.25, axis=1), [0.025, 0.975])
-    flips = {"permutation_type": "samples", "n_resamples": 2**15, "rng": 0}
+    low, high = np.quantile(
+        trim_mean(
+            draws,
+            0.25,
+            axis=1,
+        ),
+        [0.025, 0.975],
+    )
+    flips = {
+        "permutation_type": "samples",
+        "n_resamples": 2**15,
+        "rng": 0,
+    }
     return {
         "seeds": len(values),
         "better": (values < 0).sum(),
@@ -233,7 +293,12 @@ def together(seeds: pd.DataFrame) -> dict:
         "iqm": trim_mean(values, 0.25),
         "low": low,
         "high": high,
-        "p": permutation_test((values,), np.mean, vectorized=True, **flips).pvalue,
+        "p": permutation_test(
+            (values,),
+            np.mean,
+            vectorized=True,
+            **flips,
+        ).pvalue,
     }
 
 
@@ -254,7 +319,11 @@ def collapse(seeds: pd.DataFrame) -> dict:
         chances = np.convolve(chances, -np.diff(at_least))
     p = chances[count:].sum()
     verdict = "reproduced" if p < 0.05 else "undecided"
-    return {"collapsed": count, "p_collapse": p, "collapse": verdict}
+    return {
+        "collapsed": count,
+        "p_collapse": p,
+        "collapse": verdict,
+    }
 
 
 def cost_of_masks(times: pd.DataFrame, most: float = 1.5) -> pd.DataFrame:
@@ -270,25 +339,50 @@ def cost_of_masks(times: pd.DataFrame, most: float = 1.5) -> pd.DataFrame:
         number of pairs; and the verdict, as of `judge`.
     """
     times = times.assign(turn=times.groupby(["network", "method"]).cumcount())
-    wide = np.log(times.pivot(index=["network", "turn"], columns="method", values="seconds"))
+    wide = np.log(
+        times.pivot(
+            index=["network", "turn"],
+            columns="method",
+            values="seconds",
+        )
+    )
     found = of.intervals(wide[["lap", "mp"]], ["network"])
-    claim = Claim("lap", "mp", high=math.log(most))
+    claim = Claim(
+        "lap",
+        "mp",
+        high=math.log(most),
+    )
     verdict = [of.judge(row, claim) for row in found.to_dict("records")]
     ratios = np.exp(found[["difference", "low", "high"]]).rename(columns={"difference": "ratio"})
     return ratios.assign(n=found.n, verdict=verdict).reset_index()
 
 
-def index():
-    """All tables: a link to the notebook, and one line of result at the largest scale; as HTML."""
+def index(claims: pd.DataFrame | None = None):
+    """All tables: a link to the notebook, and the verdict on the first claim; as HTML.
+
+    Args:
+        claims: What `summary` returns, where it is at hand.
+    """
     from IPython.display import HTML
 
+    if claims is None:
+        claims = summary()
     lines = []
     for name, declared in TABLES.items():
-        line = "not run"
-        for rows in recordings(name, *SCALES[::-1])[:1]:
-            line = f"{words.title(of.one_source(rows))}: {result(rows)}"
+        line = "compares later criteria, claims nothing"
+        for row in claims[claims.table == name].to_dict("records")[:1]:
+            line = words.verdict_line(row)
+            if row["n"]:
+                line = f"{row['network']}: {line}"
         link = f'<a href="{name}.ipynb">{declared["title"]}</a>'
         lines.append([link, escape(line)])
     frame = pd.DataFrame(lines, columns=["notebook", "result"])
     with pd.option_context("display.max_colwidth", None):
-        return HTML(frame.to_html(index=False, escape=False, border=0, justify="left"))
+        return HTML(
+            frame.to_html(
+                index=False,
+                escape=False,
+                border=0,
+                justify="left",
+            )
+        )

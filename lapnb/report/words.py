@@ -24,7 +24,13 @@ NAMES = {
     "tiny_imagenet": "Tiny-ImageNet",
     "mnist5k": "MNIST",
 }
-WIDTHS = {1: "", 0.125: " ×⅛", 0.25: " ×¼", 0.4: " ×⅖", 0.5: " ×½"}
+WIDTHS = {
+    1: "",
+    0.125: " ×⅛",
+    0.25: " ×¼",
+    0.4: " ×⅖",
+    0.5: " ×½",
+}
 BARS = "bars: ± 1 standard deviation, of differences 95 % intervals"
 JPEG = " (JPEG)"
 MANY = 12  # fractions: more are not listed
@@ -85,6 +91,15 @@ def numbers(row, method: str, baseline: str, style: str = ".2f") -> str:
     """Means and interval, as in "LAP 23.95, MP 75.67, difference −51.72 [−60.00, −43.44]"."""
     ours, theirs = number(row["method_mean"], style), number(row["baseline_mean"], style)
     return f"{method} {ours}, {baseline} {theirs}, difference {interval_text(row, style)}"
+
+
+def verdict_line(row) -> str:
+    """A row of `verdicts` in a line, as in "LAP beats MP: reproduced at 0.12 % of the weights"."""
+    if row["n"] == 0:
+        return f"{row['claim']}: not run"
+    about = f"{row['scale']} scale, n = {row['n']}"
+    line = f"{row['claim']}: {row['verdict']} at {row['surviving']} % of the weights ({about})"
+    return f"{line}: {row['found']}"
 
 
 def by_fraction(verdicts: dict[float, str]) -> str:
