@@ -219,3 +219,14 @@ def test_committed_pictures_show_every_method(pictures):
             rows = lapnb.recorded(path.stem.partition("-")[0], path.parent.name)
             for method in rows.method.unique():
                 assert ImageColor.getrgb(COLOURS[method]) in seen, (path, method)
+
+
+def test_the_picture_of_the_idea_has_the_numbers_of_its_script(checkout):
+    spec = importlib.util.spec_from_file_location("idea", checkout / "docs" / "idea.py")
+    idea = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(idea)
+    numbers = idea.example()
+    assert numbers.lookahead.to_list() == pytest.approx(numbers.distortion.to_list())
+    assert numbers.removed_by.to_dict() == {"w": "MP", "v": "LAP"}
+    with Image.open(checkout / "figures" / "idea.png") as image:
+        assert image.text["Description"] == idea.described(numbers)
