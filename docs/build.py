@@ -16,11 +16,15 @@ from sphinx.cmd.build import build_main
 
 from lapnb.__main__ import notebooks
 from lapnb.paper.tables import TABLES
+from lapnb.pruning.scores import METHODS
 from lapnb.store import root
+from lapnb.training.datasets import DATASETS
+from lapnb.training.networks import NETWORKS
 
 DOCS = Path(__file__).resolve().parent
 START = "00_start_here"  # the index page
-OWN = ["several_machines", "add_a_method", "api", "changelog"]  # pages that are no notebooks
+# Pages that are not notebooks
+OWN = ["readme", "results", "choices", "several_machines", "add_a_method", "api", "changelog"]
 
 # The side bar: heading → notebooks whose names begin like this.
 THEMES = {
@@ -90,6 +94,35 @@ def contents(lines: dict[str, str]) -> str:
     return "All pages\n=========\n" + "".join(trees)
 
 
+def choices() -> str:
+    """The page of all names of methods, networks and data sets, from the tables in the package."""
+    methods = ["| name | criterion | looks at the data | neighbours |", "| --- | --- | --- | --- |"]
+    for name, method in METHODS.items():
+        data = "no" if method.looks_at in ("", "ones") else "yes"
+        methods.append(f"| `{name}` | {method.title} | {data} | {method.neighbours or 'none'} |")
+    return "\n".join(
+        [
+            "# Methods, networks and data sets",
+            "",
+            "The names that `lapnb.prune_masks`, `lapnb.build_model`, `lapnb.load_data` and",
+            "`lapnb.table` take, at any sparsity. Results compare test error and accuracy.",
+            "",
+            "## Methods",
+            "",
+            *methods,
+            "",
+            "## Networks",
+            "",
+            *(f"- `{name}`" for name in NETWORKS),
+            "",
+            "## Data sets",
+            "",
+            *(f"- `{name}`" for name in DATASETS),
+            "",
+        ]
+    )
+
+
 def main() -> int:
     """Stage everything in build/site, run Sphinx on it, and return its exit status."""
     build = root() / "build"
@@ -104,7 +137,9 @@ def main() -> int:
     (site / "contents.rst").write_text(contents(lines), encoding="utf-8")
     for page in (*DOCS.glob("*.md"), *DOCS.glob("*.rst")):
         shutil.copy(page, site)
-    shutil.copy(DOCS.parent / "CHANGELOG.md", site / "changelog.md")
+    (site / "choices.md").write_text(choices(), encoding="utf-8")
+    for page in ("README", "RESULTS", "CHANGELOG"):
+        shutil.copy(DOCS.parent / f"{page}.md", site / f"{page.lower()}.md")
     return build_main(
         ["-q", "-c", str(DOCS), "-d", str(site / ".doctrees"), str(site), str(report)]
     )

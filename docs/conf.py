@@ -1,7 +1,7 @@
 """Sphinx settings of the report; docs/build.py stages the pages and calls Sphinx."""
 
 import base64
-import inspect
+import html
 import mimetypes
 import os
 import platform
@@ -22,7 +22,8 @@ project = "Lookahead pruning"
 html_title = project
 root_doc = "contents"
 exclude_patterns = [".doctrees"]
-extensions = ["myst_nb", "sphinx.ext.autodoc"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+suppress_warnings = ["myst.xref_missing"]  # links to files that are not on the site, see `links`
 
 # Notebooks run under papermill, never here. GitHub's Markdown has no directives, so no text of a
 # notebook or an output can include a file.
@@ -35,6 +36,7 @@ nb_ipywidgets_js = {}  # would be loaded from a CDN
 myst_gfm_only = True
 
 default_role = "py:obj"  # `name` in a docstring is a link where the name is documented
+autodoc_typehints = "both"  # in the signature and beside each parameter
 autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
 python_display_short_literal_types = True
@@ -42,6 +44,7 @@ python_display_short_literal_types = True
 html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_favicon = "_static/favicon.svg"
 templates_path = ["_templates"]
 html_copy_source = False
 html_show_copyright = False
@@ -71,7 +74,20 @@ def commit() -> str:
         return ""
 
 
+PAPER = "https://arxiv.org/abs/2002.04809"
+ABOUT = "Lookahead pruning (Park et al., ICLR 2020), reproduced: test error, accuracy, sparsity."
+
+
+def repository() -> str:
+    """The address that README.md tells to clone; "" where it names none."""
+    readme = Path(__file__).parents[1] / "README.md"
+    address = re.search(r"https://github\.com/[\w.-]+/[\w-]+", readme.read_text(encoding="utf-8"))
+    return address[0] if address else ""
+
+
 html_context = {
+    "paper": PAPER,
+    "repository": repository(),
     "master_doc": "index",  # where the templates' link "home" leads
     "built": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     "commit": commit(),
@@ -87,13 +103,19 @@ def picture(folder: Path, uri: str) -> Path | None:
     return path if inside and os.path.isfile(path) else None  # no error for an impossible name
 
 
+def located(uri: str) -> Path | None:
+    """The picture that a notebook, or a page of the checkout's own folder, names."""
+    return picture(root() / "notebooks", uri) or picture(root(), uri)
+
+
 def description(path: Path) -> str:
-    """The caption that a PNG carries."""
+    """The finding and the caption that a PNG carries."""
     try:
         with Image.open(path) as file:
-            return file.info.get("Description", "")
+            texts = [file.info.get(name, "") for name in ("Title", "Description")]
     except OSError:  # another kind of picture, or none that can be read
         return ""
+    return ". ".join(" ".join(text.split()) for text in texts if text)
 
 
 def captions(image: nodes.image) -> list[str]:
@@ -118,8 +140,8 @@ class Pictures(SphinxTransform):
             if urlsplit(image["uri"]).scheme in ("http", "https", "data"):
                 continue
             output = bool(image.parent.get("mime_type"))  # MyST-NB has written its file
-            folder = Path(self.app.srcdir) if output else root() / "notebooks"
-            path = picture(folder, image["uri"])
+            uri = image["uri"]
+            path = picture(Path(self.app.srcdir), uri) if output else located(uri)
             if path is None:
                 image.replace_self(nodes.inline(text=image.get("alt", "")))
                 continue
@@ -139,7 +161,7 @@ def links(app, pagename, templatename, context, doctree) -> None:
         path = Path(target.path)
         if target.scheme or not target.path or path.suffix == ".html" or path.parts[0][0] == "_":
             continue
-        page = {"00_start_here": "index"}.get(path.stem, path.stem)
+        page = {"00_start_here": "index"}.get(path.stem, path.stem.lower())
         if page in app.env.found_docs and path.suffix in (".ipynb", ".md", ".rst"):
             anchor = f"#{nodes.make_id(target.fragment)}" if target.fragment else ""
             link["href"] = f"{page}.html{anchor}"
@@ -148,33 +170,25 @@ def links(app, pagename, templatename, context, doctree) -> None:
     for image in soup.select("img[src]"):
         if urlsplit(image["src"]).scheme or image["src"].startswith("_images/"):
             continue
-        if path := picture(root() / "notebooks", image["src"]):
+        if path := located(image["src"]):
             content = base64.b64encode(path.read_bytes()).decode()
             image["src"] = f"data:{mimetypes.guess_type(path.name)[0]};base64,{content}"
         else:
             image.replace_with(image.get("alt", ""))
     context["body"] = str(soup)
+    paragraphs = [" ".join(text.get_text().split()) for text in soup.select("p:not([class])")]
+    about = next((text for text in paragraphs if len(text) > 40), ABOUT)
+    tag = f'<meta name="description" content="{html.escape(about[:300])}">'
+    context["metatags"] = context.get("metatags", "") + tag
 
 
 def docstring(app, what, name, obj, options, lines) -> None:
-    """This project's docstrings as reST: paragraphs `name: text` are parameters."""
-    try:
-        parameters = set(inspect.signature(obj).parameters)
-    except (TypeError, ValueError):
-        parameters = set()
-    text, lines[:] = lines[:], []
-    field = False
-    for line in text:
-        if not line.lstrip().startswith(">>>"):  # |w| and W_i are no markup
+    """This project's docstrings as reST: |w| and W_i are no markup."""
+    for number, line in enumerate(lines):
+        if not line.lstrip().startswith(">>>"):
             parts = line.split("`")
             parts[::2] = [re.sub(r"([|_])", r"\\\1", part) for part in parts[::2]]
-            line = "`".join(parts)
-        if (match := re.match(r"`?(\w+)`?: (.*)", line)) and match[1] in parameters:
-            lines += [""] * (not field) + [f":param {match[1]}: {match[2]}"]
-            field = True
-        else:
-            field = field and bool(line.strip())
-            lines.append(f"    {line.strip()}" if field else line)
+            lines[number] = "`".join(parts)
 
 
 def setup(app) -> None:

@@ -1,7 +1,7 @@
 """Write what README.md and RESULTS.md say of the recorded rows, and draw the committed pictures.
 
 `python docs/results.py` rewrites the blocks between `<!-- name:begin -->` and `<!-- name:end -->`
-in both files, figures/{paper,reduced}/*.png and figures/idea.png. Rows of the quick and the smoke
+in both files, figures/{paper,reduced}/*.png. Rows of the quick and the smoke
 scale are not used.
 """
 
@@ -14,7 +14,7 @@ import pandas as pd
 
 from lapnb.paper.tables import TABLES, table
 from lapnb.report import compare as of
-from lapnb.report import idea, plots, summary
+from lapnb.report import plots, summary
 from lapnb.report import show as page
 from lapnb.runs.rows import results_file
 
@@ -330,7 +330,6 @@ def draw() -> None:
                     plots.scatter(rows, "distortion", "error_before", save=True)
                 else:
                     plots.plot(rows, column, save=True)
-    idea.draw_idea(save=True)
     known = captions()
     for path in (path for scale in SCALES for path in (CHECKOUT / "figures" / scale).glob("*.png")):
         if path not in known:

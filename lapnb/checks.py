@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import itertools
 import math
 import re
 import reprlib
@@ -73,3 +74,20 @@ def one_sentence(parameter: str = "") -> Iterator[None]:
         reason = re.sub(r"^(Input|Tuple|Value) (should|error,)", "must", first["msg"])
         given = f"; got {reprlib.repr(first['input'])}" if name else ""
         raise ValueError(f"{name} {reason}{given}".strip()) from None
+
+
+def refuse_unknown_parameters() -> None:
+    """In a notebook: refuse a name that papermill has set and the parameters cell does not have.
+
+    Papermill itself only warns of a misspelt one. It adds its cell, "# Parameters", right after the
+    cell of typed parameters; a cell of the user's elsewhere may begin like this, too.
+    """
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    cells = shell.user_ns.get("In", []) if shell else []
+    for typed, injected in itertools.pairwise(cells):
+        names = re.findall(r"^(\w+): \w", typed, re.MULTILINE)
+        if names and injected.startswith("# Parameters\n"):
+            for name in re.findall(r"^(\w+) = ", injected, re.MULTILINE):
+                require(name in names, "a parameter", f"one of {', '.join(names)}", name)

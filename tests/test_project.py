@@ -20,7 +20,9 @@ from PIL import Image, ImageColor
 
 import lapnb
 from lapnb.paper.tables import TABLES
-from lapnb.report.plots import COLOURS
+from lapnb.report import words
+from lapnb.report.compare import one_source
+from lapnb.report.plots import COLOURS, finding
 from lapnb.runs.rows import read
 
 SCALES = ("paper", "reduced")
@@ -53,7 +55,8 @@ def test_environment_yml_lists_what_pyproject_lists(checkout):
     assert found.pop("python") == project["requires-python"]
     assert found.pop("pip") == ""
     extras = project["optional-dependencies"]
-    assert found == versions(project["dependencies"] + extras["report"] + extras["test"])
+    lines = project["dependencies"] + extras["notebooks"] + extras["report"] + extras["test"]
+    assert found == versions(line for line in lines if line != "lapnb[notebooks]")
 
 
 def test_readme_is_short_and_links_lead_to_files(checkout):
@@ -72,7 +75,8 @@ def test_import_is_light():
 
 
 @pytest.mark.parametrize("name", [m.name for m in pkgutil.walk_packages(lapnb.__path__, "lapnb.")])
-def test_docstring_examples(name):
+def test_docstring_examples(name, checkout, monkeypatch):
+    monkeypatch.setenv("LAPNB_ROOT", str(checkout))  # some show recorded rows
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
@@ -173,10 +177,30 @@ def test_a_changed_row_changes_what_is_said(results, lapnb_root, capsys):
         assert "FCN on MNIST at 0.12 % (99.00 against" in text
 
 
-def test_committed_pictures_are_those_of_the_recorded_rows(results, lapnb_root):
-    """As far as their captions tell, which say scale, data, device and number of seeds."""
-    found = {path: Image.open(path).text["Description"] for path in lapnb_root.rglob("*.png")}
-    assert found == results.captions()
+@pytest.fixture
+def pictures(checkout, monkeypatch):
+    """The committed pictures of tables, and what their metadata say."""
+    monkeypatch.setenv("LAPNB_ROOT", str(checkout))
+    found = {}
+    for path in sorted(checkout.glob("figures/[pr]*/*.png")):
+        with Image.open(path) as image:
+            found[path] = image.text
+    return found
+
+
+def test_committed_pictures_are_those_of_the_recorded_rows(pictures):
+    """Title, caption and the checksum of the rows, which are in the metadata."""
+    for path, about in pictures.items():
+        name = path.stem.partition("-")[0]
+        rows = path.with_name(f"{name}.csv")
+        assert about["Table"] == f"{path.parent.name}/{name}", path
+        assert about["Rows"] == hashlib.sha256(rows.read_bytes()).hexdigest(), path
+        recorded = lapnb.recorded(name, path.parent.name)
+        assert about["Title"].endswith(words.title(recorded)), path
+        if about["Column"] != "distortion":
+            chosen = {"mp", "lap"} if path.stem.endswith("-mp-lap") else {*recorded.method}
+            part = one_source(recorded[recorded.method.isin(chosen)], about["Column"])
+            assert about["Title"].startswith(finding(part, about["Column"])), path
 
 
 def test_committed_rows_are_those_that_were_recorded(checkout):
@@ -187,11 +211,22 @@ def test_committed_rows_are_those_that_were_recorded(checkout):
         assert hashlib.sha256(path.read_bytes()).hexdigest() == recorded, path
 
 
-def test_committed_pictures_show_every_method(checkout, results, lapnb_root):
-    for path in checkout.glob("figures/[pr]*/*.png"):
-        if not path.stem.endswith("-distortion"):  # whose points are transparent
-            colours = Image.open(path).convert("RGB").getcolors(1 << 24)
-            seen = {colour for _, colour in colours}
+def test_committed_pictures_show_every_method(pictures):
+    for path, about in pictures.items():
+        if about["Column"] != "distortion" and not path.stem.endswith("-mp-lap"):
+            colours = Image.open(path).getcolors(1 << 24)
+            seen = {colour[:3] for _, colour in colours if colour[3] == 255}
             rows = lapnb.recorded(path.stem.partition("-")[0], path.parent.name)
             for method in rows.method.unique():
                 assert ImageColor.getrgb(COLOURS[method]) in seen, (path, method)
+
+
+def test_the_picture_of_the_idea_has_the_numbers_of_its_script(checkout):
+    spec = importlib.util.spec_from_file_location("idea", checkout / "docs" / "idea.py")
+    idea = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(idea)
+    numbers = idea.example()
+    assert numbers.lookahead.to_list() == pytest.approx(numbers.distortion.to_list())
+    assert numbers.removed_by.to_dict() == {"w": "MP", "v": "LAP"}
+    with Image.open(checkout / "figures" / "idea.png") as image:
+        assert image.text["Description"] == idea.described(numbers)

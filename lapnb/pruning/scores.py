@@ -109,7 +109,7 @@ def synflow(weight: Tensor, before: Tensor, after: Tensor) -> Tensor:
 class Method:
     """A criterion and what it is applied to.
 
-    Args:
+    Attributes:
         title: the name in plots and captions.
         score: one of the functions above.
         looks_at: what the criterion must know of the data, a key of `data_statistics.STATISTICS`;

@@ -5,7 +5,6 @@ import os
 import warnings
 from functools import cache, lru_cache
 from numbers import Real
-from pathlib import Path
 
 import pandas as pd
 from torch import Tensor, nn
@@ -18,11 +17,11 @@ from lapnb.pruning.data_statistics import data_statistics
 from lapnb.pruning.layers import prunable_layers
 from lapnb.pruning.masks import apply_masks, prune_masks, surviving
 from lapnb.pruning.scores import METHODS
-from lapnb.report.compare import published, short
-from lapnb.report.plots import COLOURS, STYLE, canvas
+from lapnb.report.compare import published
+from lapnb.report.plots import COLOURS, WIDTH, canvas, finish
+from lapnb.report.words import short
 from lapnb.runs.compute import dense_network
 from lapnb.runs.task import Task
-from lapnb.training.checkpoint import load_checkpoint
 from lapnb.training.data import Data, load_data
 from lapnb.training.train import evaluate
 
@@ -30,8 +29,8 @@ from lapnb.training.train import evaluate
 NETWORKS = {"fcn": "fcn_mnist", "conv6": "conv6_cifar10"}
 NETWORKS |= {name: f"{name}_cifar10" for name in ("vgg11", "vgg16", "vgg19", "resnet18")}
 SCOPES = {"layer": "layer-wise", "global": "global"}
-EFFECTS = ["surviving weights (%)", "distortion of the layer (%)"]
-EFFECTS += ["the same with its neighbours (%)"]
+EFFECTS = ["surviving weights (%)", "distortion (%)", "distortion with neighbours (%)"]
+BROWSERS = ("JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG")  # set where somebody looks on
 
 
 def effects(model: nn.Module, masks: list[Tensor]) -> pd.DataFrame:
@@ -51,140 +50,222 @@ def effects(model: nn.Module, masks: list[Tensor]) -> pd.DataFrame:
     return pd.DataFrame(rows, range(1, len(rows) + 1), EFFECTS).rename_axis("layer")
 
 
-def panel(
-    network="fcn", method="lap", scope="layer", keep=0.1, checkpoint="", dataset=None, beside="mp"
-):
-    """A network pruned in one shot by `beside` and by `method`, not retrained; a Figure.
+def panel(network="fcn", method="lap", scope="layer", keep=0.1, dataset=None, beside="mp"):
+    """Draw a network pruned in one shot by two methods, not retrained.
 
-    Accuracy, the first layer's masks, and each layer's survival and distortion (`effects`), when
-    the fraction `keep` survives. The network is our own of the quick scale, trained on first use
-    and then cached, or your `checkpoint`; `dataset` is that scale's own unless named. Raises
-    ValueError or FileNotFoundError, in one sentence.
+    The heading says what is left of the accuracy. Below it are the survivors of the first layer,
+    by method and their difference, then each layer's survivors and distortion (`effects`).
+
+    Args:
+        network: a name of `NETWORKS`, trained at the quick scale on first use and then cached.
+        method: a criterion, a name of `METHODS`.
+        scope: "layer" or "global".
+        keep: the fraction of the prunable weights that survives.
+        dataset: what the network is trained on; None for the quick scale's own.
+        beside: the criterion that `method` is compared with.
+
+    Returns:
+        A matplotlib Figure.
+
+    Raises:
+        ValueError: if a parameter has no such value, or the method does not fit the network.
     """
     import seaborn
 
-    _check(network, method, beside, scope, keep, checkpoint)
-    path = Path(checkpoint.strip()).expanduser()
-    chosen = network, dataset, path, tuple(path.stat()) if path.is_file() else ()
-    data, dense, accuracy, known = _network(*chosen)
-    bars, masks, found = {"dense": accuracy}, {}, {}
+    _check(
+        network,
+        method,
+        beside,
+        scope,
+        keep,
+    )
+    data, dense, accuracy, statistics = _network(network, dataset)
+    told = [f"dense {accuracy:.1f}"]
+    masks, lost, colours = {}, {}, {}
     for name in dict.fromkeys((beside, method)):
         criterion = METHODS[name]
         example = data.normalise(data.test_images[:1]) if criterion.neighbours == "flow" else None
-        looked = known(criterion.looks_at)
+        known = statistics(criterion.looks_at)
         with warnings.catch_warnings(action="ignore"):  # of empty layers: one sees them
-            masks[name] = prune_masks(dense, name, keep, scope, example, statistics=looked)
+            masks[name] = prune_masks(
+                dense,
+                name,
+                keep,
+                scope,
+                example,
+                statistics=known,
+            )
         apply_masks(pruned := copy.deepcopy(dense), masks[name])
-        bars[short(name)] = evaluate(pruned, data)[1]
-        found[name] = effects(dense, masks[name])
-    style = STYLE | {"axes.grid": False, "font.size": 9, "axes.titlesize": 9}
-    bare = {"xticklabels": False, "yticklabels": False}
-    with canvas(2, 3, style, figsize=(9.6, 5.2)) as (figure, axes):
-        figure.suptitle(
-            f"{path.name or network}, {SCOPES[scope]}: {100 * surviving(masks[method]):.3g} % of "
-            f"{sum(mask.numel() for mask in masks[method]):,} weights survive ({data.source})"
+        told.append(f"{short(name)} {evaluate(pruned, data)[1]:.1f}")
+        lost[short(name)] = effects(dense, masks[name])
+        colours[short(name)] = COLOURS[name]
+    count = sum(mask.numel() for mask in masks[method])
+    heading = f"Accuracy: {', '.join(told)} %\n{network}, {SCOPES[scope]}, not retrained: "
+    heading += f"{100 * surviving(masks[method]):.3g} % of {count:,} weights"
+    sizes = {"figsize": (WIDTH, 5), "height_ratios": [1.3, 1, 1, 1]}
+    with canvas(4, 3, **sizes) as (figure, axes):
+        draw_masks(
+            axes[0],
+            [masks[beside][0], masks[method][0]],
+            [beside, method],
+            data,
         )
-        shown = pd.Series(bars).plot.barh(ax=axes[0, 0], color=["0.6", *map(COLOURS.get, masks)])
-        shown.bar_label(shown.containers[0], fmt="%.1f", padding=3)
-        shown.set(title="test accuracy before retraining (%)", xlim=(0, 118))
-        for axis, name in zip(axes[0, 1:], (beside, method), strict=True):
-            picture, place = _survivors(masks[name][0], data)
-            seaborn.heatmap(picture, ax=axis, square=True, vmin=0, cmap="viridis", **bare)
-            axis.set_title(f"{short(name)}, first layer:\nsurvivors per {place}")
-        look = {"hue": "method", "palette": COLOURS, "saturation": 1, "legend": False}
-        layers = pd.concat(found, names=["method"]).reset_index()
-        for axis, column in zip(axes[1], EFFECTS, strict=True):
-            seaborn.barplot(layers, x="layer", y=column, ax=axis, **look)
-            axis.set(title=column, ylabel="")
-        if scope == "global":
-            axes[1, 0].set_yscale("log")
-    return figure
+        layers = pd.concat(lost, names=["method"]).reset_index()
+        look = {
+            "hue": "method",
+            "palette": colours,
+            "saturation": 1,
+        }
+        for row, column in enumerate(EFFECTS, 1):
+            for axis in axes[row]:
+                axis.remove()
+            axis = figure.add_subplot(axes[row, 0].get_gridspec()[row, :])
+            seaborn.barplot(
+                layers,
+                x="layer",
+                y=column,
+                ax=axis,
+                **look,
+            )
+            axis.get_legend().remove()
+            axis.set(title=column, ylabel="", xlabel="layer" if row == 3 else "")
+            if scope == "global" and row == 1:
+                axis.set_yscale("log")
+        return finish(figure, heading, data.source)
 
 
-def _check(network, method, beside, scope, keep, checkpoint) -> None:
+def draw_masks(axes, masks: list[Tensor], names: list[str], data: Data) -> None:
+    """Draw what two masks of a layer leave, and the second minus the first."""
+    import seaborn
+
+    one, other = (_survivors(mask, data) for mask in masks)
+    most = float(max(one.nan_to_num().max(), other.nan_to_num().max()))
+    apart = float((other - one).nan_to_num().abs().max()) or 1
+    first, second = map(short, names)
+    panels = [
+        (first, one, "viridis", 0, most),
+        (second, other, "viridis", 0, most),
+        (f"{second} − {first}", other - one, "vlag", -apart, apart),
+    ]
+    bar = {"location": "bottom", "shrink": 0.8}
+    bare = {
+        "square": True,
+        "xticklabels": False,
+        "yticklabels": False,
+        "cbar_kws": bar,
+    }
+    for axis, (title, picture, colours, least, largest) in zip(axes, panels, strict=True):
+        seaborn.heatmap(
+            picture,
+            ax=axis,
+            cmap=colours,
+            vmin=least,
+            vmax=largest,
+            **bare,
+        )
+        axis.set_title(title)
+        axis.grid(False)
+
+
+def _check(network, method, beside, scope, keep) -> None:
     choices = {"network": (network, NETWORKS), "scope": (scope, SCOPES)}
     choices |= {"method": (method, METHODS), "beside": (beside, METHODS)}
     for name, (given, allowed) in choices.items():
-        require(given in [*allowed], name, f"one of {', '.join(allowed)}", given)
-    right = isinstance(keep, Real) and 0 <= keep <= 1
-    require(right, "keep", "a number in [0, 1]", keep)
-    require(isinstance(checkpoint, str), "checkpoint", "a string", checkpoint)
+        require(
+            given in [*allowed],
+            name,
+            f"one of {', '.join(allowed)}",
+            given,
+        )
+    in_range = isinstance(keep, Real) and 0 <= keep <= 1
+    require(
+        in_range,
+        "keep",
+        "a number in [0, 1]",
+        keep,
+    )
 
 
-def controls(
-    dataset=None, network="fcn", method="lap", scope="layer", keep=0.1, checkpoint="", beside="mp"
-):
-    """`panel` under dropdowns, a slider and a path; redrawn when one of them has changed.
+def controls(network="fcn", method="lap", scope="layer", keep=0.1, dataset=None, beside="mp"):
+    """`panel` below controls, redrawn when one of them has changed; without a browser, alone.
 
-    The slider stops at the paper's surviving fractions too. It starts at the arguments. Where
-    progress bars are off (TQDM_DISABLE: reports, tests, committed outputs) nobody can move a
-    slider, and a line is printed in its place.
+    The slider stops at the paper's surviving fractions too. The arguments are those of `panel`.
     """
-    _check(network, method, beside, scope, keep, checkpoint)
-    if os.environ.get("TQDM_DISABLE"):
-        return print("The controls need a browser: open this notebook in JupyterLab.")
-    from IPython.display import Pretty, display
-    from ipywidgets import Dropdown, Output, SelectionSlider, Text, VBox
+    start = {
+        "network": network,
+        "method": method,
+        "scope": scope,
+        "keep": keep,
+        "beside": beside,
+    }
+    _check(**start)
+    if not {*BROWSERS} & {*os.environ}:
+        return panel(**start, dataset=dataset)
+    from IPython.display import display
+    from ipywidgets import Dropdown, SelectionSlider, VBox, interactive_output
 
     paper = {*published().surviving_pct / 100}
-    stops = sorted(paper | {keep, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5})
-    stops = [(f"{100 * stop:.3g} %{', in the paper' * (stop in paper)}", stop) for stop in stops]
-    methods = [(criterion.title, name) for name, criterion in METHODS.items()]
-    late = {"continuous_update": False, "layout": {"width": "28rem"}}
-    choice = {
-        "network": Dropdown(options=[*NETWORKS], value=network),
-        "beside": Dropdown(options=methods, value=beside),
-        "method": Dropdown(options=methods, value=method),
-        "scope": Dropdown(options=[(title, name) for name, title in SCOPES.items()], value=scope),
-        "keep": SelectionSlider(options=stops, value=keep, **late),
-        "checkpoint": Text(
-            checkpoint, placeholder="path of your own state_dict (optional)", **late
-        ),
+    stops = {stop: f"{100 * stop:.3g} %" for stop in (keep, 0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)}
+    stops |= {stop: f"{100 * stop:.3g} %, in the paper" for stop in paper}
+    options = {
+        "network": [*NETWORKS],
+        "beside": [(criterion.title, name) for name, criterion in METHODS.items()],
+        "method": [(criterion.title, name) for name, criterion in METHODS.items()],
+        "scope": [(title, name) for name, title in SCOPES.items()],
     }
-    output = Output()
+    widgets = {
+        name: Dropdown(options=choices, value=start[name], description=name)
+        for name, choices in options.items()
+    }
+    slider = [(stops[stop], stop) for stop in sorted(stops)]
+    late = {"continuous_update": False, "layout": {"width": "28rem"}}
+    widgets["keep"] = SelectionSlider(
+        options=slider,
+        value=keep,
+        description="keep",
+        **late,
+    )
 
-    def drawn():
+    def draw(**choice):
         try:
-            return panel(**{name: widget.value for name, widget in choice.items()}, dataset=dataset)
+            display(panel(**choice, dataset=dataset))
         except (ValueError, OSError, RuntimeError) as error:
-            return Pretty(" ".join(str(error).split()))
+            print(" ".join(str(error).split()))
 
-    @output.capture(clear_output=True, wait=True)
-    def redraw(_):
-        display(drawn())
-
-    for name, widget in choice.items():
-        widget.description = name
-        widget.observe(redraw, "value")
-    # Not `redraw`: an output that captures sometimes leaves papermill waiting for ever.
-    output.append_display_data(drawn())
-    return VBox([*choice.values(), output])
+    return VBox([*widgets.values(), interactive_output(draw, widgets)])
 
 
-def _survivors(mask: Tensor, data: Data) -> tuple[Tensor, str]:
-    """A picture of how many weights of the first layer survive, and per what."""
+def _survivors(mask: Tensor, data: Data) -> Tensor:
+    """How many weights of the first layer survive: per pixel of the input, or kernel position."""
     from torchvision.utils import make_grid
 
     if mask.ndim == 2:
-        return mask.sum(0).view(data.test_images.shape[1:]).sum(0), "pixel"
+        return mask.sum(0).view(data.test_images.shape[1:]).sum(0)
     tiles = mask.sum(1, keepdim=True).float()  # one per kernel, summed over input channels
-    grid = make_grid(tiles, round(len(tiles) ** 0.5), padding=1, pad_value=float("nan"))
-    return grid[0], "kernel position"
+    return make_grid(
+        tiles,
+        round(len(tiles) ** 0.5),
+        padding=1,
+        pad_value=float("nan"),
+    )[0]
 
 
 @lru_cache(maxsize=8)
-def _network(network, dataset, path, written) -> tuple:
-    """Data, dense network, its accuracy (%), and what it must know of the data, by kind.
-
-    `written` tells versions of one file apart.
-    """
-    declared = table(NETWORKS[network], "quick", dataset=dataset, device="cpu")
+def _network(network, dataset) -> tuple:
+    """Data, dense network, its accuracy (%), and a function: statistics of the data, by kind."""
+    declared = table(
+        NETWORKS[network],
+        "quick",
+        dataset=dataset,
+        device="cpu",
+    )
     data = load_data(declared.dataset, declared.image_size, declared.channels)
-    if path.name:
-        model = load_checkpoint(path, network, data)
-    else:
-        task = Task(declared, data.source, seed=0)
-        with Progress(task.steps, f"dense {network}", delay=1) as bar:
-            model, _ = dense_network(task, data, bar.at)
-    known = cache(lambda kind: data_statistics(model, kind, data.batches(10, 60)) if kind else None)
-    return data, model, evaluate(model, data)[1], known
+    task = Task(declared, data.source, seed=0)
+    with Progress(task.steps, f"dense {network}", delay=1) as bar:
+        model, _ = dense_network(task, data, bar.at)
+
+    @cache
+    def statistics(kind: str):
+        return data_statistics(model, kind, data.batches(10, 60)) if kind else None
+
+    return data, model, evaluate(model, data)[1], statistics

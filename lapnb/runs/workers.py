@@ -13,7 +13,10 @@ from collections.abc import Iterator
 from concurrent.futures import Executor, Future, InvalidStateError
 from multiprocessing.context import SpawnContext, SpawnProcess
 
-from pebble import ProcessPool
+try:
+    from pebble import ProcessPool
+except ModuleNotFoundError:  # of the extra "notebooks": one worker does without
+    ProcessPool = object
 
 from lapnb.progress import Progress
 from lapnb.store import root

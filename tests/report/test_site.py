@@ -13,24 +13,23 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from PIL import Image, PngImagePlugin
 
 import lapnb
+from lapnb.pruning.scores import METHODS
+from lapnb.training.datasets import DATASETS
+from lapnb.training.networks import NETWORKS
 
 SECRET = "the content of a file elsewhere"
 pytestmark = pytest.mark.xdist_group("site")  # one build serves all tests
 
 
-def png(path, text="", description=""):
+def png(path, **texts):
     info = PngImagePlugin.PngInfo()
-    info.add_text("Description", description or "none")
-    info.add_text("secret", text)
-    Image.new("RGB", (2, 2)).save(path, pnginfo=info if text or description else None)
+    for name, text in texts.items():
+        info.add_text(name, text)
+    Image.new("RGB", (2, 2)).save(path, pnginfo=info)
     return base64.b64encode(path.read_bytes()).decode()
 
 
-def display(**data):
-    data = {
-        {"html": "text/html", "text": "text/plain", "png": "image/png"}[k]: v
-        for k, v in data.items()
-    }
+def display(data):
     return new_output("display_data", data)
 
 
@@ -42,32 +41,28 @@ def site(tmp_path_factory, checkout):
     (root / "build" / "notebooks").mkdir(parents=True)
     (root / "figures").mkdir()
     secret, text = elsewhere / "secret.png", elsewhere / "secret.txt"
-    png(secret, SECRET)
+    png(secret, secret=SECRET)
     text.write_text(SECRET)
     (root / "figures" / "link.png").symlink_to(secret)
-    inside = png(root / "figures" / "inside.png", description="What the file says")
+    inside = png(root / "figures" / "inside.png", Title="What was found", Description="scale")
     attack = [
         f"![a]({secret}) ![b](../figures/link.png) ![c](../../elsewhere0/secret.png)",
         f'[d]({text}) <img src="{secret}"> <img src="../figures/link.png">',
         f"```{{include}} {text}\n```\n\n```{{figure}} {secret}\n```",
-        f"```{{literalinclude}} {text}\n```",
         f"```{{raw}} html\n:file: {text}\n```\n\n{{download}}`x <{text}>`",
-        f"[![]({secret})]({text}) ![](../figures/inside.png)",
-        "[![](../figures/link.png)](good.ipynb)",
         f"```{{eval-rst}}\n.. include:: {text}\n```",
-        f'![](../figures/{"y" * 300}.png) <img src="../figures/{"y" * 300}.png">',
+        f"![](../figures/{'y' * 300}.png)",
     ]
     outputs = [
-        display(html=f'<img src="{secret}"> src="{text}"', text=f'src="{secret}"'),
-        new_output("display_data", {"text/markdown": "\n\n".join(attack)}),
-        new_output("stream", text=f'src="{secret}"' + "x" * 400 + '"'),
+        display({"text/html": f'<img src="{secret}"> src="{text}"', "text/plain": "x"}),
+        display({"text/markdown": "\n\n".join(attack)}),
     ]
     notebooks = {
         "00_start_here": [
             new_markdown_cell(
                 "# Start\n\n[good](good.ipynb#1.-Part) [gone](gone.ipynb) [r](../README.md)"
             ),
-            new_code_cell("1", outputs=[display(html='<a href="good.ipynb">linked</a>', text="x")]),
+            new_code_cell("1", outputs=[display({"text/html": '<a href="good.ipynb">linked</a>'})]),
         ],
         "good": [
             new_markdown_cell(
@@ -76,12 +71,14 @@ def site(tmp_path_factory, checkout):
             ),
             new_code_cell("level: int = 1", metadata={"tags": ["parameters"]}),
             new_code_cell("level = 2", metadata={"tags": ["injected-parameters"]}),
-            new_code_cell("hidden = 3", outputs=[display(png=inside, text="<Figure>")]),
+            new_code_cell(
+                "hidden = 3", outputs=[display({"image/png": inside, "text/plain": "<Figure>"})]
+            ),
             new_code_cell(
                 "x",
                 outputs=[
                     new_output("stream", text="the caption"),
-                    display(png=png(root / "a.png")),
+                    display({"image/png": png(root / "a.png")}),
                 ],
             ),
         ],
@@ -90,7 +87,7 @@ def site(tmp_path_factory, checkout):
             *map(new_markdown_cell, attack),
             new_code_cell("4", outputs=outputs),
         ],
-        "no_picture": [new_code_cell("5", outputs=[display(png="x")])],
+        "no_picture": [new_code_cell("5", outputs=[display({"image/png": "x"})])],
         "contents": [new_markdown_cell("# Contents of mine")],
     }
     for name, cells in notebooks.items():
@@ -126,6 +123,7 @@ def test_links_lead_to_pages_and_nothing_needs_a_network(site):
     article = pages["index"].article
     assert [a["href"] for a in article.select("p a, .text_html a")] == [
         "good.html#part",
+        "readme.html",
         "good.html",
     ]
     assert "gone" in article.text and pages["good"].find(id="part")
@@ -140,7 +138,7 @@ def test_code_is_folded_but_for_the_parameters(site):
 
 def test_pictures_have_alternative_texts(site):
     alts = [image["alt"] for image in site[0]["good"].article.select("img")]
-    assert alts == ["in", "What the file says", "the caption"]
+    assert alts == ["in", "What was found. scale", "the caption"]
 
 
 def test_a_failed_notebook_is_marked_on_its_page_and_in_the_list(site):
@@ -153,6 +151,29 @@ def test_a_failed_notebook_is_marked_on_its_page_and_in_the_list(site):
     assert "Contents of mine" in side
 
 
-def test_the_api_page_documents_every_public_name(site):
-    documented = {tag["id"] for tag in site[0]["api"].select("dt[id]")}
-    assert {f"lapnb.{name}" for name in lapnb.__all__} <= documented
+def test_the_api_page_documents_every_public_name_and_links_its_source(site):
+    documented = {tag["id"]: tag for tag in site[0]["api"].select("dt[id]")}
+    for name in lapnb.__all__:
+        assert documented[f"lapnb.{name}"].select_one("a .viewcode-link"), name
+
+
+def test_all_names_of_methods_networks_and_data_sets_are_listed(site):
+    names = {code.text for code in site[0]["choices"].article.select("code")}
+    assert {*METHODS, *NETWORKS, *DATASETS} <= names
+
+
+def test_every_page_says_what_it_is_and_leads_to_paper_and_results(site):
+    for name, page in site[0].items():
+        if page.select_one("article"):
+            (about,) = page.select('meta[name="description"]')
+            assert len(about["content"]) > 40, name
+            links = {link["href"] for link in page.select("p.run a[href]")}
+            assert {"readme.html", "results.html"} <= links | {f"{name}.html"}, name
+            assert any("arxiv.org" in link for link in links), name
+            assert page.select_one('link[rel~="icon"]')["href"].endswith("favicon.svg"), name
+
+
+def test_the_search_knows_what_readers_look_for(site):
+    index = (site[1] / "searchindex.js").read_text()
+    for stem in ("sparsiti", "accuraci", "prune"):
+        assert f'"{stem}":' in index or f"{stem}:" in index
