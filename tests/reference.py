@@ -11,6 +11,9 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+import lapnb
+from lapnb.pruning.scores import METHODS
+
 # Pruning ---------------------------------------------------------------------------------------
 
 
@@ -137,7 +140,8 @@ def train(model, data, steps, lr, batch_size, seed, stage, masks=None):
 
     Random numbers come in chunks of 25 steps, each from (seed, stage, chunk) alone.
     """
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     model.train()
     for step in range(steps):
         if step % 25 == 0:
@@ -146,21 +150,56 @@ def train(model, data, steps, lr, batch_size, seed, stage, masks=None):
         batch = rng.choice(len(data.train_labels), batch_size, replace=False, shuffle=False)
         logits = model(normalised(data, data.train_images[batch]))
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(logits, data.train_labels[batch]).backward()
-        for layer, mask in zip(model.layers[::2], masks or (), strict=False):
+        F.cross_entropy(logits, data.train_labels[batch]).backward()
+        for layer, mask in zip(layers, masks or (), strict=False):
             layer.weight.grad *= mask
         optimizer.step()
 
 
+def train_dense(table, data, seed):
+    """The dense network of a table."""
+    about = table.model_dump(include={"width", "activation", "image_size", "channels", "stride"})
+    model = lapnb.build_model(table.network, num_classes=data.classes, seed=seed, **about)
+    model.to(memory_format=torch.channels_last)
+    train(model, data, table.dense_steps, table.lr, table.batch_size, seed, "dense")
+    return model
+
+
+def prune_and_retrain(model, table, method, t, data, seed):
+    """One round of pruning and retraining, in place; what its row says."""
+    keep = [(1 - rate) ** t for rate in table.rates]
+    sizes = [layer.weight.numel() for layer in lapnb.prunable_layers(model)]
+    if table.scope == "global":
+        keep = sum(k * n for k, n in zip(keep, sizes, strict=True)) / sum(sizes)
+    about = {"seed": seed}
+    if method == "lap_flow":
+        about["example"] = normalised(data, data.train_images[:2])
+    if kind := METHODS[method].looks_at:
+        about["batches"] = data.batches(*table.looks[kind], seed)
+    model.eval()
+    masks = lapnb.prune_masks(model, method, keep, table.scope, **about)
+    lapnb.apply_masks(model, masks)
+    row = {"surviving": sum(int(mask.sum()) for mask in masks) / sum(sizes)}
+    row["error_before"] = error(model, data, "test")
+    train(model, data, table.retrain_steps, table.lr, table.batch_size, seed, "retrain", masks)
+    row["error"] = error(model, data, "test")
+    if table.training_error:
+        row["train_error"] = error(model, data, "train")
+    return row
+
+
+def bits(model):
+    """All numbers of a model, to the bit."""
+    return b"".join(tensor.numpy().tobytes() for tensor in model.state_dict().values())
+
+
 @torch.no_grad()
 def error(model, data, split):
-    """Error (%) on a split, image by image."""
+    """Error (%) on a split."""
     model.eval()
     images, labels = getattr(data, f"{split}_images"), getattr(data, f"{split}_labels")
-    wrong = 0
-    for image, label in zip(images, labels, strict=True):
-        wrong += int(model(normalised(data, image[None])).argmax()) != int(label)
-    return 100 * wrong / len(labels)
+    found = model(normalised(data, images)).argmax(1)
+    return 100 * int((found != labels).sum()) / len(labels)
 
 
 def normalised(data, images):
