@@ -165,8 +165,10 @@ def train_dense(table, data, seed):
     return model
 
 
-def prune_and_retrain(model, table, method, t, data, seed):
-    """One round of pruning and retraining, in place; what its row says."""
+def prune_and_retrain(model, dense, table, method, t, data, seed):
+    """A round of pruning and retraining, of the round before or of the dense network; its row."""
+    if table.schedule == "oneshot":
+        model.load_state_dict(dense.state_dict())
     keep = [(1 - rate) ** t for rate in table.rates]
     sizes = [layer.weight.numel() for layer in lapnb.prunable_layers(model)]
     if table.scope == "global":
