@@ -2,10 +2,13 @@
 
 import dataclasses
 import functools
+import hashlib
 import itertools
+import re
 import zlib
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
@@ -261,3 +264,35 @@ def between(source, target):
     ]
     zeros = source.new_zeros(target.numel(), source.numel())
     return torch.stack([row.flatten() for (row,) in rows]) if rows else zeros
+
+
+# Rows --------------------------------------------------------------------------------------------
+
+
+def digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@functools.cache
+def layer_sizes(network, width, activation, image_size, channels, stride, classes):
+    """How many weights each prunable layer has."""
+    about = dict(image_size=image_size, channels=channels, stride=stride, num_classes=classes)
+    with torch.device("meta"):
+        model = lapnb.build_model(network, width, activation, **about)
+    return [layer.weight.numel() for layer in lapnb.prunable_layers(model)]
+
+
+def assert_surviving(rows):
+    """`surviving` · n = Σ round(keep_l · n_l), or in global scope round(Σ keep_l · n_l)."""
+    first = rows.iloc[0]
+    table = lapnb.table(first.table, first.scale)
+    classes = {"MNIST": 10, "CIFAR": 10, "Tiny": 200}[re.match("[a-zA-Z]+", first.source)[0]]
+    if named := re.search(r"(\d+) classes", first.source):
+        classes = int(named[1])
+    runs = rows.groupby(["width", "activation", "scope", "round"])
+    for (width, activation, scope, t), surviving in runs.surviving:
+        shape = table.image_size, table.channels, table.stride
+        sizes = layer_sizes(table.network, width, activation, *shape, classes)
+        kept = [(1 - rate) ** t * n for rate, n in zip(table.rates, sizes, strict=True)]
+        count = round(sum(kept)) if scope == "global" else sum(map(round, kept))
+        assert (surviving * sum(sizes)).values == pytest.approx(count, abs=1e-3), (scope, t)

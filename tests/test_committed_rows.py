@@ -1,0 +1,75 @@
+"""What is recorded: how many weights survive, which rows are one run, and that none changes."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import reference
+
+from lapnb.paper import tables
+
+CHECKOUT = Path(__file__).parents[1]
+FILES = sorted(CHECKOUT.glob("figures/paper/*.csv")) + sorted(
+    CHECKOUT.glob("figures/reduced/*.csv")
+)
+NUMBERS = ["surviving", "error_before", "error", "train_error", "distortion", "empty_layers"]
+# Its one-shot rows were computed a second time, on another machine, from other dense networks
+SECOND_RUN = "fcn_iterative"
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """All committed rows; `machine` tells apart what may differ in the last digits."""
+    found = pd.concat([pd.read_csv(path) for path in FILES], ignore_index=True)
+    machines = (
+        found[["device", *({"torch", "processor"} & {*found})]].fillna("").agg(" ".join, axis=1)
+    )
+    return found.assign(machine=machines + (found.table == SECOND_RUN).map(str))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_surviving_is_what_each_layer_keeps_of_its_weights(path):
+    reference.assert_surviving(pd.read_csv(path))
+
+
+def test_equal_runs_have_equal_numbers_in_all_tables(rows):
+    run = ["source", "settings", "method", "round", "seed", "machine"]
+    different = rows.groupby(run)[NUMBERS].nunique(dropna=False).gt(1)
+    assert not different.any(axis=None), different[different.any(axis=1)]
+
+
+def test_a_seed_has_one_dense_network_in_all_tables(rows):
+    network = ["source", "network", "width", "activation", "dense_steps", "seed", "machine"]
+    errors = rows.groupby(network).dense_error.unique()
+    assert (errors.map(len) == 1).all(), errors[errors.map(len) > 1]
+
+
+def test_no_committed_row_changes_unnoticed():
+    """Renewed by `sha256sum figures/paper/*.csv figures/reduced/*.csv > figures/rows.sha256`."""
+    lines = (CHECKOUT / "figures" / "rows.sha256").read_text().splitlines()
+    pinned = {name: digest for digest, name in map(str.split, lines)}
+    found = {f"{path.relative_to(CHECKOUT)}": reference.digest(path) for path in FILES}
+    assert found == pinned
+
+
+PUBLISHED = Path(tables.__file__).with_name("published.csv")
+
+
+def test_the_published_numbers_are_those_that_were_transcribed():
+    """They equal the second transcription, which is compared below where it is at hand."""
+    pinned = "2bd4fadf757b5c1777375507ee600cb9c9dbe3e77e1c25ae3e3d47e13c0e996f"
+    assert hashlib.sha256(PUBLISHED.read_bytes()).hexdigest() == pinned
+
+
+def test_two_transcriptions_of_the_paper_agree():
+    beside = CHECKOUT.parent / "shared" / "paper" / "reported.csv"
+    other = Path(os.environ.get("LAPNB_TRANSCRIPTION", beside))
+    if not other.exists():
+        pytest.skip("LAPNB_TRANSCRIPTION names no second transcription")
+    run = ["table", "method", "round"]
+    ours, theirs = (
+        pd.read_csv(path).sort_values(run, ignore_index=True) for path in (PUBLISHED, other)
+    )
+    pd.testing.assert_frame_equal(ours, theirs[[*ours]])
