@@ -52,6 +52,8 @@ def test_no_committed_row_changes_unnoticed():
     pinned = {name: digest for digest, name in map(str.split, lines)}
     found = {f"{path.relative_to(CHECKOUT)}": reference.digest(path) for path in FILES}
     assert found == pinned
+    for path in FILES:
+        assert path.with_suffix(".csv.sha256").read_text().split()[0] == reference.digest(path)
 
 
 PUBLISHED = Path(tables.__file__).with_name("published.csv")
