@@ -282,17 +282,32 @@ def layer_sizes(network, width, activation, image_size, channels, stride, classe
     return [layer.weight.numel() for layer in lapnb.prunable_layers(model)]
 
 
+def kept(table, classes, t, scope, **changes):
+    """How many weights survive round t, Σ round(keep_l · n_l) or globally round(Σ keep_l · n_l)."""
+    about = table.model_dump(include={"network", "width", "activation", "image_size", "channels"})
+    sizes = layer_sizes(**about | changes, stride=table.stride, classes=classes)
+    each = [(1 - rate) ** t * n for rate, n in zip(table.rates, sizes, strict=True)]
+    return round(sum(each)) if scope == "global" else sum(map(round, each)), sum(sizes)
+
+
 def assert_surviving(rows):
-    """`surviving` · n = Σ round(keep_l · n_l), or in global scope round(Σ keep_l · n_l)."""
+    """`surviving` is exactly what the declared fractions leave of the network's weights."""
     first = rows.iloc[0]
     table = lapnb.table(first.table, first.scale)
-    classes = {"MNIST": 10, "CIFAR": 10, "Tiny": 200}[re.match("[a-zA-Z]+", first.source)[0]]
-    if named := re.search(r"(\d+) classes", first.source):
-        classes = int(named[1])
+    named = re.search(r"(\d+) classes", first.source)
+    classes = int(named[1]) if named else classes_of(first.source)
     runs = rows.groupby(["width", "activation", "scope", "round"])
     for (width, activation, scope, t), surviving in runs.surviving:
-        shape = table.image_size, table.channels, table.stride
-        sizes = layer_sizes(table.network, width, activation, *shape, classes)
-        kept = [(1 - rate) ** t * n for rate, n in zip(table.rates, sizes, strict=True)]
-        count = round(sum(kept)) if scope == "global" else sum(map(round, kept))
-        assert (surviving * sum(sizes)).values == pytest.approx(count, abs=1e-3), (scope, t)
+        count, n = kept(table, classes, t, scope, width=width, activation=activation)
+        assert surviving.to_numpy() * n == pytest.approx(count, abs=1e-3), (scope, t)
+
+
+def classes_of(source):
+    return 200 if "tiny" in source.lower() else 10
+
+
+def fractions(table):
+    """The surviving weights (%) of a table, round by round."""
+    for t in table.rounds:
+        count, n = kept(table, classes_of(table.dataset), t, table.scope)
+        yield f"{100 * count / n:.2f}"

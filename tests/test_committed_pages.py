@@ -1,0 +1,180 @@
+"""What pages say and pictures show is what is recorded, or published; found out without lapnb."""
+
+import math
+import re
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+import reference
+from bs4 import BeautifulSoup
+from PIL import Image
+from scipy.stats import t
+
+import lapnb
+from lapnb.paper.tables import TABLES
+from lapnb.report.compare import title
+
+CHECKOUT = Path(__file__).parents[1]
+ROWS = sorted(CHECKOUT.glob("figures/paper/*.csv")) + sorted(CHECKOUT.glob("figures/reduced/*.csv"))
+README, RESULTS = ((CHECKOUT / page).read_text("utf-8") for page in ("README.md", "RESULTS.md"))
+
+
+# ---- pictures ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path", [*CHECKOUT.glob("figures/paper/*.png"), *CHECKOUT.glob("figures/reduced/*.png")]
+)
+def test_a_picture_is_that_of_its_rows(path):
+    name, _, column = path.stem.partition("-")
+    rows = lapnb.recorded(name, path.parent.name)
+    said = Image.open(path).text
+    assert said["Table"] == f"{path.parent.name}/{name}"
+    assert said["Column"] == (column or "error")
+    assert said["Rows"] == reference.digest(path.with_name(f"{name}.csv"))
+    assert said["Title"].split("\n", 1)[1].replace("\n", " ") == title(rows)
+    assert {*lapnb.caption(rows, "").split(" · ")} <= {*said["Description"].split(" · ")}
+
+
+# ---- numbers and verdicts ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ROWS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_results_say_the_means_of_the_rows(path):
+    rows = pd.read_csv(path)
+    column = "error" if rows.retrain_steps.any() else "error_before"
+    [section] = [
+        part
+        for part in RESULTS.split("\n## ")
+        if f"(figures/{path.parent.name}/{path.name})" in part
+    ]
+    sparsest = rows[rows["round"] == rows["round"].max()]
+    for _, values in sparsest.groupby(["method", "activation", "scope", "schedule"])[column]:
+        text = f"{np.mean(values):.2f}"
+        if len(values) > 1:
+            text += f" ± {np.std(values, ddof=1):.2f}"
+        assert text in section
+
+
+@pytest.mark.parametrize(
+    "name", ["paper/fcn_mnist", "paper/fcn_global", "paper/conv6_cifar10", "reduced/vgg16_cifar10"]
+)
+def test_the_endpoint_is_the_mean_over_the_two_sparsest_fractions(name):
+    rows = pd.read_csv(CHECKOUT / "figures" / f"{name}.csv")
+    last = sorted(rows["round"].unique())[-2:]
+    errors = rows[rows["round"].isin(last)].pivot_table("error", "seed", "method")
+    apart = (errors.lap - errors.mp).dropna()
+    half = t.ppf(0.975, len(apart) - 1) * np.std(apart, ddof=1) / math.sqrt(len(apart))
+    middle = np.mean(apart)
+    text = f"{middle:+.2f} [{middle - half:+.2f}, {middle + half:+.2f}]".replace("-", "−")
+    assert text in README and text in RESULTS
+
+
+def tables_of(notebook):
+    """The tables among a notebook's stored outputs: a dictionary per row."""
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        for output in cell.get("outputs", []):
+            html = BeautifulSoup(output.get("data", {}).get("text/html", ""), "html.parser")
+            for table in html.find_all("table"):
+                names, *rows = (
+                    [cell.get_text(" ", strip=True) for cell in row.find_all(["th", "td"])]
+                    for row in table.find_all("tr")
+                )
+                names = [re.sub(r"[ (\[].*", "", name) for name in names]
+                yield from (dict(zip(names, row, strict=True)) for row in rows)
+
+
+def test_stored_verdicts_follow_from_the_stored_numbers(notebook):
+    """One may be a hair's breadth from another, as numbers are rounded."""
+    for row in tables_of(notebook):
+        if "verdict" in row and "found" in row:
+            low, high = interval(row["found"])
+            digit = 0.5 * 10.0 ** -len(row["found"].rpartition("]")[0].rpartition(".")[2])
+            words = {judged(row, low + shift, high + shift) for shift in (-digit, 0, digit)}
+            assert row["verdict"] in words, row
+
+
+def interval(text):
+    found = re.search(r"\[(\S+), (\S+)\]", text.replace("−", "-"))
+    return map(float, found.groups()) if found else (-math.inf, math.inf)
+
+
+def judged(row, low, high):
+    """The word for a claim that has this interval."""
+    n = int(row["n"])
+    if n < 3:
+        return "undecided" if n else "not run"
+    if runs := re.search(r"(\d+) of (\d+) runs of", row["found"]):
+        worse, m = map(int, runs.groups())
+        chance = math.comb(2 * m - worse, m) / math.comb(2 * m, m)
+        return "reproduced" if chance < 0.05 else "undecided"
+    limit = re.search(r"(within|less than) ([\d.]+) point", row["claim"])
+    most = float(limit[2]) if limit else 0
+    least = -most if limit and limit[1] == "within" else -math.inf
+    if high < least or low > most:
+        return "not reproduced"
+    if least == -most:  # two one-sided tests
+        middle = (low + high) / 2
+        half = (high - low) / 2 * t.ppf(0.95, n - 1) / t.ppf(0.975, n - 1)
+        low, high = middle - half, middle + half
+    return "reproduced" if least < low and high < most else "undecided"
+
+
+# ---- prose ---------------------------------------------------------------------------------------
+
+# Decimals in prose that are neither published nor a table's surviving fraction, and why
+OTHERS = {
+    "3.11": "the oldest Python",
+    "2002.04809": "the paper on arXiv",
+    "0.05": "an example's keep",
+    "0.95": "and 0.975: a step of fcn_before_retraining",
+    "0.975": "see 0.95",
+    "0.1": "0.12 % in a heading",
+    "0.3": "WRN's dropout",
+}
+LAP = "|w| · ‖W<sub>i−1</sub>[j, :]‖ · ‖W<sub>i+1</sub>[:, k]‖"
+
+
+def prose(path):
+    if path.suffix == ".ipynb":
+        cells = nbformat.read(path, as_version=4).cells
+        return "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    return re.sub(
+        r"<!-- (\w+):begin -->.*?<!-- \1:end -->", "", path.read_text("utf-8"), flags=re.S
+    )
+
+
+def known_decimals(name):
+    """The published numbers of a table and its surviving fractions (%), as they are printed."""
+    numbers = pd.read_csv(CHECKOUT / "lapnb/paper/published.csv", dtype=str)
+    published = numbers[numbers.table == name].to_numpy().ravel()
+    return {*published, *reference.fractions(lapnb.table(name, "paper"))}
+
+
+PAGES = [*sorted(CHECKOUT.glob("notebooks/*.ipynb")), CHECKOUT / "README.md"]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_decimals_in_prose_are_published_or_declared(path):
+    names = [path.stem] if path.stem in TABLES else TABLES
+    known = {*OTHERS}.union(*map(known_decimals, names))
+    assert {*re.findall(r"(?<![\w.])\d+\.\d+(?![\w.]*\d)", prose(path))} <= known
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_the_formula_of_lap_is_the_same_everywhere(path):
+    text = prose(path)
+    found = re.findall(r"\|w\|.{0,9}‖W<sub>i.*?</sub>\[:, k\].*?‖|\|w\|[^|]*‖W<sub>i−1.*", text)
+    assert all(formula.startswith(LAP) for formula in found)
+    assert found or path.stem not in TABLES
+    assert {*re.findall(r"h ?· ?w\S* ?/ ?2", text)} <= {"h·w²/2"}
+
+
+def test_hours_in_readme_are_those_of_the_slowest_table():
+    hours = [
+        pd.read_csv(path).retrain_seconds.sum() / 3600 for path in ROWS if "paper/fcn" in str(path)
+    ]
+    assert int(re.search(r"FCN: up to (\d+) hours a table", README)[1]) == round(max(hours) / 2)
