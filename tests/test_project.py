@@ -142,7 +142,6 @@ def test_notebooks_are_committed_clean(notebook):
     assert {*content.metadata} <= {"kernelspec", "language_info"}, "run nbstripout, as pre-commit"
     for cell in content.cells:
         assert {*cell.metadata} <= {"tags"}
-        assert "attachments" not in cell
         for output in cell.get("outputs", []):
             assert output.output_type != "error"
             assert output.get("name") != "stderr"
