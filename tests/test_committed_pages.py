@@ -28,15 +28,21 @@ README, RESULTS = ((CHECKOUT / page).read_text("utf-8") for page in ("README.md"
 @pytest.mark.parametrize(
     "path", [*CHECKOUT.glob("figures/paper/*.png"), *CHECKOUT.glob("figures/reduced/*.png")]
 )
-def test_a_picture_is_that_of_its_rows(path):
+def test_a_picture_is_that_of_its_rows(path, monkeypatch):
+    monkeypatch.setenv("LAPNB_ROOT", str(CHECKOUT))
     name, _, column = path.stem.partition("-")
     rows = lapnb.recorded(name, path.parent.name)
     said = Image.open(path).text
     assert said["Table"] == f"{path.parent.name}/{name}"
     assert said["Column"] == (column or "error")
     assert said["Rows"] == reference.digest(path.with_name(f"{name}.csv"))
-    assert said["Title"].split("\n", 1)[1].replace("\n", " ") == title(rows)
+    assert said["Title"].endswith(f": {title(rows)}")
     assert {*lapnb.caption(rows, "").split(" · ")} <= {*said["Description"].split(" · ")}
+
+
+def test_the_picture_of_the_idea_is_no_other():
+    said = Image.open(CHECKOUT / "figures" / "idea.png").text
+    assert "Table" not in said and "MP removes w" in said["Description"]
 
 
 # ---- numbers and verdicts ------------------------------------------------------------------------
