@@ -77,11 +77,18 @@ def test_the_endpoint_is_the_mean_over_the_two_sparsest_fractions(name):
     assert text in README and text in RESULTS
 
 
-def tables_of(notebook):
-    """The tables among a notebook's stored outputs: a dictionary per row."""
+# As in "LAP beats MP: undecided at 0.12 % of the weights (quick scale, n = 3): LAP 9.50, …"
+SENTENCE = r"(?P<claim>.*): (?P<verdict>[a-z ]+) at .*n = (?P<n>\d+)\): (?P<found>[^<\n]*)"
+
+
+def judgements(notebook):
+    """Claim, verdict, n and numbers, in the sentences and tables of a notebook's stored outputs."""
     for cell in nbformat.read(notebook, as_version=4).cells:
         for output in cell.get("outputs", []):
-            html = BeautifulSoup(output.get("data", {}).get("text/html", ""), "html.parser")
+            data = output.get("data", {})
+            for text in (data.get("text/plain", ""), data.get("text/html", "")):
+                yield from (found.groupdict() for found in re.finditer(SENTENCE, text))
+            html = BeautifulSoup(data.get("text/html", ""), "html.parser")
             for table in html.find_all("table"):
                 rows = [
                     [cell.get_text(" ", strip=True) for cell in row.find_all(["th", "td"])]
@@ -93,7 +100,7 @@ def tables_of(notebook):
 
 def test_stored_verdicts_follow_from_the_stored_numbers(notebook):
     """The numbers are rounded: the word may be that of an interval half a digit aside."""
-    for row in tables_of(notebook):
+    for row in judgements(notebook):
         if "verdict" in row and "found" in row and row["n"] != "0":
             ends = re.findall(r"[−+]?[\d.]+", row["found"].partition("[")[2])[:2] or ["0", "0"]
             half = 0.5 * 10.0 ** -len(ends[0].partition(".")[2])
