@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import re
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -267,6 +268,14 @@ def between(source, target):
 
 
 # Rows --------------------------------------------------------------------------------------------
+
+
+def committed(ending):
+    """The files with rows, or pictures, of the two scales that are committed."""
+    figures = Path(__file__).parents[1] / "figures"
+    return [
+        p for scale in ("paper", "reduced") for p in sorted(figures.glob(f"{scale}/*.{ending}"))
+    ]
 
 
 def digest(path):

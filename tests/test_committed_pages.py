@@ -18,16 +18,14 @@ from lapnb.paper.tables import TABLES
 from lapnb.report.compare import title
 
 CHECKOUT = Path(__file__).parents[1]
-ROWS = sorted(CHECKOUT.glob("figures/paper/*.csv")) + sorted(CHECKOUT.glob("figures/reduced/*.csv"))
+ROWS, PICTURES = reference.committed("csv"), reference.committed("png")
 README, RESULTS = ((CHECKOUT / page).read_text("utf-8") for page in ("README.md", "RESULTS.md"))
 
 
 # ---- pictures ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "path", [*CHECKOUT.glob("figures/paper/*.png"), *CHECKOUT.glob("figures/reduced/*.png")]
-)
+@pytest.mark.parametrize("path", PICTURES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_a_picture_is_that_of_its_rows(path, monkeypatch):
     monkeypatch.setenv("LAPNB_ROOT", str(CHECKOUT))
     name, _, column = path.stem.partition("-")
@@ -64,7 +62,8 @@ def test_results_say_the_means_of_the_rows(path):
 
 
 @pytest.mark.parametrize(
-    "name", ["paper/fcn_mnist", "paper/fcn_global", "paper/conv6_cifar10", "reduced/vgg16_cifar10"]
+    "name",
+    ["paper/fcn_mnist", "reduced/resnet18_cifar10", "paper/conv6_cifar10", "reduced/vgg16_cifar10"],
 )
 def test_the_endpoint_is_the_mean_over_the_two_sparsest_fractions(name):
     rows = pd.read_csv(CHECKOUT / "figures" / f"{name}.csv")

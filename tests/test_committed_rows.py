@@ -10,9 +10,7 @@ import reference
 import lapnb
 
 CHECKOUT = Path(__file__).parents[1]
-FILES = sorted(CHECKOUT.glob("figures/paper/*.csv")) + sorted(
-    CHECKOUT.glob("figures/reduced/*.csv")
-)
+FILES = reference.committed("csv")
 NUMBERS = ["surviving", "error_before", "error", "train_error", "distortion", "empty_layers"]
 # Its one-shot rows were computed a second time, on another machine, from other dense networks
 SECOND_RUN = "fcn_iterative"
