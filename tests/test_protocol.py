@@ -120,6 +120,7 @@ def test_a_row_is_what_a_literal_loop_finds(made):
                 expected = reference.prune_and_retrain(model, dense, plain, method, t, data, SEED)
                 expected["dense_error"] = reference.error(dense, data, "test")
                 row = rows[(rows.method == method) & (rows["round"] == t)].iloc[0]
+                assert row.surviving == expected.pop("surviving")
                 assert row[[*expected]].to_dict() == pytest.approx(expected, abs=near)
                 assert stacked or reference.bits(model) in networks
                 assert expected["error"] < 60, "chance is 90 %: it learns nothing"
