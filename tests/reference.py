@@ -2,17 +2,24 @@
 
 import contextlib
 import dataclasses
+import functools
+import hashlib
 import itertools
 import random
+import re
 import zlib
+from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+import lapnb
 from lapnb.pruning.layers import prunable_layers
+from lapnb.pruning.scores import METHODS
 
 
 @contextlib.contextmanager
@@ -159,7 +166,8 @@ def train(model, data, steps, lr, batch_size, seed, stage, masks=None):
 
     Random numbers come in chunks of 25 steps, each from (seed, stage, chunk) alone.
     """
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     model.train()
     for step in range(steps):
         if step % 25 == 0:
@@ -168,21 +176,58 @@ def train(model, data, steps, lr, batch_size, seed, stage, masks=None):
         batch = rng.choice(len(data.train_labels), batch_size, replace=False, shuffle=False)
         logits = model(normalised(data, data.train_images[batch]))
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(logits, data.train_labels[batch]).backward()
-        for layer, mask in zip(model.layers[::2], masks or (), strict=False):
+        F.cross_entropy(logits, data.train_labels[batch]).backward()
+        for layer, mask in zip(layers, masks or (), strict=False):
             layer.weight.grad *= mask
         optimizer.step()
 
 
+def train_dense(table, data, seed):
+    """The dense network of a table."""
+    about = table.model_dump(include={"width", "activation", "image_size", "channels", "stride"})
+    model = lapnb.build_model(table.network, num_classes=data.classes, seed=seed, **about)
+    model.to(memory_format=torch.channels_last)
+    train(model, data, table.dense_steps, table.lr, table.batch_size, seed, "dense")
+    return model
+
+
+def prune_and_retrain(model, dense, table, method, t, data, seed):
+    """A round of pruning and retraining, of the round before or of the dense network; its row."""
+    if table.schedule == "oneshot":
+        model.load_state_dict(dense.state_dict())
+    keep = [(1 - rate) ** t for rate in table.rates]
+    sizes = [layer.weight.numel() for layer in lapnb.prunable_layers(model)]
+    if table.scope == "global":
+        keep = sum(k * n for k, n in zip(keep, sizes, strict=True)) / sum(sizes)
+    about = {"seed": seed}
+    if method == "lap_flow":
+        about["example"] = normalised(data, data.train_images[:2])
+    if kind := METHODS[method].looks_at:
+        about["batches"] = data.batches(*table.looks[kind], seed)
+    model.eval()
+    masks = lapnb.prune_masks(model, method, keep, table.scope, **about)
+    lapnb.apply_masks(model, masks)
+    row = {"surviving": sum(int(mask.sum()) for mask in masks) / sum(sizes)}
+    row["error_before"] = error(model, data, "test")
+    train(model, data, table.retrain_steps, table.lr, table.batch_size, seed, "retrain", masks)
+    row["error"] = error(model, data, "test")
+    if table.training_error:
+        row["train_error"] = error(model, data, "train")
+    return row
+
+
+def bits(model):
+    """All numbers of a model, to the bit."""
+    return b"".join(tensor.numpy().tobytes() for tensor in model.state_dict().values())
+
+
 @torch.no_grad()
 def error(model, data, split):
-    """Error (%) on a split, image by image."""
+    """Error (%) on a split."""
     model.eval()
     images, labels = getattr(data, f"{split}_images"), getattr(data, f"{split}_labels")
-    wrong = 0
-    for image, label in zip(images, labels, strict=True):
-        wrong += int(model(normalised(data, image[None])).argmax()) != int(label)
-    return 100 * wrong / len(labels)
+    found = model(normalised(data, images)).argmax(1)
+    return 100 * int((found != labels).sum()) / len(labels)
 
 
 def normalised(data, images):
@@ -347,3 +392,58 @@ class RandomNetwork(nn.Module):
                 g.weight /= c
                 return {"head", *(f"layers.{k}" for k in range(2 * i, len(self.layers)))}
         return set()
+
+
+# Rows --------------------------------------------------------------------------------------------
+
+
+def committed(ending):
+    """The files with rows, or pictures, of the two scales that are committed."""
+    figures = Path(__file__).parents[1] / "figures"
+    return [
+        p for scale in ("paper", "reduced") for p in sorted(figures.glob(f"{scale}/*.{ending}"))
+    ]
+
+
+def digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@functools.cache
+def layer_sizes(network, width, activation, image_size, channels, stride, classes):
+    """How many weights each prunable layer has."""
+    about = dict(image_size=image_size, channels=channels, stride=stride, num_classes=classes)
+    with torch.device("meta"):
+        model = lapnb.build_model(network, width, activation, **about)
+    return [layer.weight.numel() for layer in lapnb.prunable_layers(model)]
+
+
+def kept(table, classes, t, scope, **changes):
+    """How many weights survive round t, Σ round(keep_l · n_l) or globally round(Σ keep_l · n_l)."""
+    about = table.model_dump(include={"network", "width", "activation", "image_size", "channels"})
+    sizes = layer_sizes(**about | changes, stride=table.stride, classes=classes)
+    each = [(1 - rate) ** t * n for rate, n in zip(table.rates, sizes, strict=True)]
+    return round(sum(each)) if scope == "global" else sum(map(round, each)), sum(sizes)
+
+
+def assert_surviving(rows):
+    """`surviving` is exactly what the declared fractions leave of the network's weights."""
+    first = rows.iloc[0]
+    table = lapnb.table(first.table, first.scale)
+    named = re.search(r"(\d+) classes", first.source)
+    classes = int(named[1]) if named else classes_of(first.source)
+    runs = rows.groupby(["width", "activation", "scope", "round"])
+    for (width, activation, scope, t), surviving in runs.surviving:
+        count, n = kept(table, classes, t, scope, width=width, activation=activation)
+        assert surviving.to_numpy() * n == pytest.approx(count, abs=1e-3), (scope, t)
+
+
+def classes_of(source):
+    return 200 if "tiny" in source.lower() else 10
+
+
+def fractions(table):
+    """The surviving weights (%) of a table, round by round."""
+    for t in table.rounds:
+        count, n = kept(table, classes_of(table.dataset), t, table.scope)
+        yield f"{100 * count / n:.2f}"

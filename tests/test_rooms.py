@@ -71,9 +71,3 @@ def test_pruning_imports_torch_alone(files):
         if room(module) == "pruning":
             found = {name.partition(".")[0] for name in imports(path)} - sys.stdlib_module_names
             assert found <= {"lapnb", "torch", "backpack"}, module
-
-
-def test_a_module_is_not_called_as_a_standard_one(files):
-    for module in files:
-        if module not in DOORS:
-            assert module.rpartition(".")[2] not in sys.stdlib_module_names
