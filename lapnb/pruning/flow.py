@@ -193,9 +193,10 @@ class _Walk(TorchFunctionMode):
         if func.__name__ == "__get__":
             return self.attribute(func, args[0])
         self.check(func, rule, leaves, signals, args, kwargs)
+        device = torch.device(self.rules.weights[0].device)  # whatever the default is
         in_place = kwargs.pop("inplace", False) or re.fullmatch("[a-z].*_", func.__name__)
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), device:
                 out = getattr(self.rules, rule)(func, *args, **kwargs)
                 if in_place and out is not args[0]:
                     out = self.rules.written(args[0], out)

@@ -111,9 +111,9 @@ class Rules:
         self.layers, self.weights = layers, weights
         self.index = {id(stand_in): i for i, stand_in in enumerate(stand_ins)}
         self.marks = WeakTensorKeyDictionary()
-        self.random = torch.Generator().manual_seed(0)
+        self.random = torch.Generator("cpu").manual_seed(0)
         self.calls = [[] for _ in weights]  # of each layer: (what arrives, source of what it emits)
-        self.total = torch.zeros(())  # Σ of ⟨‖W[:, k]‖², what arrives⟩
+        self.total = weights[0].new_zeros(())  # Σ of ⟨‖W[:, k]‖², what arrives⟩
 
     def finish(self, outputs: list[Tensor]) -> list[list[tuple[Tensor, Tensor]]]:
         """The squares (what arrives, what follows) of each layer's calls; [] where it is unused."""
@@ -163,9 +163,8 @@ class Rules:
         return self.mark(out, labels.expand(shape).clone())
 
     def new_labels(self, like: Tensor) -> Tensor:
-        size = like.shape
-        labels = torch.rand(size, generator=self.random, dtype=torch.double)
-        return 1 + labels.to(like)
+        labels = torch.zeros(like.shape, dtype=torch.double, device="cpu")
+        return 1 + labels.uniform_(generator=self.random).to(like)
 
     def layer_of(self, weight) -> Layer | None:
         """The layer whose weight, or a view of it, this is."""
