@@ -49,10 +49,10 @@ def chain_fault(model: nn.Module, layers: list[Layer]) -> str:
     """Return where it is not known that `layers` are called in this order; "" if it is known."""
     if not getattr(model, "definition_order", False):
         return f"in {type(model).__name__}"
-    known = [module for layer in layers for module in (layer.module, layer.batch_norm)]
+    members = [module for layer in layers for module in (layer.module, layer.batch_norm)]
     for name, module in _modules_in_order(model):
         tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        if tensors and module not in known:
+        if tensors and module not in members:
             return f"around {called(name, module)}"
     for first, second in pairwise(layers):
         if second.weight.shape[1] * second.groups % first.outputs:
@@ -61,9 +61,13 @@ def chain_fault(model: nn.Module, layers: list[Layer]) -> str:
 
 
 def _modules_in_order(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    modules = [(f"{name}.", module) for name, module in model.named_modules()]
-    aside = tuple(name for name, module in modules if not getattr(module, "definition_order", True))
-    return [(name[:-1], module) for name, module in modules if not name.startswith(aside)]
+    aside = {
+        below
+        for module in model.modules()
+        if not getattr(module, "definition_order", True)
+        for below in module.modules()
+    }
+    return [(name, module) for name, module in model.named_modules() if module not in aside]
 
 
 @torch.no_grad()

@@ -351,6 +351,7 @@ def _stepped(pairs: list, optimizer) -> list[tuple[Layer, Tensor]]:
     return [pair for pair in pairs if id(pair[0].weight) in ids]
 
 
+@torch.inference_mode(False)
 def mask_gradients(pairs: list[tuple[Layer, Tensor]]) -> MaskHandle:
     """Zero gradients outside masks as soon as they are computed, until `remove()` of the handle.
 
