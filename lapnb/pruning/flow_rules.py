@@ -344,7 +344,16 @@ class Rules:
             return self.emit(rows, rows.shape, labels)
         return out
 
-    def product_added(self, func, x, a, b, *, beta=1, alpha=1):
+    def product_added(
+        self,
+        func,
+        x,
+        a,
+        b,
+        *,
+        beta=1,
+        alpha=1,
+    ):
         multiply = self.product if is_signal(a) or is_signal(b) else self.constant
         x = self.multiply(func, x, beta) if is_signal(x) else x
         return self.add(func, x, multiply(torch.matmul, a, b), alpha)
@@ -396,7 +405,17 @@ class Rules:
             weight = weight.view(-1, *[1] * (x.ndim - 2))
         return self.norm(func, x, groups, weight)
 
-    def batch_norm(self, func, x, mean=None, variance=None, *, weight=None, eps=1e-5, **how):
+    def batch_norm(
+        self,
+        func,
+        x,
+        mean=None,
+        variance=None,
+        *,
+        weight=None,
+        eps=1e-5,
+        **how,
+    ):
         of_batch = how.get("training") or how.get("use_input_stats")
         if variance is not None and not of_batch:
             weight = norm_scale(variance, weight, eps)
