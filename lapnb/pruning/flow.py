@@ -84,7 +84,7 @@ def flow(model: nn.Module, example, layers: list[Layer], weights: list[Tensor]) 
     inputs = _one_sample(example)
     calls = _walk(model, inputs, layers, weights)
     factors = [_factors(*x) for x in zip(layers, weights, calls, strict=True)]
-    dense = [layer.name for layer, pair in zip(layers, factors, strict=True) if pair is None]
+    dense = [layer.name for layer, found in zip(layers, calls, strict=True) if not found]
     if dense:
         reason = "as the input does not reach them or nothing they compute is used"
         warn(f"left dense, {reason}: {', '.join(dense)}")
@@ -113,7 +113,8 @@ def _walk(model: nn.Module, inputs, layers: list[Layer], weights: list[Tensor]) 
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(f"cannot follow the data in {called(name, module)}: it is scripted")
     twin = twin_of(model, [layer.weight for layer in layers])
-    walk = _Walk(Rules(layers, weights, [twin.get_submodule(x.name).weight for x in layers]))
+    stand_ins = [twin.get_submodule(layer.name).weight for layer in layers]
+    walk = _Walk(Rules(layers, weights, stand_ins))
     devices = {p.device for p in model.parameters() if p.is_cuda}
     compiles = "torch._dynamo" in sys.modules  # importing it takes seconds
     eager = torch.compiler.set_stance("force_eager") if compiles else nullcontext()
@@ -159,7 +160,8 @@ def _factors(layer: Layer, weight: Tensor, calls: list[Factors]) -> Factors | No
     if len(calls) > 1:
         both = sum(layer.per_input(x) * layer.per_output(y) for x, y in calls)
         after = (both / before).nan_to_num(0)
-    return before.sqrt().to(weight), after.sqrt().to(weight)
+    before = before.sqrt().to(weight)
+    return before, after.sqrt().to(weight)
 
 
 class _Walk(TorchFunctionMode):
@@ -193,9 +195,10 @@ class _Walk(TorchFunctionMode):
         if func.__name__ == "__get__":
             return self.attribute(func, args[0])
         self.check(func, rule, leaves, signals, args, kwargs)
+        device = torch.device(self.rules.weights[0].device)  # whatever the default is
         in_place = kwargs.pop("inplace", False) or re.fullmatch("[a-z].*_", func.__name__)
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), device:
                 out = getattr(self.rules, rule)(func, *args, **kwargs)
                 if in_place and out is not args[0]:
                     out = self.rules.written(args[0], out)
@@ -217,7 +220,8 @@ class _Walk(TorchFunctionMode):
             raise Refused("it asks for the value of what it computes")
         if rule is None:
             raise Refused(f"{_name(func)} has no rule")
-        if rule in SINGLE and (len(signals) > 1 or signals[0] is not args[0]):
+        single = len(signals) == 1 and signals[0] is args[0]
+        if rule in SINGLE and not single:
             what = "weight" if rule == "weighted" else "parameter"
             why = f"its {what} is computed from the data"
             raise Refused(f"{_name(func)} has no rule for these arguments ({why})")

@@ -64,7 +64,10 @@ NAMES = {
     "": "avg_pool stack pad addcmul glu group_norm var_mean where masked_fill "
     "setitem copy multi_head_attention_forward",
 }
-RULES = {name: rule or name for rule, names in NAMES.items() for name in names.split()}
+RULES = {}
+for _rule, _names in NAMES.items():
+    for _name in _names.split():
+        RULES[_name] = _rule or _name
 ELEMENTWISE = {"activation", "homogeneous", "identity", "convert", "power", "add", "rsub"}
 ELEMENTWISE |= {"multiply", "divide"}
 # of several signals these take the first only, and no parameter of theirs is computed from data
@@ -79,7 +82,8 @@ SATURATING = {"sigmoid", "hardsigmoid", "softmax"}
 
 def rule_of(func) -> str | None:
     """The name of a function's method of `Rules`."""
-    return RULES.get(re.sub(r"_as$|[123]d$", "", func.__name__.strip("_")))
+    name = func.__name__.strip("_")
+    return RULES.get(re.sub(r"_as$|[123]d$", "", name))
 
 
 class Refused(BaseException):
@@ -111,20 +115,22 @@ class Rules:
         self.layers, self.weights = layers, weights
         self.index = {id(stand_in): i for i, stand_in in enumerate(stand_ins)}
         self.marks = WeakTensorKeyDictionary()
-        self.random = torch.Generator().manual_seed(0)
-        self.calls = [[] for _ in weights]  # of each layer: (what arrives, source of what it emits)
-        self.total = torch.zeros(())  # Σ of ⟨‖W[:, k]‖², what arrives⟩
+        self.random = torch.Generator("cpu").manual_seed(0)
+        self.calls: list[tuple] = []  # number of the layer, what arrives, source of what it emits
+        self.total = weights[0].new_zeros(())  # Σ of ⟨‖W[:, k]‖², what arrives⟩
 
-    def finish(self, outputs: list[Tensor]) -> list[list[tuple[Tensor, Tensor]]]:
+    def finish(self, outputs: list[Tensor]) -> list[list]:
         """The squares (what arrives, what follows) of each layer's calls; [] where it is unused."""
         self.count(outputs)
-        sources = [source for calls in self.calls for _, source in calls]
-        if not sources or not is_signal(self.total):
-            return [[] for _ in self.calls]
+        pairs: list[list] = [[] for _ in self.weights]
+        if not self.calls or not is_signal(self.total):
+            return pairs
+        sources = [source for _, _, source in self.calls]
         slopes = torch.autograd.grad(self.total, sources, allow_unused=True)
-        follows = iter(slopes)
-        pairs = [[(arrived, next(follows)) for arrived, _ in calls] for calls in self.calls]
-        return [[pair for pair in calls if pair[1] is not None] for calls in pairs]
+        for (i, arrived, _), slope in zip(self.calls, slopes, strict=True):
+            if slope is not None:
+                pairs[i].append((arrived, slope))
+        return pairs
 
     def count(self, ends: list[Tensor]) -> None:
         """Let each unit of these signals be consumed with norm 1."""
@@ -163,23 +169,25 @@ class Rules:
         return self.mark(out, labels.expand(shape).clone())
 
     def new_labels(self, like: Tensor) -> Tensor:
-        size = like.shape
-        labels = torch.rand(size, generator=self.random, dtype=torch.double)
-        return 1 + labels.to(like)
+        labels = torch.zeros(like.shape, dtype=torch.double, device="cpu")
+        return 1 + labels.uniform_(generator=self.random).to(like)
 
     def layer_of(self, weight) -> Layer | None:
         """The layer whose weight, or a view of it, this is."""
         if not isinstance(weight, Tensor):
             return None
-        i = self.index.get(id(weight), self.index.get(id(weight._base)))
-        return None if i is None else self.layers[i]
+        for tensor in (weight, weight._base):
+            if id(tensor) in self.index:
+                return self.layers[self.index[id(tensor)]]
+        return None
 
     def set_gates(self, out, func, rule: str, signals: list[Tensor], args) -> None:
         """Note what products will ask of the signals in `out`."""
         gate = _gate_of(func, rule, args)
         root = object()
         marks = [self.marks[signal] for signal in signals]
-        if rule in ELEMENTWISE and len({id(mark.root) for mark in marks}) == 1:
+        roots = {id(mark.root) for mark in marks}
+        if rule in ELEMENTWISE and len(roots) == 1:
             root = marks[0].root
         if rule in ("moved", "divide"):  # of x.expand_as(y) the first counts
             marks = marks[:1]
@@ -272,7 +280,7 @@ class Rules:
         rows = row_norms(values).to(arrived).square()
         source = rows.detach().requires_grad_()
         if i is not None:
-            self.calls[i].append((arrived.detach(), source))
+            self.calls.append((i, arrived.detach(), source))
         positions = [1] * (weight.ndim - 2)
         return self.emit(source.view(-1, *positions), out.shape)
 
@@ -302,7 +310,8 @@ class Rules:
 
     def product(self, func, *args, **kwargs):
         """A linear map by constants multiplies by their squares; a parameter is a layer."""
-        operands = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        leaves = tree_leaves((args, kwargs))
+        operands = [value for value in leaves if isinstance(value, Tensor)]
         signal, *others = filter(is_signal, operands)
         if others:
             return self.end(func, *args, **kwargs)
@@ -335,7 +344,16 @@ class Rules:
             return self.emit(rows, rows.shape, labels)
         return out
 
-    def product_added(self, func, x, a, b, *, beta=1, alpha=1):
+    def product_added(
+        self,
+        func,
+        x,
+        a,
+        b,
+        *,
+        beta=1,
+        alpha=1,
+    ):
         multiply = self.product if is_signal(a) or is_signal(b) else self.constant
         x = self.multiply(func, x, beta) if is_signal(x) else x
         return self.add(func, x, multiply(torch.matmul, a, b), alpha)
@@ -387,7 +405,17 @@ class Rules:
             weight = weight.view(-1, *[1] * (x.ndim - 2))
         return self.norm(func, x, groups, weight)
 
-    def batch_norm(self, func, x, mean=None, variance=None, *, weight=None, eps=1e-5, **how):
+    def batch_norm(
+        self,
+        func,
+        x,
+        mean=None,
+        variance=None,
+        *,
+        weight=None,
+        eps=1e-5,
+        **how,
+    ):
         of_batch = how.get("training") or how.get("use_input_stats")
         if variance is not None and not of_batch:
             weight = norm_scale(variance, weight, eps)
@@ -409,7 +437,9 @@ class Rules:
         ranks = [self.gate_rank(a, b), self.gate_rank(b, a)]
         if ranks[0] == ranks[1]:
             return self.joined(a * b, a, b)
-        x, gate = (a, b) if ranks[0] < ranks[1] else (b, a)
+        x, gate = a, b
+        if ranks[0] > ranks[1]:
+            x, gate = b, a
         if self.marks[x].root is self.marks[gate].root:  # an activation, such as x·sigmoid(x)
             return self.joined(x.clone(), x)
         slope = gate - gate.detach()  # the gate counts as 1
@@ -478,7 +508,8 @@ class Rules:
         pooled = run(labels)
         if differ(pooled, -run(-labels)).any():
             return self.end(func, x, *args, **kwargs)
-        if differ(pooled.square(), run(labels.square())).any():
+        of_squares = run(labels.square())
+        if differ(of_squares, pooled.square()).any():
             raise NotImplementedError("it averages over units")
         return self.mark(run(x), pooled)
 
@@ -522,7 +553,8 @@ class Rules:
         tensors = [x for x in tensors if x.numel()]
         signals = [x for x in tensors if is_signal(x)]
         like = signals[0]
-        tokens = any(x.shape[dim] > 1 and not self.has_units(x, dim) for x in signals)
+        several = [x for x in signals if x.shape[dim] > 1]
+        tokens = not all(self.has_units(x, dim) for x in several)
         parts = []
         labels = []
         for x in tensors:
@@ -538,7 +570,8 @@ class Rules:
                 label = self.new_labels(part) * part
             parts.append(part)
             labels.append(label)
-        return self.mark(torch.cat(parts, dim), torch.cat(labels, dim))
+        out = torch.cat(parts, dim)
+        return self.mark(out, torch.cat(labels, dim))
 
     def constant_units(self, x: Tensor, like: Tensor, dim: int) -> Tensor:
         """1 for each unit of a constant that is not 0 at all positions."""
@@ -574,7 +607,8 @@ class Rules:
         return self.joined(func(x, mask, 0), x)
 
     def copy(self, func, x, y, *_):
-        return self.joined(without_constant(y).expand(x.shape).clone(), y)
+        value = without_constant(y)
+        return self.joined(value.expand(x.shape).clone(), y)
 
     def setitem(self, func, x, place, value):
         labels = torch.zeros_like(x, dtype=torch.double)

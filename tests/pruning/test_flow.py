@@ -69,7 +69,6 @@ def close(factor, expected):
 
 T2, NORM = nn.ConvTranspose2d, nn.BatchNorm1d
 FORMS = {
-    "identity to both ends": Net(lambda n, x: x + n.b(n.a(x)), a=(5, 4), b=(4, 5)),
     "branches and outputs": Net(
         lambda n, x: Outputs(n.b(y := n.norm(n.a(x))), {"c": [n.c(y) / 2, 3 * y]}),
         **{"a": (5, 4), "norm": NORM(4), "b": (4, 3), "c": (4, 2)},
@@ -84,10 +83,6 @@ FORMS = {
         lambda n, x: n.c(n.b(n.a(x)).chunk(2, 1)[1]),
         shape=(1, 4, 1, 1),
         **{"a": conv(4, 4, kind=T2), "b": conv(4, 6, kind=T2, groups=2), "c": conv(3, 2)},
-    ),
-    "flatten": Net(
-        lambda n, x: n.b(n.norm(n.a(x).flatten(1))),
-        **{"shape": (1, 2, 2, 3), "a": conv(2, 3), "norm": NORM(18), "b": (18, 4)},
     ),
 }
 
@@ -278,14 +273,9 @@ def test_several_inputs_and_whole_numbers():
 RESCALED = [  # network, common prefix, what is multiplied, the layers that it feeds, those before
     ("resnet18", "layer1.0.", "bn1", "conv2", "conv1"),
     ("densenet121", "features.denseblock1.denselayer1.", "norm2", "conv2", "conv1"),
-    ("shufflenet_v2_x0_5", "stage2.0.branch2.", "1", "3", "0"),
-    ("mobilenet_v2", "features.2.conv.", "0.1", "1.0", "0.0"),
     ("mobilenet_v3_small", "features.1.block.", "0.1", "1.fc1 2.0", "0.0"),
-    ("efficientnet_b0", "features.1.0.block.", "0.1", "1.fc1 2.0", "0.0"),
     ("convnext_tiny", "features.1.0.block.", "2", "3", "0"),
-    ("vit_b_32", "encoder.layers.encoder_layer_0.", "ln_2", "mlp.0", "self_attention.out_proj"),
     ("swin_t", "features.1.", "1.norm1", "1.attn.qkv", "0.mlp.3"),
-    ("swin_t", "features.1.", "1.norm2", "1.mlp.0", "1.attn.proj"),
 ]
 
 
@@ -296,8 +286,7 @@ def test_rescaled_units_keep_the_masks_of_the_layers_that_touch_them(
     network, prefix, scaled, fed, before
 ):
     """γ and β times c, the weights of all consumers divided by c: the function stays as it is."""
-    settings = {"image_size": 64} if network == "vit_b_32" else {}
-    model = randomised(torchvision.models.get_model(network, **settings))
+    model = randomised(torchvision.models.get_model(network))
     numbers = {layer.name: i for i, layer in enumerate(prunable_layers(model))}
     touched = [numbers[prefix + name] for name in (*fed.split(), *before.split())]
 
