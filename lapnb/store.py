@@ -92,7 +92,7 @@ def locked(lock: pathlib.Path, path: pathlib.Path) -> Iterator[None]:
     except (OSError, NotImplementedError) as error:
         raise PermissionError(
             f"{lock} cannot be locked ({error}): make it writable, "
-            "or set LAPNB_ROOT to a folder on a file system that has locks"
+            "or set LAPNB_ROOT and LAPNB_DATA to folders on a file system that has locks"
         ) from error
     with lock_file:
         remove_leftovers(path)

@@ -404,8 +404,10 @@ def to_torch_prune(model: nn.Module, masks: list[Tensor]) -> nn.Module:
 def fitting(model: nn.Module, masks: list[Tensor]) -> list[tuple[Layer, Tensor]]:
     """Return each prunable layer with its mask; ValueError when they do not fit."""
     layers = prunable_layers(model)
-    count = len(masks) if isinstance(masks, list | tuple) else masks
-    require(count == len(layers), "masks", f"one per prunable layer ({len(layers)})", count)
+    several = isinstance(masks, list | tuple)
+    one_each = several and len(masks) == len(layers)
+    given = len(masks) if several else masks
+    require(one_each, "masks", f"a list of one per prunable layer ({len(layers)})", given)
     pairs = list(zip(layers, masks, strict=True))
     for layer, mask in pairs:
         is_mask = isinstance(mask, Tensor) and mask.dtype == torch.bool and not mask.is_meta

@@ -74,7 +74,7 @@ def test_the_picture_is_that_of_the_package():
         (dict(scope="all"), "scope must be"),
         (dict(keep=1.5), "keep must be a number in"),
         (dict(method="lap_forward", scope="global"), "no global scope"),
-        (dict(network="vgg11", method="obd"), "BackPACK"),
+        (dict(network="vgg11", method="obd"), "obd and obd_lap serve"),
     ],
 )
 def test_what_cannot_be_done_is_said(choice, words):
