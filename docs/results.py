@@ -1,21 +1,22 @@
 """Write what README.md and RESULTS.md say of the recorded rows, and draw the committed pictures.
 
 `python docs/results.py` rewrites the blocks between `<!-- name:begin -->` and `<!-- name:end -->`
-in both files, figures/{paper,reduced}/*.png. Rows of the quick and the smoke
-scale are not used.
+in both files, and figures/{paper,reduced}/*.png. Rows of the quick and the smoke scale are not
+used.
 """
 
 import os
 import re
 import sys
+import textwrap
 from pathlib import Path
 
 import pandas as pd
 
+import lapnb
 from lapnb.paper.tables import TABLES, table
+from lapnb.report import advice, plots, show, summary, words
 from lapnb.report import compare as of
-from lapnb.report import plots, summary
-from lapnb.report import show as page
 from lapnb.runs.rows import results_file
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -24,14 +25,13 @@ SCALES = ("paper", "reduced")
 COLUMNS = {
     "fcn_linear": ("error", "error_before", "distortion"),
     "fcn_before_retraining": ("error_before",),
-    "fcn_generalization": ("error", "train_error", "gap"),
+    "fcn_generalization": ("gap", "error", "train_error"),
 }
-LATER = "later_criteria"
 # The notebooks that are not called like their table
 NOTEBOOKS = {
     "fcn_before_retraining": "fcn_activations",
-    "fcn_later_criteria": LATER,
-    "conv6_later_criteria": LATER,
+    "fcn_later_criteria": "later_criteria",
+    "conv6_later_criteria": "later_criteria",
 }
 # What LAP leaves dense in torchvision's networks, by family
 LEFT = {
@@ -39,7 +39,6 @@ LEFT = {
     "ViT": "query, key and value: a parameter of `nn.MultiheadAttention`, not a layer",
     "Swin v2": "the networks of position biases (`cpb_mlp`), which the input never reaches",
 }
-LEFT_IN_SHORT = "auxiliary classifiers", "query, key and value", "position biases"
 SETTINGS = {
     "width": "of the width",
     "image_size": "pixels a side",
@@ -50,152 +49,9 @@ SETTINGS = {
 }
 
 
-def committed(name: str) -> list[pd.DataFrame]:
+def recorded(name: str) -> list[pd.DataFrame]:
     """The recorded rows of a table, the largest scale first."""
-    return page.recordings(name, *SCALES)
-
-
-def title(name: str, scale: str) -> str:
-    """The table's title, of what was run where something was."""
-    titles = {rows.scale.iloc[0]: of.title(rows) for rows in committed(name)}
-    return titles.get(scale, TABLES[name]["title"])
-
-
-def listed(words: list[str]) -> str:
-    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
-
-
-def fractions(surviving) -> str:
-    """As in "0.43, 0.23 and 0.12 %"."""
-    return f"{listed([page.percent(value) for value in surviving if value == value])} %"
-
-
-# ---- verdicts ------------------------------------------------------------------------------------
-
-
-def entries() -> pd.DataFrame:
-    """Claims: a row per table, claim and verdict, each run counted once.
-
-    `at` are the surviving fractions with this verdict; the numbers are those of the sparsest.
-    """
-    claims = summary.summary()
-    claims.loc[~claims.scale.isin(SCALES), "verdict"] = "not run"
-    groups = claims[claims.repeats.isna()].groupby(["table", "claim", "verdict"], sort=False)
-    found = groups[["scale", "n", "better", "worse", "found"]].last()
-    return found.join(groups.surviving.agg(fractions).rename("at")).reset_index()
-
-
-def verdict() -> str:
-    """For which networks LAP beats MP at the sparsest fractions, for which not; what is open."""
-    found = entries()
-    networks = [name for name in TABLES if "," not in TABLES[name]["title"]]
-    own = found[(found.claim == "LAP beats MP") & found.table.isin(networks)]
-
-    def those(verdict: str, nothing: str) -> str:
-        lines = []
-        for row in own[own.verdict == verdict].itertuples():
-            sparsest = " at the sparsest" if " and " in row.at else ""
-            numbers = f"{row.better:.2f} against {row.worse:.2f} % test error{sparsest}; "
-            numbers = "" if verdict == "open" else numbers
-            about = f"{numbers}{row.scale} scale, n = {row.n}"
-            lines.append(f"{title(row.table, row.scale)} at {row.at} ({about})")
-        return "; ".join(lines) or nothing
-
-    waiting = [TABLES[name]["title"] for name in own[own.verdict == "not run"].table]
-    missing = f" Not run on their own data: {listed(waiting)}." if waiting else ""
-    return (
-        f"- **It holds for** {those('reproduced', 'no network so far')}.\n"
-        f"- **The reverse holds for** {those('not reproduced', 'no network so far')}.\n"
-        f"- **It stays open for** {those('open', 'no other network that was run')}.{missing}"
-    )
-
-
-def claims() -> str:
-    """The claims as a table, a line per table of the paper; below it what it leaves out."""
-    found, lines, waiting = entries(), [], []
-    for name, rows in found.groupby("table", sort=False):
-        judged, rest = rows[rows.verdict != "not run"], rows[rows.verdict == "not run"]
-        if len(rest):
-            some = f" ({listed([*rest.claim])})" if len(judged) else ""
-            waiting.append(TABLES[name]["title"] + some)
-        for scale, some in judged.groupby("scale", sort=False):
-            linked = f"[{title(name, scale)}](notebooks/{name}.ipynb)"
-            verdicts = [
-                f"**{row.verdict}** ({scale}, n = {row.n}): {row.claim} at {row.at}: {row.found}"
-                for row in some.itertuples()
-            ]
-            lines.append([linked, "<br>".join(verdicts)])
-    later = [rows for name in TABLES if NOTEBOOKS.get(name) == LATER for rows in committed(name)]
-    if later:
-        ahead = "<br>".join(f"{of.title(rows)}: {page.result(rows)}" for rows in later)
-        lines.append([f"[Later criteria](notebooks/{LATER}.ipynb)", ahead])
-    columns = ["network, data", "verdict (scale, n): claim and surviving weights, found [95 %]"]
-    missing = f" Not run at these scales yet: {'; '.join(waiting)}." if waiting else ""
-    return f"{markdown(pd.DataFrame(lines, columns=columns))}\n\n{leads()}{missing}"
-
-
-def leads() -> str:
-    """A sentence: how often LAP, and how often MP, has the lower error; each run counted once."""
-    found = []
-    for rows in (rows for name in TABLES for rows in committed(name)):
-        if rows.retrain_steps.all() and {"mp", "lap"} <= {*rows.method}:
-            keys = [*of.varied(rows), "round"]
-            settings = rows[rows.method == "lap"].groupby(keys).settings.first()
-            pairs = of.paired(rows, "lap", "mp").join(settings, on=keys)
-            names = [", ".join([of.title(rows), *key]) for key in pairs[keys[:-1]].to_numpy()]
-            found.append(pairs.assign(title=names, source=rows.source.iloc[0]))
-    pairs = pd.concat(found).drop_duplicates(["source", "settings", "round"])
-    pairs = pairs[pairs.n >= 3]
-    behind = pairs[pairs.low > 0].groupby("title", sort=False).surviving.agg(fractions)
-    where = "; ".join(f"{name} at {at}" for name, at in behind.items())
-    return (
-        "Over all surviving fractions with n ≥ 3, whether claimed or not, LAP has the lower error "
-        f"in {(pairs.high < 0).sum()} of {len(pairs)} comparisons with MP and the higher one in "
-        f"{(pairs.low > 0).sum()}{f' ({where})' if where else ''}; the rest cannot be told apart."
-    )
-
-
-# ---- RESULTS.md ----------------------------------------------------------------------------------
-
-
-def tables() -> str:
-    """A section for each table and scale; at the end what is not run."""
-    found = {name: committed(name) for name in TABLES}
-    sections = [section(name, rows) for name, parts in found.items() for rows in parts]
-    missing = [f"- {TABLES[name]['title']}" for name, parts in found.items() if not parts]
-    if missing:
-        sections.append("## Not run at these scales yet\n\n" + "\n".join(missing))
-    return "\n\n".join(sections)
-
-
-def section(name: str, rows: pd.DataFrame) -> str:
-    """What differs from the paper, result, pictures, numbers and verdicts of one table."""
-    scale, found = rows.scale.iloc[0], of.verdicts(rows)
-    notebook = f"[notebook](notebooks/{NOTEBOOKS.get(name, name)}.ipynb)"
-    result = page.result(rows)
-    parts = [
-        f"## {of.title(rows)} ({scale} scale)",
-        f"{result[0].upper()}{result[1:]}. {differs(rows)} "
-        f"See the {notebook} and the [rows](figures/{scale}/{name}.csv).",
-        f"*{of.caption(rows, 'mean ± standard deviation')}*",
-    ]
-    for column in COLUMNS.get(name, ("error",)):
-        measured = of.MEASURED[column][0].capitalize() if column != "distortion" else "Distortion"
-        if drawn(column):
-            alt = f"{measured}, {of.title(rows)}"
-            parts.append(f"![{alt}](figures/{scale}/{file_name(name, column)})")
-        numbers = page.side_by_side(rows, column)
-        beside = " | published" if "|" in numbers.to_string() else ""
-        parts += [f"{measured}: ours{beside}.", markdown(numbers)]
-        if "mp" in set(rows.method) and rows["round"].nunique() <= plots.MANY:
-            parts.append("The same minus MP on paired seeds [95 %]; bold: n ≥ 3, 0 is excluded.")
-            parts.append(markdown(differences(rows, column)))
-    parts.append(agreement(rows))
-    if len(found):
-        found["surviving (%)"] = found.surviving.map(page.percent, na_action="ignore")
-        parts += ["Claims:"]
-        parts += [markdown(found[["claim", "verdict", "surviving (%)", "found", "n"]])]
-    return "\n\n".join(filter(None, parts))
+    return [of.one_source(rows) for rows in show.recordings(name, *SCALES)]
 
 
 def markdown(frame: pd.DataFrame) -> str:
@@ -205,64 +61,217 @@ def markdown(frame: pd.DataFrame) -> str:
     return "\n".join(f"| {line} |" for line in lines)
 
 
+# ---- RESULTS.md ----------------------------------------------------------------------------------
+
+
+def claims() -> str:
+    """All claims as a table, each on the largest scale that can judge it."""
+    rows = summary.summary(SCALES)
+    lines = []
+    for row in rows[rows.repeats.isna()].itertuples():
+        title = TABLES[row.table]["title"]
+        linked = f"[{title}](notebooks/{NOTEBOOKS.get(row.table, row.table)}.ipynb)"
+        p_holm = f"{row.p_holm:.2g}" if row.p_holm == row.p_holm else "–"
+        detectable = f"{row.detectable:.2g}" if row.detectable == row.detectable else "–"
+        verdict = row.by_fraction if isinstance(row.by_fraction, str) else ""
+        lines.append(
+            {
+                "table": linked,
+                "claim": row.claim,
+                "verdict": f"**{row.verdict}**",
+                "scale": row.scale,
+                "n": row.n,
+                "surviving (%)": row.surviving,
+                "found [95 %]": row.found,
+                "by fraction": verdict,
+                "p (Holm)": p_holm,
+                "detectable": detectable,
+            }
+        )
+    return markdown(pd.DataFrame(lines))
+
+
+def across() -> str:
+    """All networks put together, and groups of them."""
+    rows = summary.across()
+    names = rows.networks.map(lambda name: TABLES[name]["title"] if name in TABLES else name)
+    after = rows.after_the_fact.map({True: " (put together after the fact)", False: ""})
+    intervals = [
+        f"{words.number(row.iqm, '+.2f')} [{words.number(row.low, '+.2f')}, "
+        f"{words.number(row.high, '+.2f')}]"
+        for row in rows.itertuples()
+    ]
+    columns = {
+        "networks": names + after,
+        "LAP better, of seeds": rows.better.map("{:.0f}".format)
+        + " of "
+        + rows.seeds.map("{:.0f}".format),
+        "probability that LAP is better": rows.probability.map("{:.2f}".format),
+        "interquartile mean of LAP − MP [95 %]": intervals,
+        "p (sign flips)": rows.p.map("{:.2g}".format),
+        "runs of MP worse than all of LAP": rows.collapsed.map("{:.0f}".format),
+        "p (collapse)": rows.p_collapse.map("{:.2g}".format),
+    }
+    return markdown(pd.DataFrame(columns))
+
+
+def advice_table() -> str:
+    """What to use: a line for each choice."""
+    return markdown(advice.choices(advice.advice()).replace("", "–"))
+
+
+def contents() -> str:
+    """Links to the tables' sections."""
+    lines = []
+    for name in TABLES:
+        for rows in recorded(name):
+            heading = heading_of(rows)
+            anchor = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+            lines.append(f"- [{heading}](#{anchor})")
+    return "\n".join(lines)
+
+
+def heading_of(rows: pd.DataFrame) -> str:
+    return f"{words.title(rows)}, {rows.scale.iloc[0]} scale"
+
+
+def tables() -> str:
+    """A section for each table and scale; at the end what is not run."""
+    parts = {name: recorded(name) for name in TABLES}
+    sections = [section(name, rows) for name, scales in parts.items() for rows in scales]
+    missing = [f"- {TABLES[name]['title']}" for name, scales in parts.items() if not scales]
+    if missing:
+        sections.append("### Not run at these scales yet\n\n" + "\n".join(missing))
+    return "\n\n".join(sections)
+
+
+def section(name: str, rows: pd.DataFrame) -> str:
+    """Result and picture of one table; its numbers and verdicts, folded."""
+    scale = rows.scale.iloc[0]
+    notebook = f"[notebook](notebooks/{NOTEBOOKS.get(name, name)}.ipynb)"
+    result = show.result(rows)
+    parts = [
+        f"### {heading_of(rows)}",
+        f"{result[0].upper()}{result[1:]}. {differs(rows)} "
+        f"See the {notebook} and the [rows](figures/{scale}/{name}.csv).",
+    ]
+    for column in COLUMNS.get(name, ("error",)):
+        if column in drawn(name):
+            alt = f"{words.MEASURED[column][0]}, {words.title(rows)}: {result}"
+            parts.append(f"![{alt}](figures/{scale}/{file_name(name, column)})")
+    parts.append("<details><summary>Numbers and verdicts</summary>")
+    parts.append(f"*{words.how(rows, 'mean ± standard deviation')}*")
+    for column in COLUMNS.get(name, ("error",)):
+        parts += numbers(rows, column)
+    parts += [agreement(rows), effects(rows)]
+    if table(name, "paper").claims:
+        parts.append(markdown(show.claims_table(rows)))
+    parts.append("</details>")
+    return "\n\n".join(filter(None, parts))
+
+
+def numbers(rows: pd.DataFrame, column: str) -> list[str]:
+    """The means of a column, ours beside the published, and the differences to MP."""
+    beside = show.side_by_side(rows, column)
+    heading = f"{words.MEASURED[column][0]}: ours"
+    if beside.astype(str).apply(lambda cells: cells.str.contains(r" \| ")).any(axis=None):
+        heading += " | published"
+    parts = [f"{heading[0].upper()}{heading[1:]}.", markdown(beside)]
+    if "mp" in set(rows.method) and rows["round"].nunique() <= show.MOST_LINES:
+        parts.append("The same minus MP on paired seeds [95 %]; bold: n ≥ 3, 0 is excluded.")
+        parts.append(markdown(differences(rows, column)))
+    return parts
+
+
 def differs(rows: pd.DataFrame) -> str:
     """A sentence: what is not as in the paper."""
     first = rows.iloc[0]
     ran, paper = (table(first.table, scale) for scale in (first.scale, "paper"))
     parts = [
-        f"{getattr(ran, name):,g} {words} (paper: {getattr(paper, name):,g})"
-        for name, words in SETTINGS.items()
+        f"{getattr(ran, name):,g} {text} (paper: {getattr(paper, name):,g})"
+        for name, text in SETTINGS.items()
         if getattr(ran, name) != getattr(paper, name)
     ]
-    own, count = of.NAMES[paper.dataset], rows["round"].nunique()
-    seeds = rows.groupby(["method", "round"]).seed.nunique().groupby("method").min()
-    few = [of.short(method) for method in rows.method.unique() if seeds[method] < len(paper.seeds)]
-    if first.source != own:
-        parts.append(f"data: {first.source} (paper: {own})")
+    if NOTEBOOKS.get(first.table) == "later_criteria":
+        parts.insert(0, "this table is ours")
+    if first.table == "fcn_iterative":
+        parts.insert(0, "the paper has no table of iterative pruning")
+    if "JPEG" in first.source:
+        parts.append("images saved as JPEG of quality 75")
+    elif not first.source.startswith(paper_data(first.table)) or "classes" in first.source:
+        parts.append(f"data: {first.source}")
+    computed = sorted(rows.device.unique())
+    if computed != ["cpu"]:
+        parts.append(f"computed on {' and '.join(computed)}")
     if ran.looks != paper.looks:
         parts.append("fewer batches for the scores that look at data")
+    count = rows["round"].nunique()
     if count < len(paper.rounds):
         parts.append(f"{count} of {len(paper.rounds)} surviving fractions")
+    seeds = rows.groupby(["method", "round"]).seed.nunique().groupby("method").min()
+    few = [words.short(name) for name in rows.method.unique() if seeds[name] < len(paper.seeds)]
     if few:
-        parts.append(f"fewer than {len(paper.seeds)} seeds of {listed(few)}")
-    if NOTEBOOKS.get(first.table) == LATER:
-        parts.insert(0, "this table is ours")
+        parts.append(f"fewer than {len(paper.seeds)} seeds of {words.listed(few)}")
+    absent = [words.short(name) for name in paper.methods if name not in set(rows.method)]
+    if absent:
+        parts.append(f"without {words.listed(absent)}")
     return f"Differs from the paper: {'; '.join(parts) or 'nothing in the protocol'}."
+
+
+def paper_data(name: str) -> str:
+    return words.NAMES[table(name, "paper").dataset]
 
 
 def differences(rows: pd.DataFrame, column: str) -> pd.DataFrame:
     """Each method minus MP as text: a row per surviving fraction, a column per method."""
-    style = of.digits(column)
-
-    def told(apart: float, low: float, high: float, n: int) -> str:
-        text = f"{apart:+{style}}" + (f" [{low:+{style}}, {high:+{style}}]" if n > 1 else "")
-        text = f"**{text}**" if n >= 3 and not low <= 0 <= high else text
-        return text.replace("-", "−")
-
-    others = [method for method in rows.method.unique() if method != "mp"]
-    pairs = [of.paired(rows, m, "mp", column).assign(method=of.short(m)) for m in others]
-    pairs = pd.concat(pairs, ignore_index=True)
-    numbers = pairs[["difference", "low", "high", "n"]].itertuples(index=False)
-    pairs["cell"] = [told(*row) for row in numbers]
-    pairs["surviving (%)"] = pairs.surviving.map(page.percent)
+    parts = []
+    for method in rows.method.unique():
+        if method != "mp":
+            pairs = of.pairs(rows, method, "mp", column)
+            parts.append(pairs.assign(method=words.short(method)))
+    pairs = pd.concat(parts, ignore_index=True)
+    pairs["cell"] = [difference(row, words.digits(column)) for _, row in pairs.iterrows()]
+    pairs["surviving (%)"] = pairs.surviving.map(words.percent)
     keys = [*of.varied(rows), "surviving (%)"]
     wide = pairs.set_index([*keys, "method"]).cell.unstack(sort=False).reset_index()
-    return page.side_by_side(rows, column)[keys].merge(wide, "left")
+    return show.side_by_side(rows, column)[keys].merge(wide, "left")
+
+
+def difference(row: pd.Series, style: str) -> str:
+    text = words.interval_text(row, style)
+    decided = row.n >= of.LEAST_SEEDS and not row.low <= 0 <= row.high
+    return f"**{text}**" if decided else text
 
 
 def agreement(rows: pd.DataFrame) -> str:
     """A sentence: how far our mean errors are from the published ones, in standard errors."""
-    both = of.compare(rows).dropna(subset=["std", "paper", "paper_std"])
+    both = of.means(rows).dropna(subset=["std", "paper", "paper_std"])
     both = both[both["std"] + both.paper_std > 0].reset_index()
     if both.empty:
         return ""
     off = both.difference / (both["std"] ** 2 / both.n + both.paper_std**2 / 5) ** 0.5
     far = both.loc[off.abs().idxmax()]
+    side = "above" if off[far.name] > 0 else "below"
     return (
         f"Of {len(both)} mean errors with a published counterpart, {(off.abs() <= 2).sum()} lie "
-        f"within 2 standard errors of the difference. The furthest is {of.short(far.method)} at "
-        f"{page.percent(far.surviving)} %: {far.error:.2f} against {far.paper:.2f}, "
-        f"{off.abs().max():.1f} standard errors {'above' if off[far.name] > 0 else 'below'}."
+        f"within 2 standard errors of the difference. The furthest is {words.short(far.method)} at "
+        f"{words.percent(far.surviving)} %: ours {far.error:.2f}, published {far.paper:.2f}, "
+        f"{off.abs().max():.1f} standard errors {side}."
+    )
+
+
+def effects(rows: pd.DataFrame) -> str:
+    """A sentence: how far our differences to MP are from the published ones."""
+    both = of.effects(rows).reset_index(drop=True)
+    if both.empty:
+        return ""
+    far = both.loc[both.z.abs().idxmax()]
+    return (
+        f"Of {len(both)} differences to MP with a published counterpart, "
+        f"{(both.z.abs() <= 2).sum()} lie within 2 standard errors. The furthest is "
+        f"{words.short(far.method)} at {words.percent(far.surviving)} %: ours "
+        f"{words.number(far.difference, '+.2f')}, published "
+        f"{words.number(far.paper_difference, '+.2f')} (z = {words.number(far.z, '.2f')})."
     )
 
 
@@ -272,68 +281,68 @@ def agreement(rows: pd.DataFrame) -> str:
 def accepted() -> tuple[str, str]:
     """What benchmarks/networks.csv says, by family: for README.md, and at length for RESULTS.md."""
     rows = pd.read_csv(CHECKOUT / "benchmarks" / "networks.csv")
-
-    def share(*names: str) -> str:
-        part = rows[rows.family.isin(names)]
-        return f"{part.refused.isna().sum()} of {len(part)}"
-
-    seconds = {name: f"{most:.1f}" for name, most in rows.groupby("family").seconds.max().items()}
-    own = [name for name in rows.family.unique() if name != "timm"]
-    whole = [name for name in own if name not in LEFT]
-    why = "refused: a layer with a `forward` of its own or a shared weight"
-    short = [
-        [f"torchvision's {', '.join(whole)}", share(*whole), "–"],
-        ["its " + "; ".join(LEFT), "; ".join(map(share, LEFT)), "; ".join(LEFT_IN_SHORT)],
-        [f"{len(rows[rows.family == 'timm'])} designs of timm", share("timm"), why],
-    ]
-    times = f"median {rows.seconds.median():.1f} s, at most {rows.seconds.max():.1f} s"
-    heads = f"networks (one CPU core: {times})", "accepted", "left dense or refused"
-    short = pd.DataFrame(short, columns=heads)
-    lines = [[name, share(name), LEFT.get(name, "–"), seconds[name]] for name in own]
-    lines.append(["**torchvision**", f"**{share(*own)}**", "", ""])
-    lines.append(["timm, a network of each design", share("timm"), "", seconds["timm"]])
+    own = rows[rows.family != "timm"]
+    timm = rows[rows.family == "timm"]
+    seconds = f"median {rows.seconds.median():.1f} s, at most {rows.seconds.max():.1f} s"
+    short = (
+        f"{share(own)} classification networks of torchvision and {share(timm)} designs of timm "
+        f"(seconds on one CPU core: {seconds}; [the list](RESULTS.md#networks-that-lap-accepts))."
+    )
+    lines = []
+    for family, part in rows.groupby("family", sort=False):
+        most = f"{part.seconds.max():.1f}"
+        lines.append([family, share(part), LEFT.get(family, "–"), most])
     long = pd.DataFrame(lines, columns=["networks", "accepted", "left dense", "seconds"])
-    refused = [f"- `{r.network}`: {r.refused}" for r in rows.dropna(subset="refused").itertuples()]
-    refused = "\n".join(["Refused, all from timm, with the message:", "", *refused])
-    return markdown(short), f"{markdown(long)}\n\n{refused}"
+    refused = rows.dropna(subset="refused")
+    told = [f"- `{row.network}`: {row.refused}" for row in refused.itertuples()]
+    if told:
+        told = ["", "Refused, with the message:", "", *told]
+    return short, "\n".join([markdown(long), *told])
+
+
+def share(rows: pd.DataFrame) -> str:
+    return f"{rows.refused.isna().sum()} of {len(rows)}"
 
 
 # ---- pictures ------------------------------------------------------------------------------------
 
 
-def drawn(column: str) -> bool:
-    return column != "train_error"  # a panel of the gap's picture
+def drawn(name: str) -> list[str]:
+    """The columns of a table that have a picture; where the gap is shown, only that."""
+    columns = COLUMNS.get(name, ("error",))
+    return ["gap"] if "gap" in columns else [*columns]
 
 
 def file_name(name: str, column: str) -> str:
     return f"{name}.png" if column == "error" else f"{name}-{column}.png"
 
 
-def captions() -> dict[Path, str]:
-    """The committed pictures of tables, and the caption that each carries."""
-    return {
-        results_file(name, rows.scale.iloc[0]).with_name(file_name(name, column)): of.caption(
-            rows, *(["one point per run"] if column == "distortion" else [])
-        )
-        for name in TABLES
-        for rows in committed(name)
-        for column in filter(drawn, COLUMNS.get(name, ("error",)))
-    }
+def pictures() -> dict[Path, tuple[pd.DataFrame, str]]:
+    """The committed pictures of tables: the rows and the column that each shows."""
+    found = {}
+    for name in TABLES:
+        for rows in recorded(name):
+            folder = results_file(name, rows.scale.iloc[0]).parent
+            for column in drawn(name):
+                found[folder / file_name(name, column)] = rows, column
+    return found
 
 
 def draw() -> None:
     """Draw all committed pictures, and delete those of tables that are not recorded."""
-    for name in TABLES:
-        for rows in committed(name):
-            for column in filter(drawn, COLUMNS.get(name, ("error",))):
-                if column == "distortion":
-                    plots.scatter(rows, "distortion", "error_before", save=True)
-                else:
-                    plots.plot(rows, column, save=True)
-    known = captions()
-    for path in (path for scale in SCALES for path in (CHECKOUT / "figures" / scale).glob("*.png")):
-        if path not in known:
-            path.unlink()
+    there = pictures()
+    for rows, column in there.values():
+        if column == "distortion":
+            plots.scatter(rows, "distortion", "error_before", save=True)
+        else:
+            plots.plot(rows, column, save=True)
+    plots.plot_networks(summary.networks(), summary.network_seeds(), save=True)
+    rows = of.one_source(lapnb.recorded("fcn_mnist", "paper"))
+    plots.plot(rows, methods=["mp", "lap"], save=True)
+    for scale in SCALES:
+        for path in (CHECKOUT / "figures" / scale).glob("*.png"):
+            if path not in there and not path.stem.endswith("-mp-lap"):
+                path.unlink()
 
 
 # ---- files ---------------------------------------------------------------------------------------
@@ -352,10 +361,22 @@ def written(text: str, **blocks: str) -> str:
 
 def pages() -> dict[Path, str]:
     """README.md and RESULTS.md as they should be."""
-    found, (short, long) = verdict(), accepted()
+    short, long = accepted()
+    rows = summary.networks()
+    answer = textwrap.fill(summary.answer(rows), 120)
+    networks = markdown(summary.networks_in_words(rows))
     blocks = {
-        CHECKOUT / "README.md": dict(verdict=found, accepted=short, claims=claims()),
-        CHECKOUT / "RESULTS.md": dict(verdict=found, tables=tables(), accepted=long),
+        CHECKOUT / "README.md": dict(answer=answer, networks=networks, accepted=short),
+        CHECKOUT / "RESULTS.md": dict(
+            contents=contents(),
+            answer=answer,
+            networks=networks,
+            across=across(),
+            advice=advice_table(),
+            claims=claims(),
+            tables=tables(),
+            accepted=long,
+        ),
     }
     return {path: written(path.read_text("utf-8"), **own) for path, own in blocks.items()}
 

@@ -55,6 +55,17 @@ def advice() -> pd.DataFrame:
     return pd.DataFrame(found, columns=COLUMNS)
 
 
+def choices(rows: pd.DataFrame) -> pd.DataFrame:
+    """Sum up `advice`, a row per choice: what the networks say together, and which say what."""
+    lines = []
+    for choice, part in rows.groupby("choice", sort=False):
+        line = {"choice": choice, "verdict": _together(part.verdict)}
+        for verdict in ("yes", "no", "it depends", "undecided"):
+            line[f"{verdict} on"] = "; ".join(part[part.verdict == verdict].network)
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
 def in_words() -> Shown:
     """`advice` as a list by choice, whose evidence is folded in HTML."""
     text, html = [], []

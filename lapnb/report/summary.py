@@ -1,6 +1,7 @@
 """All tables together: claims, networks, and how often LAP is better. Reads rows, never trains."""
 
 import math
+import re
 from html import escape
 
 import numpy as np
@@ -10,7 +11,7 @@ from lapnb.paper.protocol import SCALES, Claim
 from lapnb.paper.tables import LAP_BEATS_MP, TABLES, table
 from lapnb.report import compare as of
 from lapnb.report import words
-from lapnb.report.show import recordings
+from lapnb.report.show import Shown, recordings, without_numbers
 
 BIG = ("paper", "reduced")
 # The tables of one network and nothing else, whose endpoints are put together
@@ -209,9 +210,46 @@ def sentence() -> str:
     if mp:
         most = f" (by at most {rows[rows.low > 0].difference.max():.1f} points)"
     return (
-        f"LAP significantly better in {lap} of {len(rows)} comparisons, MP in {mp}{most}, "
-        f"{len(rows) - lap - mp} undecided (each by its own 95 % interval over paired seeds)."
+        f"Over all networks and fractions LAP is significantly better in {lap} of {len(rows)} "
+        f"comparisons, MP in {mp}{most}; {len(rows) - lap - mp} are undecided."
     )
+
+
+def answer(rows: pd.DataFrame) -> str:
+    """Say in a few sentences whether LAP beats MP, of the rows of `networks`."""
+    lines = []
+    for verdict, start in {"yes": "LAP beats MP on", "no": "MP beats LAP on"}.items():
+        names = rows[rows.verdict == verdict].network
+        lines.append(f"**{start}** {words.listed(names) if len(names) else 'no network'}.")
+    undecided = rows[rows.verdict == "undecided"]
+    if len(undecided):
+        scales = words.listed(undecided.scale.unique())
+        lines.append(f"**Undecided on** {len(undecided)} networks, run at the {scales} scale only.")
+    return " ".join([*lines, sentence(), practice()])
+
+
+def practice() -> str:
+    """Say what the comparisons of LAP with MP mean to somebody who has to choose."""
+    rows = comparisons()
+    lap, mp = rows[rows.high < 0], rows[rows.low > 0]
+    if lap.empty:
+        return "In practice there is no reason yet to prefer LAP."
+    best = f"In practice: take LAP. It is better by up to {-lap.difference.min():.0f} points"
+    if mp.empty:
+        return f"{best}, and nowhere significantly worse."
+    worst = mp.difference.max()
+    return f"{best} where few weights survive; where MP is better, it is by at most {worst:.1f}."
+
+
+def show_answer() -> None:
+    """Show what the start page opens with: the answer, and a row per network."""
+    from IPython.display import display
+
+    rows = networks()
+    text = answer(rows)
+    html = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", escape(text))
+    display(Shown({"text/plain": text.replace("**", ""), "text/html": f"<p>{html}</p>"}))
+    display(without_numbers(networks_in_words(rows)))
 
 
 # ---- across networks -----------------------------------------------------------------------------

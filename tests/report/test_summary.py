@@ -20,7 +20,7 @@ def test_nothing_is_recorded():
     assert set(found.verdict) == {"not run"} and not found.n.any()
     assert set(summary.networks().verdict) == {"not run"} and summary.across().empty
     assert len(summary.networks_in_words(summary.networks())) == 9
-    assert summary.sentence().startswith("LAP significantly better in 0 of 0")
+    assert "LAP is significantly better in 0 of 0" in summary.sentence()
     assert summary.index(found).data.count("not run") == len(TABLES) - 2
 
 
@@ -78,7 +78,7 @@ def test_all_comparisons_in_one_sentence(record):
     record({"mp": [9.0, 9.1, 9.2], "lap": [9.3, 9.5, 9.6]}, "fcn_mnist", "paper", nth=0)
     record({"mp": MP, "lap": MP[::-1]}, "fcn_global", "paper")
     record({"mp": [1.0, 2.0], "lap": [0.5, 1.4]}, "conv6_cifar10", "reduced")  # too few
-    expected = "LAP significantly better in 1 of 3 comparisons, MP in 1 (by at most 0.4 points), 1"
+    expected = "LAP is significantly better in 1 of 3 comparisons, MP in 1 (by at most 0.4 points); 1"
     assert summary.sentence().startswith(expected)
 
 
