@@ -249,7 +249,6 @@ def plot_networks(networks: pd.DataFrame, seeds: pd.DataFrame, save: bool = Fals
         axis.grid(False)
         beside.set_xlim(0, 1)
         beside.axis("off")
-        axis.axvline(0, color=COLOURS["mp"], linewidth=0.8)
         seaborn.scatterplot(
             dots,
             x="difference",
@@ -316,6 +315,7 @@ def _draw_network(axis, place: int, row) -> None:
         va="center",
         in_layout=False,
     )
+    axis.vlines(0, place - 0.18, place + 0.3, color=COLOURS["mp"], linewidth=0.8)
     axis.plot([row.low, row.high], [place, place], color=colour)
     axis.plot(
         row.difference,
@@ -588,7 +588,9 @@ def _surviving_axes(first, last, fractions: pd.Series) -> None:
     """
     last.set_xscale("log")
     low, high = fractions.min(), fractions.max()
-    last.set_xlim(1.12 * high, low / 1.12)
+    last.margins(x=0.04)
+    last.autoscale(axis="x")  # points that lie aside of their fraction included
+    last.set_xlim(sorted(last.get_xlim(), reverse=True))
     labelled = [low]
     for fraction in sorted(fractions):
         if fraction >= labelled[-1] * (high / low) ** 0.155 and fraction > low:
