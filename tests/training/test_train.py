@@ -360,6 +360,7 @@ NO_CHECKPOINTS = {
     "named so": lambda file: save_file({"facts": torch.ones(1), "crc32": torch.ones(1)}, file),
     "noted so": lambda file: save_file(small().state_dict(), file, {"facts": "[]", "crc32": "1"}),
     "a cached network": lambda file: save_tensors(file, small().state_dict(), {"error": 3.5}),
+    "nested lists": lambda file: file.write_bytes((10**5).to_bytes(8, "little") + b"[" * 10**5),
     "a text": lambda file: file.write_text('{"facts": 1, "crc32": "the user wrote this"}'),
 }
 
