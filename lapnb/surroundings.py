@@ -10,7 +10,8 @@ import torch
 def usual_torch() -> Iterator[None]:
     """Compute as PyTorch does when it starts, whatever the caller has set; then put that back.
 
-    New tensors are float32 on the CPU, and gradients are recorded. It serves as `with
+    New tensors are float32 on the CPU, gradients are recorded, and the CPU multiplies float32 as
+    such, not as bfloat16 (`torch.set_float32_matmul_precision("medium")`). It serves as `with
     usual_torch():` and as the decorator `@usual_torch()`.
 
     >>> with torch.inference_mode(), torch.device("meta"), usual_torch():
@@ -22,8 +23,13 @@ def usual_torch() -> Iterator[None]:
     if torch.get_default_device().type != "cpu":  # entered only then, as it slows every call
         place = torch.device("cpu")
     torch.set_default_dtype(torch.float32)
+    onednn = torch.backends.mkldnn
+    products, convolutions = onednn.matmul.fp32_precision, onednn.conv.fp32_precision
+    onednn.matmul.fp32_precision = onednn.conv.fp32_precision = "ieee"
     try:
         with torch.inference_mode(False), torch.enable_grad(), place:
             yield
     finally:
         torch.set_default_dtype(dtype)
+        onednn.matmul.fp32_precision = products
+        onednn.conv.fp32_precision = convolutions

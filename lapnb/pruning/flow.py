@@ -100,7 +100,8 @@ def flow(model: nn.Module, example, layers: list[Layer], weights: list[Tensor]) 
 def _one_sample(example):
     """The first sample of a batch, or all arguments of a model that wants several."""
     tensors = [value for value in tree_leaves(example) if isinstance(value, Tensor)]
-    if not tensors or any(value.is_meta or not value.numel() for value in tensors):
+    dense = all(value.layout == torch.strided and not value.is_nested for value in tensors)
+    if not (tensors and dense) or any(value.is_meta or not value.numel() for value in tensors):
         raise ValueError(f"example must be a batch of inputs, got {type(example).__name__}")
     return example[:1] if isinstance(example, Tensor) else example
 

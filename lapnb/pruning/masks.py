@@ -369,7 +369,7 @@ def _mask_gradient(weight: Tensor, mask: Tensor) -> RemovableHandle:
     return weight.register_hook(lambda grad: grad.masked_fill(pruned.to(grad.device), 0))
 
 
-@torch.no_grad()
+@torch.inference_mode()  # in which weights that were made in it can be changed, too
 def zero(pairs: list[tuple[Layer, Tensor]]) -> None:
     """Zero the weights outside the masks."""
     for layer, mask in pairs:

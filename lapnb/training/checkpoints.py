@@ -107,9 +107,11 @@ def _is_checkpoint(path: pathlib.Path) -> bool:
         return False
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        header = file.read(min(length, path.stat().st_size))
+        if length > path.stat().st_size:  # it is no safetensors file, and may be a large one
+            return False
+        header = file.read(length)
     try:
         facts = json.loads(json.loads(header)["__metadata__"]["facts"])
         return facts.keys() >= {"training", "start", "step"}
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False

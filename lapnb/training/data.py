@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lapnb.checks import owns_memory, require, require_whole
+from lapnb.checks import is_plain, owns_memory, require, require_whole
 from lapnb.progress import progress
 from lapnb.surroundings import usual_torch
 from lapnb.training.datasets import DATASETS, SPLITS, read_dataset
@@ -171,7 +171,7 @@ def _checked_images(name: str, images) -> Tensor:
     channels_last = images.shape[3] in (1, 3, 4) and min(images.shape[1:3]) > 4
     reordered = "channels before height and width, as permute(0, 3, 1, 2) puts them"
     require(not channels_last, name, reordered, shape_and_type)
-    if images.is_floating_point():
+    if is_plain(images):
         low, high = images.aminmax()
         require(low >= 0 and high <= 1, name, allowed, f"values from {low:g} to {high:g}")
         parts = [(part * 255).round().byte() for part in images.split(1000)]  # to save memory
@@ -194,8 +194,11 @@ def _checked_labels(name: str, labels, count: int, below: float) -> Tensor:
 def _as_tensor(name: str, values) -> Tensor:
     try:
         return torch.as_tensor(values)
-    except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"{name} must be a tensor or an array; got {values!r:.80}") from None
+    except (TypeError, ValueError, RuntimeError) as error:
+        allowed = "a tensor or an array that torch can read"
+        raise ValueError(
+            f"{name} must be {allowed}; got {type(values).__name__} ({error})"
+        ) from error
 
 
 def _moments(images: Tensor) -> tuple[tuple, tuple]:
@@ -232,7 +235,7 @@ def _stacked(dataset, name: str) -> tuple[Tensor, Tensor]:
             images.append(to_image(image))
             labels.append(operator.index(label))  # refuses 0.5
         return torch.stack(images), torch.tensor(labels)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, LookupError) as error:
         content = f"{name} must hold pairs of an image, all of one size, and a whole number"
         raise ValueError(f"{content}; it does not ({error})") from error
 
@@ -302,7 +305,7 @@ def augment(images: Tensor, kind: str, rng: np.random.Generator) -> Tensor:
     Raises:
         ValueError: any other kind.
     """
-    require(kind in AUGMENTATIONS, "augmentation", f"one of {[*AUGMENTATIONS]}", kind)
+    require(kind in [*AUGMENTATIONS], "augmentation", f"one of {[*AUGMENTATIONS]}", kind)
     return AUGMENTATIONS[kind](images, rng)
 
 

@@ -154,6 +154,8 @@ def _step(model, optimizer, pruned, batch_size, device, precision) -> Callable:
     def step(images: Tensor, labels: Tensor) -> Tensor:
         with autocast:
             _, losses = _computed(model, images, labels)
+        allowed = "one whose logits depend on parameters that need gradients"
+        require(losses.requires_grad, "model", allowed, type(model).__name__)
         for parameter in parameters:
             parameter.grad = None
         losses.backward(share.expand_as(losses))  # of the mean over each network's batch

@@ -331,8 +331,9 @@ def test_what_cannot_be_followed_is_refused_by_name(function, sentence):
     model = Net(lambda n, x: n.b(n.odd(n.a(x))), a=(5, 4), odd=odd, b=(4, 3))
     with pytest.raises(ValueError, match=sentence):
         factors(model, torch.rand(1, 5))
-    with pytest.raises(ValueError, match="example must be a batch of inputs, got str"):
-        factors(model, "mnist")
+    for example in ("mnist", torch.rand(2, 5).to_sparse()):
+        with pytest.raises(ValueError, match="example must be a batch of inputs, got "):
+            factors(model, example)
 
 
 def test_the_model_is_not_changed_and_its_hooks_do_not_run():

@@ -155,8 +155,11 @@ def test_settings_of_torch_do_not_matter(net, method, scope):
     masks, dense = lapnb.prune_masks(net, method, 0.5, scope), copy.deepcopy(net)
     optimizer = torch.optim.SGD(net.parameters(), 1)
     with odd_torch():
+        made_there = copy.deepcopy(net)
         again = lapnb.prune_masks(net, method, 0.5, scope)
         lapnb.keep_masks(net, again, optimizer)
+    lapnb.apply_masks(made_there, masks)
+    assert same(weights(made_there), weights(net))
     assert same(masks, again) and not any(mask.is_inference() for mask in again)
     lapnb.apply_masks(dense, masks)
     assert same(weights(dense), weights(net))

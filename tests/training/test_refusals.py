@@ -15,6 +15,18 @@ OWN = dict(train_images=IMAGES, train_labels=LABELS, test_images=IMAGES, test_la
 CHANNELS_LAST = IMAGES.permute(0, 2, 3, 1)
 DATA = Data.from_tensors(**OWN)
 MODEL = build_model("fcn", width=0.05, image_size=16, channels=3, seed=0)
+
+
+class Detached(torch.nn.Linear):
+    """Its logits do not depend on its parameters."""
+
+    def __init__(self):
+        super().__init__(3, 4)
+
+    def forward(self, x):
+        return super().forward(x.mean((2, 3))).detach()
+
+
 BOTH = {"model": ("fcn", None), "data": ("mnist", [(IMAGES[0], 0)], IMAGES)}
 SEEDS = (-1, "x", True, 0.0)
 FCN = {"width": (0, -1.0, math.nan, "1"), "activation": ("gelu", None), "stride": (2, 0)}
@@ -27,10 +39,11 @@ TENSORS = {
     "train_images": (
         *(IMAGES.float(), IMAGES / 255 - 0.5, (IMAGES / 255).where(IMAGES > 9, torch.nan)),
         *(IMAGES.int(), IMAGES[0, 0], IMAGES[:0], IMAGES[:, :, :8], IMAGES.to("meta"), "x", None),
+        *(IMAGES.numpy()[::-1], (IMAGES / 255).to(torch.float8_e5m2)),
     ),
     "train_labels": (LABELS[:9], LABELS.float(), LABELS - 1, ["cat"] * 12),
     "test_labels": (LABELS[:, None],),
-    "augmentation": ("flip",),
+    "augmentation": ("flip", ["flip"]),
     "classes": (12.5, "4", 0),
     "mean": ("x", 0.5, (0.5,), [0.5] * 3),
     "std": ((0.0, 1.0, 1.0), (-1.0, 1.0, 1.0), (math.nan,) * 3),
@@ -38,7 +51,7 @@ TENSORS = {
 TRAIN = {"steps": (-1, 1.5, None, True), "lr": (0, -1.0, math.nan, math.inf, "0.1"), "seed": SEEDS}
 TRAIN |= {"batch_size": ("2", 0, 13), "masks": ("lap", 5), "precision": ("int8", None)}
 TRAIN |= {"checkpoint": (".", 5, __file__), "stage": (3, None), "progress": (5, "x")} | BOTH
-TRAIN["model"] += (torch.nn.ReLU(), copy.deepcopy(MODEL).requires_grad_(False))
+TRAIN["model"] += (torch.nn.ReLU(), copy.deepcopy(MODEL).requires_grad_(False), Detached())
 REFUSED = [
     (build_model, {"name": "fcn"}, FCN),
     (build_model, {"name": "vgg11"}, VGG),
@@ -74,7 +87,7 @@ def test_what_makes_no_sense_is_refused_in_one_form(tmp_path, use, good, name, v
 @pytest.mark.parametrize(
     "dataset",
     [
-        *(3, [], [IMAGES[0]], [(IMAGES[0], 0), (IMAGES[0, :, :8], 0)]),
+        *(3, [], {"a": 1}, [IMAGES[0]], [(IMAGES[0], 0), (IMAGES[0, :, :8], 0)]),
         *([(IMAGES[0], label)] for label in ("cat", 0.5, -0.5, torch.tensor(1.0))),
     ],
 )

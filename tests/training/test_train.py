@@ -240,6 +240,17 @@ def meta():
         assert torch.get_default_device().type == "meta"
 
 
+@contextlib.contextmanager
+def fast():
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+        assert torch.get_float32_matmul_precision() == "medium"
+        assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def everything():
     """What public functions give, as tensors."""
     data = lapnb.load_data("mnist5k", 20, 3)
@@ -253,7 +264,7 @@ def everything():
     return [first, own.normalise(own.test_images), *model.parameters()], numbers
 
 
-@pytest.mark.parametrize("settings", [float64, meta, torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("settings", [float64, fast, meta, torch.no_grad, torch.inference_mode])
 def test_the_callers_settings_of_pytorch_change_nothing_and_stay(settings):
     tensors, numbers = everything()
     with settings():
@@ -360,6 +371,7 @@ NO_CHECKPOINTS = {
     "named so": lambda file: save_file({"facts": torch.ones(1), "crc32": torch.ones(1)}, file),
     "noted so": lambda file: save_file(small().state_dict(), file, {"facts": "[]", "crc32": "1"}),
     "a cached network": lambda file: save_tensors(file, small().state_dict(), {"error": 3.5}),
+    "nested lists": lambda file: file.write_bytes((10**5).to_bytes(8, "little") + b"[" * 10**5),
     "a text": lambda file: file.write_text('{"facts": 1, "crc32": "the user wrote this"}'),
 }
 
