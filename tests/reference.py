@@ -66,7 +66,7 @@ def distortions(weight, function):
 
 def product(weights):
     """What linear layers compute together."""
-    return torch.linalg.multi_dot(weights[::-1]) if len(weights) > 1 else weights[0]
+    return torch.linalg.multi_dot(weights[::-1]) if len(weights) > 1 else weights[0].clone()
 
 
 def block_distortions(weights, i):

@@ -59,15 +59,13 @@ def on_one_worker(names):
 
 def fewer_digits(folder, noise=False):
     """A third of the bundled digits; with `noise`, the test split is noise with other labels."""
-    data = {
-        name: value[::3] if torch.is_tensor(value) else value
-        for name, value in DIGITS[0](folder).items()
-    }
+    tensors, note = DIGITS.read(folder)
+    data = {name: tensor[::3] for name, tensor in tensors.items()}
     if noise:
         chance = torch.Generator().manual_seed(0)
         data["test_images"] = torch.randint_like(data["test_images"], 256, generator=chance)
         data["test_labels"] = data["test_labels"].roll(1)
-    return data
+    return data, note
 
 
 def run_watched(table, folder, noise=False):
@@ -92,7 +90,7 @@ def run_watched(table, folder, noise=False):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LAPNB_ROOT", str(folder))
         reader = functools.partial(fewer_digits, noise=noise)
-        patch.setitem(DATASETS, "mnist5k", (reader, *DIGITS[1:]))
+        patch.setitem(DATASETS, "mnist5k", dataclasses.replace(DIGITS, read=reader))
         watch(patch, "prune_masks")
         watch(patch, "train")
         data = lapnb.load_data("mnist5k", table.image_size, table.channels)

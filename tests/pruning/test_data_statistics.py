@@ -229,6 +229,9 @@ PAIRS = r"batches must be pairs \(images, labels\), at least one, images normali
         ("inputs", [], PAIRS),
         ("activity", [(torch.zeros(1, 16, dtype=torch.uint8), None)], PAIRS),
         ("activity", torch.zeros(3, 16), PAIRS),
+        ("inputs", 5, PAIRS),
+        ("inputs", [(torch.full((1, 16), torch.nan), torch.zeros(1))], PAIRS),
+        ("inputs", [(torch.zeros(1, 16), [0])], PAIRS),
     ],
 )
 def test_bad_arguments_and_layers_that_do_not_run_are_named(kind, data, words):

@@ -81,17 +81,46 @@ def lamp(score):
     return torch.stack([s / score[score >= s].sum() for s in score.flatten()])
 
 
-@pytest.mark.parametrize(
-    ("method", "power", "compared"),
-    [("mp", 1, normalised), ("lap", 2, normalised), ("lamp", 2, lamp), ("lamp_lap", 2, lamp)],
-)
-def test_global_scope_compares_layers(net, method, power, compared):
-    scores = weights(net)
+def layer_scores(net, method, data):
+    """Of each layer, by brute force where neighbours count."""
+    layers = weights(net)
+    if method in ("lap_act", "obd_lap"):
+        layers = [w * numbers for w, numbers in zip(layers, data, strict=True)]
+    if method == "lfp":
+        return [block_distortions(layers[i : i + 2], 0) for i in range(3)]
+    if method == "lbp":
+        return [block_distortions(layers[: i + 1], i) for i in range(3)]
     if "lap" in method:
-        scores = [block_distortions(scores, i) for i in range(3)]
-    flat = torch.cat([compared(s.abs().double() ** power).flatten() for s in scores])
-    masks = lapnb.prune_masks(net, method, 0.4, scope="global")
-    assert torch.equal(torch.cat([mask.flatten() for mask in masks]), largest(flat, 51))
+        brute = whole_distortions if method == "lap_all" else block_distortions
+        return [brute(layers, i) for i in range(3)]
+    score = METHODS[method].score
+    return [score(w, numbers, torch.ones(())) for w, numbers in zip(layers, data, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("methods", "power", "compared"),
+    [
+        ("mp ria ria_act", 1, normalised),
+        ("lfp lbp lap lap_all lap_act lap_flow obd obd_lap", 2, normalised),
+        ("lamp lamp_lap", 1, torch.clone),
+        ("synflow", 1, torch.clone),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:the global ranking leaves")
+def test_global_scope_compares_layers(net, methods, power, compared):
+    weights(net)[0].pow_(3)  # heavy tails, so that the power and the norm decide
+    for method in methods.split():
+        data = [torch.linspace(0.1, 3, w.numel()).view_as(w) for w in weights(net)]
+        inner = {"lamp": "mp", "lamp_lap": "lap"}.get(method, method)
+        scores = layer_scores(net, inner, data)
+        if method.startswith("lamp"):
+            scores = [lamp(s.abs().double() ** 2) for s in scores]
+        flat = torch.cat([compared(s.abs().double() ** power).flatten() for s in scores])
+        more = dict(example=torch.rand(2, 8)) if method == "lap_flow" else dict(statistics=data)
+        for count in range(1, len(flat), 2):
+            masks = lapnb.prune_masks(net, method, count / len(flat), "global", **more)
+            found = torch.cat([mask.flatten() for mask in masks])
+            assert torch.equal(found, largest(flat, count)), (method, count)
 
 
 def test_lamp_of_equal_and_of_pruned_weights():

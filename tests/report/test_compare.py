@@ -156,6 +156,7 @@ def test_verdicts(made, lap, mp, verdict):
     assert found.by_fraction == f"{verdict} at 0.098 %"
 
 
+@pytest.mark.filterwarnings("ignore:Precision loss")
 @pytest.mark.parametrize(
     ("gaps", "verdict"),
     [
@@ -164,6 +165,7 @@ def test_verdicts(made, lap, mp, verdict):
         ([0.5, 0.95, 0.7, 0.8], "reproduced"),  # by the 90 % interval, not by the 95 % one
         ([-1.9, -1.5, -1.7, -2.1], "not reproduced"),
         ([0.1, 0.2], "undecided"),
+        ([0.5, 0.5, 0.5], "reproduced"),  # without any spread
     ],
 )
 def test_alike_is_judged_by_a_margin(made, gaps, verdict):
