@@ -7,6 +7,7 @@ import pandas as pd
 from lapnb.paper.protocol import VARIED, Claim
 from lapnb.paper.tables import table
 from lapnb.pruning.scores import METHODS
+from lapnb.training.datasets import DATASETS
 
 # What can be compared: its axis, and how a claim about it ends
 MEASURED = {
@@ -17,13 +18,7 @@ MEASURED = {
     "gap": ("training − test accuracy (points)", " in the gap of training and test accuracy"),
     "distortion": ("relative distortion ‖J(W̃) − J(W)‖ / ‖J(W)‖", " in distortion"),
 }
-NAMES = {
-    "mnist": "MNIST",
-    "fashion_mnist": "Fashion-MNIST",
-    "cifar10": "CIFAR-10",
-    "tiny_imagenet": "Tiny-ImageNet",
-    "mnist5k": "MNIST",
-}
+NAMES = {name: dataset.title for name, dataset in DATASETS.items()}
 WIDTHS = {
     1: "",
     0.125: " ×⅛",
