@@ -62,11 +62,14 @@ def read_dataset(name: str) -> dict:
 
     Raises:
         FileNotFoundError: it is absent or damaged; the message says what to place where.
+        PermissionError: its files cannot be read or locked.
     """
     dataset = DATASETS[name]
     folder = data_folder()
     try:
         tensors, note = dataset.read(folder)
+    except PermissionError:  # which says what to make writable, as of a lock
+        raise
     except Exception as error:  # of the network, an archive, a file, an image
         reason = " ".join(str(error).split()) or type(error).__name__
         raise FileNotFoundError(
