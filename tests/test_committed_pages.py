@@ -177,7 +177,7 @@ def test_decimals_in_prose_are_published_or_declared(path):
 def test_the_formula_of_lap_is_the_same_everywhere(path):
     text = prose(path)
     assert text.count("‖W<sub>") == 2 * text.count(LAP)
-    assert LAP in text or path.stem not in TABLES
+    assert LAP in text or path.stem not in ("README", "00_start_here")
     assert {*re.findall("h ?· ?w.* ?/ ?2", text)} <= {"h·w²/2"}
 
 

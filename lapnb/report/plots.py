@@ -444,7 +444,17 @@ def _differences(axis, rows: pd.DataFrame, column: str, varied: list[str]) -> No
         ).assign(method=method)
         for method in others
     ]
-    draw_differences(axis, pd.concat(pairs), column)
+    table = pd.concat(pairs)
+    if table.empty:
+        axis.text(
+            0.5,
+            0.5,
+            "no seed in common with MP",
+            transform=axis.transAxes,
+            ha="center",
+        )
+    else:
+        draw_differences(axis, table, column)
 
 
 def draw_means(axis, means: pd.DataFrame, column: str = "error", dense=None) -> None:

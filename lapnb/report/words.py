@@ -54,16 +54,21 @@ def in_words(claim: Claim) -> str:
     if claim.measure == "trend":
         text = f"{method}'s advantage over {baseline} grows with sparsity"
     elif claim.measure == "kept" and claim.baseline == "published":
-        text = f"{method} loses at most {claim.loss:g} points down to {claim.published:g} %"
+        text = f"{method} loses at most {points(claim.loss)} down to {claim.published:g} %"
+        text += f" (within {points(claim.high)})"
     elif claim.measure == "kept":
-        text = f"{method} loses at most {claim.loss:g} points down to fewer weights than {baseline}"
+        text = f"{method} loses at most {points(claim.loss)} down to fewer weights than {baseline}"
     elif claim.low > -math.inf:
-        text = f"{method} and {baseline} are alike (within {claim.high:g} point)"
+        text = f"{method} and {baseline} are alike (within {points(claim.high)})"
     else:
         text = f"{method} beats {baseline}"
     variant = [WORDS.get(value, value) for value in claim.where.values()]
     text = ", ".join([text + MEASURED[claim.column][1], *variant])
     return text[0].upper() + text[1:]
+
+
+def points(value: float) -> str:
+    return f"{value:g} point" if value == 1 else f"{value:g} points"
 
 
 def digits(column: str) -> str:

@@ -25,7 +25,8 @@ def made():
             for method, values in errors.items():
                 about |= {"method": method, "settings": plain.settings(method, round)}
                 found += [about | {"seed": n, "error": e} | more for n, e in enumerate(values)]
-        return pd.DataFrame(found, columns=[*SCHEMA])
+        table = pd.DataFrame(found, columns=[*SCHEMA])
+        return table.drop_duplicates(["settings", "method", "round", "seed"])
 
     return rows
 

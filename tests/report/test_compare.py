@@ -187,7 +187,7 @@ def test_accuracy_is_kept_down_to_a_fraction_of_each_seed(made):
         parts.append(rows.assign(dense_error=2.0 + rows.seed, surviving=[0.5, 0.3, 0.2][place]))
     found = lapnb.verdicts(pd.concat(parts)).iloc[0]
     assert (found.baseline_mean, found.method_mean) == ((50 + 30) / 2, (30 + 20) / 2)
-    assert found.claim.startswith("LAP loses at most 1 points down to fewer weights than MP")
+    assert found.claim.startswith("LAP loses at most 1 point down to fewer weights than MP")
 
 
 def test_claims_without_rows_say_why(made):
@@ -245,7 +245,10 @@ def test_p_values_are_adjusted_for_their_number():
         (Claim("lap_all", "lap"), "Whole-network LAP beats LAP"),
         (Claim("lap", "mp", where={"schedule": "oneshot"}), "LAP beats MP, one-shot"),
         (Claim("lfp", "mp", column="error_before"), "LFP beats MP before retraining"),
-        (tables._kept("mp", 1.0, 30), "MP loses at most 1 points down to 30 % before retraining"),
+        (
+            tables._kept("mp", 1.0, 30),
+            "MP loses at most 1 point down to 30 % (within 5 points) before retraining",
+        ),
     ],
 )
 def test_claims_in_words(claim, text):
@@ -273,7 +276,7 @@ def test_captions(made):
     assert "50,000 dense + 50,000 retraining steps · changed: lr = 7.0 · cuda" in text
     assert "n = 2 (MP), 1 (LAP)" in text or "n = 1 (LAP), 2 (MP)" in text
     one = lapnb.caption(made({"mp": [1.0]}, "resnet50_tiny_imagenet", "quick", retrain_steps=0))
-    assert "400 dense steps · learning rate 0.002" in one and "n = 1" in one
+    assert "250 dense steps · learning rate 0.002" in one and "n = 1" in one
     assert "retraining" not in one and "deviation" not in one
     assert "bfloat16" in lapnb.caption(made({"mp": [1.0]}, device="cuda, bfloat16"))
     jpeg = made({"mp": [1.0]}, "vgg19_cifar10", "reduced", source="CIFAR-10 (JPEG)")

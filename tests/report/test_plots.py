@@ -210,7 +210,7 @@ def test_all_networks_with_every_seed_in_one_picture():
     seeds = seeds.assign(difference=[-39, -41, -1.5, -2.5, 0, 2])
     figure = plots.plot_networks(networks, seeds)
     axis = figure.axes[0]
-    (dots,) = axis.collections
+    dots = axis.collections[0]  # before the lines at 0
     assert sorted(dots.get_offsets()[:, 0]) == sorted(seeds.difference)
     assert axis.get_xscale() == "linear" and axis.get_xlim()[0] > -10
     assert "−40.0 [−50.0, −30.0]" in " ".join(texts(axis.texts))  # which leaves the axis
@@ -228,3 +228,10 @@ def test_every_mark_is_nearer_to_its_fraction_than_to_the_next(made, name):
         for x, *_ in drawn(axis).values():
             near = np.abs(np.log(np.divide.outer(x, fractions) / 100)).argmin(1)
             assert [*near] == [*range(len(fractions))]
+
+
+def test_methods_without_a_seed_in_common_are_drawn_all_the_same(made):
+    rows = made({"mp": [1.0, 2.0], "lap": [1.0, 3.0]})
+    apart = rows[(rows.method == "mp") == (rows.seed == 0)]
+    words = [text for axis in lapnb.plot(apart).axes for text in texts(axis.texts)]
+    assert "no seed in common with MP" in words
