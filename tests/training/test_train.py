@@ -404,3 +404,9 @@ def test_narrow_shortcuts_train_on_a_processor_with_avx2_only():
     command = [sys.executable, "-c", SHORTCUT]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (0, "True True\n"), ended.stderr
+
+
+def test_the_smallest_settings_are_allowed(digits):
+    model = lapnb.train(small(), digits, 0, batch_size=1)
+    assert same(model, small()) and not model.training
+    assert not same(lapnb.train(small(), digits, 1, batch_size=1), small())
