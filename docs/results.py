@@ -56,7 +56,11 @@ def recorded(name: str) -> list[pd.DataFrame]:
 
 def markdown(frame: pd.DataFrame) -> str:
     """A table of texts as Markdown."""
-    rows = [frame.columns, ["---"] * len(frame.columns), *frame.astype(object).fillna("–").to_numpy()]
+    rows = [
+        frame.columns,
+        ["---"] * len(frame.columns),
+        *frame.astype(object).fillna("–").to_numpy(),
+    ]
     lines = (" | ".join(str(cell).replace("|", r"\|") for cell in row) for row in rows)
     return "\n".join(f"| {line} |" for line in lines)
 

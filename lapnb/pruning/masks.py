@@ -50,7 +50,7 @@ def prune_masks(
             neighbours are the layers defined next to each, dense ones too, which is known of this
             project's own networks only.
         batches: (images, labels) for the methods that look at data, as `data_statistics` takes
-            them, unless that function's result is at hand as `statistics`. Lookahead methods count
+            them, unless its result is passed as `statistics`. Lookahead methods count
             neighbours that stay dense without such numbers.
         statistics: one tensor per prunable layer.
         seed: a whole number, for the random scores of rp.

@@ -113,7 +113,7 @@ def _judged(rows: pd.DataFrame, one: str, other: str) -> tuple[str, str]:
     kinds = {
         "better": better,
         "worse": worse,
-        "not significantly different": rows[~clear],
+        "not significant after adjustment": rows[~clear],
     }
     told = [f"{kind} at {_told(some, one, other)}" for kind, some in kinds.items() if len(some)]
     return _together(["yes"] * len(better) + ["no"] * len(worse)), "; ".join(told)
@@ -130,5 +130,5 @@ def _told(rows: pd.DataFrame, one: str, other: str) -> str:
     """The fractions, and the numbers of the sparsest of them."""
     text = f"{words.several(rows.surviving)} %"
     if len(rows) > 1:
-        text += ", at the last"
+        text += ", at the sparsest of these"
     return f"{text}: {words.numbers(rows.iloc[-1], one, other)}"

@@ -74,7 +74,7 @@ def networks(claims: pd.DataFrame | None = None) -> pd.DataFrame:
     """Sum up LAP against MP, a row per network: what README, RESULTS and the start page open with.
 
     Args:
-        claims: What `summary(("paper", "reduced"))` returns, where it is at hand.
+        claims: What `summary(("paper", "reduced"))` returns, if already computed.
 
     Returns:
         Columns: table; network, with its data; scale; sparsity and surviving (%, text), the
@@ -158,7 +158,7 @@ PAIR = [
 def everything() -> pd.DataFrame:
     """All retrained rows at the paper's and the reduced scale, with the network's title.
 
-    The same runs in several tables count once. Runs of the same seeds on another machine start
+    Shared runs are counted once. Runs of the same seeds on another machine start
     from other dense networks; they count as seeds of their own.
     """
     parts = []
@@ -210,8 +210,8 @@ def sentence() -> str:
     if mp:
         most = f" (by at most {rows[rows.low > 0].difference.max():.1f} points)"
     return (
-        f"Over all networks and fractions LAP is significantly better in {lap} of {len(rows)} "
-        f"comparisons, MP in {mp}{most}; {len(rows) - lap - mp} are undecided."
+        f"Over all tables, global and iterative pruning included, LAP is significantly better in "
+        f"{lap} of {len(rows)} comparisons, MP in {mp}{most}; {len(rows) - lap - mp} are undecided."
     )
 
 
@@ -224,7 +224,7 @@ def answer(rows: pd.DataFrame) -> str:
     undecided = rows[rows.verdict == "undecided"]
     if len(undecided):
         scales = words.listed(undecided.scale.unique())
-        lines.append(f"**Undecided on** {len(undecided)} networks, run at the {scales} scale only.")
+        lines.append(f"The other {len(undecided)}, run at the {scales} scale, are undecided.")
     return " ".join([*lines, sentence(), practice()])
 
 
@@ -234,11 +234,13 @@ def practice() -> str:
     lap, mp = rows[rows.high < 0], rows[rows.low > 0]
     if lap.empty:
         return "In practice there is no reason yet to prefer LAP."
-    best = f"In practice: take LAP. It is better by up to {-lap.difference.min():.0f} points"
-    if mp.empty:
-        return f"{best}, and nowhere significantly worse."
-    worst = mp.difference.max()
-    return f"{best} where few weights survive; where MP is better, it is by at most {worst:.1f}."
+    best = lap.loc[lap.difference.idxmin()]
+    worst = max(0, mp.difference.max()) if len(mp) else 0
+    return (
+        "In practice: take LAP. Where the difference is significant, LAP is better by up to "
+        f"{-best.difference:.0f} points ({best.network}, {words.WORDS.get(best.scope, best.scope)}, "
+        f"{words.percent(best.surviving)} % of the weights) and MP by at most {worst:.1f}."
+    )
 
 
 def show_answer() -> None:
@@ -400,7 +402,7 @@ def index(claims: pd.DataFrame | None = None):
     """All tables: a link to the notebook, and the verdict on the first claim; as HTML.
 
     Args:
-        claims: What `summary` returns, where it is at hand.
+        claims: What `summary` returns, if already computed.
     """
     from IPython.display import HTML
 
