@@ -235,11 +235,12 @@ def practice() -> str:
     if lap.empty:
         return "In practice there is no reason yet to prefer LAP."
     best = lap.loc[lap.difference.idxmin()]
-    worst = max(0, mp.difference.max()) if len(mp) else 0
+    worst = mp.difference.max() if len(mp) else 0
+    where = f"{best.network}, {words.WORDS.get(best.scope, best.scope)}"
     return (
         "In practice: take LAP. Where the difference is significant, LAP is better by up to "
-        f"{-best.difference:.0f} points ({best.network}, {words.WORDS.get(best.scope, best.scope)}, "
-        f"{words.percent(best.surviving)} % of the weights) and MP by at most {worst:.1f}."
+        f"{-best.difference:.0f} points ({where}, {words.percent(best.surviving)} % of the weights) "
+        f"and MP by at most {worst:.1f}."
     )
 
 
