@@ -143,6 +143,7 @@ OTHERS = {
     "0.975": "see 0.95",
     "0.1": "0.12 % in a heading",
     "0.3": "WRN's dropout",
+    "1.5": "our limit for the cost of masks",
 }
 LAP = "|w| · ‖W<sub>i−1</sub>[j, :]‖ · ‖W<sub>i+1</sub>[:, k]‖"
 

@@ -236,11 +236,11 @@ def practice() -> str:
         return "In practice there is no reason yet to prefer LAP."
     best = lap.loc[lap.difference.idxmin()]
     worst = mp.difference.max() if len(mp) else 0
-    where = f"{best.network}, {words.WORDS.get(best.scope, best.scope)}"
+    scope = words.WORDS.get(best.scope, best.scope)
+    where = f"{best.network}, {scope}, {words.percent(best.surviving)} % of the weights"
     return (
         "In practice: take LAP. Where the difference is significant, LAP is better by up to "
-        f"{-best.difference:.0f} points ({where}, {words.percent(best.surviving)} % of the weights) "
-        f"and MP by at most {worst:.1f}."
+        f"{-best.difference:.0f} points ({where}) and MP by at most {worst:.1f}."
     )
 
 
