@@ -15,7 +15,7 @@ from scipy.stats import t
 
 import lapnb
 from lapnb.paper.tables import TABLES
-from lapnb.report.compare import title
+from lapnb.report.words import title
 
 CHECKOUT = Path(__file__).parents[1]
 ROWS, PICTURES = reference.committed("csv"), reference.committed("png")

@@ -198,7 +198,7 @@ TABLES: dict[str, dict] = {
         title="Conv-6 on CIFAR-10",
         methods=("mp", "rp", "lfp", "lbp", "lap"),
         claims=(LAP_BEATS_MP, ADVANTAGE_GROWS, *ONE_SIDED),
-        # Ten seeds of what the endpoint compares, fixed before seeds 5 to 9 were computed
+        # Ten seeds of what the endpoint compares, fixed before seeds 5 to 9 were looked at
         reduced=dict(
             variants=(
                 dict(methods=("mp", "lap"), seeds=range(10)),

@@ -13,7 +13,7 @@ from lapnb.paper.protocol import VARIED, Claim
 from lapnb.paper.tables import ALL_ROUNDS, TABLES, table
 from lapnb.pruning.scores import METHODS
 from lapnb.report import words
-from lapnb.report.words import BARS, MEASURED, NAMES, digits, short, stands_in, title  # noqa: F401
+from lapnb.report.words import MEASURED
 from lapnb.runs.rows import NUMBERS, PROVENANCE, SCHEMA, check
 
 ROWS = "results must be rows of one table, as lapnb.run and lapnb.recorded return them"
