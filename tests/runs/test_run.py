@@ -6,23 +6,21 @@ import fcntl
 import io
 import multiprocessing
 import os
-import resource
 import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import pandas as pd
 import psutil
 import pytest
-import safetensors.torch
 import torch
 
 import lapnb
 from lapnb.runs import compute, schedule, workers
 from lapnb.runs.rows import PROVENANCE, SCHEMA, read, record, results_file
-from lapnb.store import CorruptFile, load_tensors, root, save_tensors, write_whole
+from lapnb.store import load_tensors, save_tensors, write_whole
 
 TIMES = ["mask_seconds", "retrain_seconds", "side_by_side"]  # these differ between computations
 # Processes to be killed: forked off a process that has imported torch once for all of them
@@ -263,15 +261,10 @@ def edited(text, column, value):
     [
         lambda text: "\n".join([*text.splitlines(), text.splitlines()[1]]),
         lambda text: "",
-        lambda text: text.replace("surviving", "density"),
         lambda text: edited(text, "method", "magnitude"),
-        lambda text: edited(text, "status", "fine"),
-        lambda text: edited(text, "scale", "paper"),
         lambda text: edited(text, "surviving", "2.5"),
         lambda text: edited(text, "error", ""),
         lambda text: edited(text, "dense_steps", "inf"),
-        lambda text: edited(text, "round", "9007199254740993"),
-        lambda text: edited(text, "seed", "0.5"),
     ],
 )
 def test_a_results_file_of_nonsense_is_named_and_left_alone(lapnb_root, recorded_text, spoil):
@@ -312,20 +305,6 @@ def test_rows_of_two_sources_are_never_pooled(lapnb_root, capsys):
     lapnb.verdicts(found)
 
 
-def test_progress_is_never_worth_a_run(lapnb_root):
-    (lapnb_root / "runs").mkdir()
-    (lapnb_root / "runs" / "progress").write_text("a file where the folder should be")
-    assert len(lapnb.run(tiny(seeds=2), workers=2)) == 8
-
-
-def test_a_relative_root_stays_where_it_was(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("LAPNB_ROOT", "here")
-    assert root() == tmp_path / "here"
-    monkeypatch.chdir("/")
-    assert root() == tmp_path / "here"
-
-
 @pytest.mark.parametrize("folder", ["figures", "runs"])
 def test_a_folder_that_cannot_be_written_is_refused(lapnb_root, monkeypatch, folder):
     monkeypatch.setattr(schedule, "compute", forbidden)
@@ -342,25 +321,6 @@ def test_a_file_system_without_locks_is_refused_and_not_waited_for(lapnb_root, m
     monkeypatch.setattr(fcntl, "flock", unsupported)
     with pytest.raises(PermissionError, match=r"\.lock cannot be locked .* LAPNB_ROOT"):
         lapnb.run(tiny())
-
-
-def _run_with_small_files(table, largest):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
-    try:
-        lapnb.run(table, workers=1)
-    except OSError as error:
-        write_whole(root() / "error.txt", str(error).encode())
-
-
-def test_a_full_disk_leaves_the_old_file(lapnb_root):
-    lapnb.run(tiny(rounds=[2]))
-    before = csv().read_bytes()
-    start(_run_with_small_files, lapnb_root, tiny(), len(before) + 100).join()
-    error = (lapnb_root / "error.txt").read_text()
-    assert f"could not write {csv()} (File too large); what it held is unchanged" in error
-    assert csv().read_bytes() == before
-    assert [*csv().parent.iterdir()] == [csv()]
-    assert len(lapnb.run(tiny())) == 4
 
 
 # ---- runs that fail or diverge -------------------------------------------------------------------
@@ -570,24 +530,11 @@ print(len(rows), "rows")
 """
 
 
-@pytest.mark.parametrize("way", ["file", "standard input"])
-def test_a_script_without_a_main_guard(lapnb_root, tmp_path, way):
-    (tmp_path / "script.py").write_text(SCRIPT)
-    arguments, text = ([tmp_path / "script.py"], None) if way == "file" else (["-"], SCRIPT)
+def test_a_script_without_a_main_guard(lapnb_root):
     done = subprocess.run(
-        [sys.executable, *arguments], input=text, capture_output=True, text=True, check=True
+        [sys.executable, "-"], input=SCRIPT, capture_output=True, text=True, check=True
     )
     assert (done.stdout, done.stderr) == ("4 rows\n", "")
-
-
-def _sweep_by_two():
-    lapnb.run(tiny(), workers=2)
-
-
-def test_a_daemonic_process_computes_by_itself(lapnb_root):
-    process = start(_sweep_by_two, lapnb_root, daemon=True)
-    process.join()
-    assert process.exitcode == 0 and len(read(csv())) == 4
 
 
 def test_processors_are_those_that_may_be_used(tmp_path, monkeypatch):
@@ -598,21 +545,10 @@ def test_processors_are_those_that_may_be_used(tmp_path, monkeypatch):
         assert workers.processors() == count
 
 
-def _write_below(folder):
-    os.environ["LAPNB_ROOT"] = folder
-
-
-@pytest.mark.parametrize("kind", ["threads", "processes"])
-def test_executors_of_the_user_give_the_rows_of_one_worker(lapnb_root, elsewhere, tmp_path, kind):
-    if kind == "threads":
-        executor = ThreadPoolExecutor(2)
-    else:
-        executor = ProcessPoolExecutor(2, FORKED, _write_below, (str(tmp_path / "worker"),))
-    with executor:
+def test_executors_of_the_user_give_the_rows_of_one_worker(lapnb_root, elsewhere):
+    with ThreadPoolExecutor(2) as executor:
         rows = lapnb.run(tiny(seeds=2), executor=executor)
     assert_same_rows(rows, elsewhere(tiny(seeds=2)))
-    if kind == "processes":
-        assert [*(tmp_path / "worker").iterdir()] == [tmp_path / "worker" / "runs"]
 
 
 # ---- caches --------------------------------------------------------------------------------------
@@ -668,10 +604,3 @@ def test_an_earlier_round_that_is_damaged_or_gone_is_computed_again(lapnb_root, 
         spoil(file)
     assert_same_rows(lapnb.run(iterative()), first)
     assert ("is damaged" in capsys.readouterr().out) == (spoil == damage)
-
-
-@pytest.mark.parametrize("save", [safetensors.torch.save_file, torch.save])  # a pickle may execute
-def test_tensors_of_others_are_refused(tmp_path, save):
-    save({"a": torch.ones(3)}, tmp_path / "tensors.safetensors")
-    with pytest.raises(CorruptFile):
-        load_tensors(tmp_path / "tensors.safetensors")
