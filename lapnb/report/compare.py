@@ -14,7 +14,7 @@ from lapnb.paper.tables import ALL_ROUNDS, TABLES, table
 from lapnb.pruning.scores import METHODS
 from lapnb.report import words
 from lapnb.report.words import MEASURED
-from lapnb.runs.rows import NUMBERS, PROVENANCE, SCHEMA, check
+from lapnb.runs.rows import typed
 
 ROWS = "results must be rows of one table, as lapnb.run and lapnb.recorded return them"
 # What rows of one table agree in
@@ -65,8 +65,7 @@ def one_source(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
     if not isinstance(results, pd.DataFrame) or results.empty:
         raise ValueError(f"{ROWS}; got {type(results).__name__} without rows")
     try:
-        rows = _typed(results)
-        check(rows, *rows.loc[0, ["table", "scale"]])
+        rows = typed(results.reset_index(drop=True))
         _refuse_mixed(rows)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{ROWS}; {error}") from error
@@ -80,22 +79,6 @@ def one_source(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
         column,
     )
     return rows
-
-
-def _typed(results: pd.DataFrame) -> pd.DataFrame:
-    """The columns of a results file with its types; text without missing values."""
-    in_index = any(name in SCHEMA and name not in results for name in results.index.names)
-    rows = results.reset_index(drop=not in_index)
-    for name in SCHEMA:
-        if name not in rows and name not in PROVENANCE:
-            raise ValueError(f"these have no column {name}")
-    rows = rows.reindex(columns=[*SCHEMA]).astype(object)
-    text = [name for name in SCHEMA if name not in NUMBERS]
-    whole = [name for name in NUMBERS if SCHEMA[name][0] is int]
-    rows[text] = rows[text].fillna("").astype(str)
-    rows[NUMBERS] = rows[NUMBERS].fillna(math.nan).astype(float)
-    rows[whole] = rows[whole].astype("Int64")  # TypeError where a number is not whole
-    return rows.infer_objects().astype(dict.fromkeys(whole, int))
 
 
 def _refuse_mixed(rows: pd.DataFrame) -> None:

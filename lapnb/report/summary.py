@@ -12,6 +12,7 @@ from lapnb.paper.tables import LAP_BEATS_MP, TABLES, table
 from lapnb.report import compare as of
 from lapnb.report import words
 from lapnb.report.show import Shown, recordings, without_numbers
+from lapnb.runs.rows import SCHEMA
 
 BIG = ("paper", "reduced")
 # The tables of one network and nothing else, whose endpoints are put together
@@ -168,7 +169,7 @@ def everything() -> pd.DataFrame:
             unusual = rows.activation.where(~rows.activation.isin(["relu", "none"]))
             rows["network"] = words.title(rows, whole=False) + (", " + unusual).fillna("")
             parts.append(rows[rows.retrain_steps > 0])
-    rows = pd.concat(parts or [pd.DataFrame(columns=[*of.SCHEMA])], ignore_index=True)
+    rows = pd.concat(parts or [pd.DataFrame(columns=[*SCHEMA])], ignore_index=True)
     return rows.drop_duplicates([*PAIR, "method", "scope", "schedule"])
 
 

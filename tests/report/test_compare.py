@@ -72,7 +72,6 @@ def test_published_numbers_stand_beside_their_own_data_and_network(
         lambda rows, path: rows.astype(str).replace(["None", "nan"], ""),
         lambda rows, path: rows.convert_dtypes(dtype_backend="numpy_nullable"),
         lambda rows, path: rows.astype({"method": "category", "changed": "category"}),
-        lambda rows, path: rows.set_index(["method", "seed"]),
         lambda rows, path: rows.drop(columns=["commit", "torch", "processor", "side_by_side"]),
         lambda rows, path: [rows.to_csv(path, index=False), pd.read_csv(path)][1],
     ],
@@ -292,10 +291,10 @@ def test_what_are_no_results_is_said_in_a_sentence(made, call):
     lap = good.method == "lap"
     bad = {
         "DataFrame without rows": good[:0],
-        "no column table": pd.DataFrame({"a": [1]}),
+        "table Field required": pd.DataFrame({"a": [1]}),
         "list without rows": [1],
         "the same run twice": pd.concat([good, good[:1]]),
-        "its scale is 'quick'": pd.concat([good, made({"mp": [1.0]}, scale="quick")]),
+        "scale is 'paper' and 'quick'": pd.concat([good, made({"mp": [1.0]}, scale="quick")]),
         "source is 'MNIST' and 'Fashion'": pd.concat([good, good.assign(source="Fashion")]),
         "dense_steps is 50000 and 10": good.assign(dense_steps=[50_000, 10]),
         "retrain_steps is 50000 and 10": good.assign(retrain_steps=[50_000, 10]),
