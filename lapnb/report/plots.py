@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import io
 import math
+import pathlib
 import textwrap
 from typing import TYPE_CHECKING
 
@@ -28,33 +29,7 @@ if TYPE_CHECKING:
 
 WIDTH = 3.15  # inches
 INK = "#757575"
-STYLE = {
-    "font.size": 7.5,
-    "axes.titlesize": 7.5,
-    "legend.fontsize": 7,
-    "xtick.labelsize": 6.5,
-    "ytick.labelsize": 7,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "grid.color": INK,
-    "grid.alpha": 0.3,
-    "grid.linewidth": 0.5,
-    "axes.grid": True,
-    "axes.linewidth": 0.5,
-    "xtick.major.width": 0.5,
-    "ytick.major.width": 0.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "lines.linewidth": 1,
-    "lines.markersize": 4,
-    "legend.frameon": False,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "figure.constrained_layout.use": True,
-}
+STYLE = pathlib.Path(__file__).with_suffix(".mplstyle")
 # Looks of the methods by their position in METHODS, taken in turns by further ones. The colours
 # have a contrast of 3 : 1 on white and on black, and are apart for colour-blind readers where a
 # table puts methods side by side.
@@ -85,7 +60,7 @@ def canvas(*shape: int, **settings):
     """A figure in our style and its axes; pyplot forgets it, and shows it no second time."""
     import matplotlib.pyplot as plt
 
-    with plt.rc_context(STYLE):
+    with plt.style.context(STYLE):
         figure, axes = plt.subplots(*shape, squeeze=False, **settings)
         plt.close(figure)
         yield figure, axes
