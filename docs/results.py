@@ -231,9 +231,8 @@ def paper_data(name: str) -> str:
 def differences(rows: pd.DataFrame, column: str) -> pd.DataFrame:
     """Each method minus MP as text: a row per surviving fraction, a column per method."""
     pairs = of.against_mp(rows, column)
-    pairs["cell"] = [difference(row, words.digits(column)) for _, row in pairs.iterrows()]
-    index = [*of.varied(rows), "round", "method"]
-    return show.labelled(pairs.set_index(index).cell.unstack(sort=False), rows)
+    pairs["text"] = [difference(row, words.digits(column)) for _, row in pairs.iterrows()]
+    return show.labelled(pairs, [*of.varied(rows), "round"], [*pairs.method.unique()])
 
 
 def difference(row: pd.Series, style: str) -> str:

@@ -12,12 +12,10 @@ from lapnb.paper.tables import table as declared
 from lapnb.report import compare as of
 from lapnb.report import words
 from lapnb.report.plots import plot, png
-from lapnb.report.words import percent
 from lapnb.runs.rows import keys, pool, results_file
 from lapnb.runs.run import recorded
 
 MOST_LINES = 12
-DIFFERENCE = "LAP − MP [95 %]"
 
 
 def show(results: pd.DataFrame | str, column: str = "error") -> None:
@@ -154,44 +152,45 @@ def side_by_side(rows: pd.DataFrame, column: str = "error") -> pd.DataFrame:
     MP, LAP and their difference stand first. A cell is ours | published. The best of a row is
     between **; of many rounds some are shown.
     """
-    both, methods = of.means(rows, column), [*rows.method.unique()]
-    keys = [*of.varied(rows), "round"]
-    ours = pd.Series([_ours(row, column) for _, row in both.iterrows()])
-    if len(methods) > 1 and column not in ("gap", "lost"):
-        best = both[column] == both.groupby(keys)[column].transform("min")
-        ours = ours.mask(best, "**" + ours + "**")
-    both["text"] = ours + [_theirs(row) for _, row in both.iterrows()]
-    wide = both.set_index([*keys, "method"]).text.unstack(sort=False)
+    cells, methods = of.means(rows, column), [*rows.method.unique()]
+    keys, style = [*of.varied(rows), "round"], words.digits(column)
+    best = cells.groupby(keys)[column].transform("min") == cells[column]
+    if len(methods) == 1 or column in ("gap", "lost"):
+        best = False
+    cells["text"] = [
+        _cell(row, row[column], style) for _, row in cells.assign(best=best).iterrows()
+    ]
     if {"mp", "lap"} <= {*methods}:
-        pairs = of.pairs(rows, "lap", "mp", column).set_index(keys)
-        texts = pairs.apply(words.interval_text, axis=1, style=words.digits(column))
-        wide = wide[[*dict.fromkeys(["mp", "lap", *methods])]]
-        wide.insert(2, DIFFERENCE, texts)
-    return labelled(wide, rows)
+        pairs = of.pairs(rows, "lap", "mp", column).assign(method="difference")
+        pairs["text"] = [words.interval_text(row, style) for _, row in pairs.iterrows()]
+        cells = pd.concat([cells, pairs])
+        methods = [*dict.fromkeys(["mp", "lap", "difference", *methods])]
+    return labelled(cells, keys, methods)
 
 
-def _ours(row: pd.Series, column: str) -> str:
-    """Mean and standard deviation of a method."""
-    style = words.digits(column)
-    text = words.number(row[column], style)
-    return f"{text} ± {row['std']:{style}}" if row["n"] > 1 else text
+def _cell(row: pd.Series, mean: float, style: str) -> str:
+    """Mean and standard deviation of a method, and the published ones."""
+    text = words.number(mean, style)
+    if row["n"] > 1:
+        text += f" ± {row['std']:{style}}"
+    if row.best:
+        text = f"**{text}**"
+    if row.paper > 0:
+        text += f" | {row.paper:.2f} ± {row.paper_std:.2f}"
+    return text
 
 
-def _theirs(row: pd.Series) -> str:
-    """The published ones."""
-    return f" | {row.paper:.2f} ± {row.paper_std:.2f}" if row.paper > 0 else ""
-
-
-def labelled(wide: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    """A table by variant and round, a column per method, to be read; of many rounds some."""
-    variants = of.varied(rows)
-    surviving = 100 * rows.groupby("round").surviving.mean()
+def labelled(cells: pd.DataFrame, keys: list[str], methods: list[str]) -> pd.DataFrame:
+    """A table to be read, by variant and round, of the text of cells; of many rounds some."""
+    variants = keys[:-1]
+    surviving = cells.groupby("round").surviving.mean()
     step = math.ceil(len(surviving) / MOST_LINES)
-    wide = wide.rename(columns={name: words.short(name) for name in rows.method})
+    wide = cells.set_index([*keys, "method"]).text.unstack(sort=False)[methods]
+    wide = wide.rename(columns={name: words.short(name) for name in cells.method})
     wide = wide.reset_index().rename_axis(columns=None)
     wide = wide[wide["round"].isin(surviving.index[::-step])].reset_index(drop=True)
     wide[variants] = wide[variants].replace(words.WORDS)
     surviving = wide.pop("round").map(surviving)
-    wide.insert(len(variants), "surviving (%)", surviving.map(percent))
+    wide.insert(len(variants), "surviving (%)", surviving.map(words.percent))
     wide.insert(len(variants), "sparsity (%)", surviving.map(words.sparsity))
     return wide

@@ -34,6 +34,7 @@ WORDS = {
     "none": "linear",
     "lap_all": "whole-network LAP",
     "published": "the paper",
+    "difference": "LAP − MP [95 %]",
 }
 
 
