@@ -16,6 +16,7 @@ from lapnb.runs.rows import keys, pool, results_file
 from lapnb.runs.run import recorded
 
 MOST_LINES = 12
+BOLD = ", the best of a row in bold"
 
 
 def show(results: pd.DataFrame | str, column: str = "error") -> None:
@@ -54,7 +55,8 @@ def show_rows(rows: pd.DataFrame, column: str) -> None:
     lines = [words.title(rows), result(rows), how, heading(table, column)]
     html = [escape(line) for line in lines]
     html[0] = f"<b>{html[0]}</b>"
-    display(Shown({"text/plain": "\n".join(lines), "text/html": "<br>".join(html)}))
+    text = "\n".join(lines).removesuffix(BOLD)
+    display(Shown({"text/plain": text, "text/html": "<br>".join(html)}))
     display(without_numbers(table))
     picture = base64.b64encode(png(figure, 110)).decode()
     display(Shown({"text/plain": figure.get_label(), "image/png": picture}))
@@ -68,7 +70,7 @@ def heading(table: pd.DataFrame, column: str) -> str:
     if "|" in cells:
         text += " | published"
     if "**" in cells:
-        text += ", the best of a row in bold"
+        text += BOLD
     return text[0].upper() + text[1:]
 
 

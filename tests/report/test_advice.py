@@ -44,9 +44,10 @@ def test_verdicts_follow_the_intervals(record):
 
 
 def test_others_are_judged_beside_lap(made):
-    rows = [made({"lap": LOW, "mp": HIGH, "rp": [29.0, 32.5, 31.0]}), made({"lap": HIGH}, nth=0)]
-    assert beside_lap(compare.one_source(pd.concat(rows))) == (
-        "MP is worse at 1 of 1 fractions (1 after adjustment; +29.50 [+28.26, +30.74] at 0.098 %); "
+    dense = made({"lap": LOW, "mp": [90.0, 91.0, 92.0]}, nth=0)
+    rows = pd.concat([dense, made({"lap": LOW, "mp": HIGH, "rp": [29.0, 32.5, 31.0]})])
+    assert beside_lap(compare.one_source(rows)) == (
+        "MP is worse at 2 of 2 fractions (2 after adjustment; +29.50 [+28.26, +30.74] at 0.098 %); "
         "RP is not significantly different at 1 fractions (−0.67 [−4.46, +3.13] at 0.098 %)"
     )
     two = made({"lap": LOW}, "fcn_iterative")
