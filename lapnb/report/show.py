@@ -116,16 +116,16 @@ def claims_table(rows: pd.DataFrame) -> pd.DataFrame:
     found = of.judged(rows)
     found["detectable"] = found.detectable.map("{:.2g}".format, na_action="ignore")
     names = {
+        "claim": "claim",
         "verdict": f"verdict ({rows.scale.iloc[0]} scale)",
         "sparsity": "sparsity (%)",
         "surviving": "surviving (%)",
         "found": "found [95 % interval]",
+        "n": "n",
         "detectable": "detectable difference",
         "by_fraction": "by fraction",
     }
-    columns = ["claim", *names]
-    columns.insert(5, "n")
-    return found[columns].rename(columns=names)
+    return found[[*names]].rename(columns=names)
 
 
 class Shown(dict):
