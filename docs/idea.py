@@ -25,10 +25,12 @@ TITLES = {
 }
 REMOVED = COLOURS["lap_backward"]
 COLUMNS = {  # of the numbers below the picture, one per layer: matrix, heading, colour
-    "before": ("$W_{i-1}$", r"$\Vert W_{i-1}[j{,}{:}]\Vert$", COLOURS["lfp"]),
-    "magnitude": ("$W_i$", "$|w|$", INK),
-    "after": ("$W_{i+1}$", r"$\Vert W_{i+1}[{:}{,}k]\Vert$", COLOURS["lap_flow"]),
+    "before": ("$W_{i-1}$", "norm of the\nweights in", COLOURS["lfp"]),
+    "magnitude": ("$W_i$", "weight's\nmagnitude", INK),
+    "after": ("$W_{i+1}$", "norm of the\nweights out", COLOURS["lap_flow"]),
 }
+HEAD = {"ha": "center", "va": "top", "fontsize": 6.5}
+ROWS = {"w": -1.55, "v": -1.9}  # of the numbers, and how low they stand
 
 
 def example() -> pd.DataFrame:
@@ -59,15 +61,15 @@ def draw():
     first.
     """
     numbers = example()
-    with canvas(2, figsize=(WIDTH, 4.4)) as (figure, axes):
+    with canvas(2, figsize=(WIDTH, 4.6)) as (figure, axes):
         for axis, method in zip(axes[:, 0], TITLES, strict=True):
-            axis.set(xlim=(-0.45, 4.3), ylim=(-1.75, 2.4))
+            axis.set(xlim=(-0.45, 4.3), ylim=(-1.95, 2.4))
             axis.set_title(TITLES[method])
             axis.axis("off")
             for layer, column in enumerate(COLUMNS):
                 draw_layer(axis, layer, column, method, numbers)
             axis.scatter(*np.indices((4, 3)), s=110, color=INK, zorder=3, linewidth=0)
-            draw_compared(axis, method, numbers)
+            draw_scores(axis, method, numbers)
         figure.suptitle("What MP and LAP remove first", fontsize=8)
         figure.set_label(described(numbers))
         return figure
@@ -85,26 +87,30 @@ def draw_layer(axis, layer: int, column: str, method: str, numbers: pd.DataFrame
             style = {"color": colour, "linewidth": 1.4 * abs(weight), "zorder": 2}
         axis.plot([layer, layer + 1], [2 - j, 2 - k], **style)
     if looked_at:
-        texts = [heading, *numbers[column].map("{:.3g}".format)]
-        for y, text in zip((-0.85, -1.25, -1.65), texts, strict=True):
-            axis.text(layer + 0.5, y, text, color=colour, ha="center")
+        axis.text(layer + 0.5, -0.8, heading, color=colour, **HEAD)
+        for name, y in ROWS.items():
+            axis.text(layer + 0.5, y, f"{numbers[column][name]:.3g}", color=colour, ha="center")
+            if layer > 0 and method == "lap":
+                axis.text(layer, y, "×", ha="center")
 
 
-def draw_compared(axis, method: str, numbers: pd.DataFrame) -> None:
+def draw_scores(axis, method: str, numbers: pd.DataFrame) -> None:
     """The names and scores of w and v, and a cross on the one that is removed first."""
-    for name, y, prime, unit in (("w", -1.25, "", 2), ("v", -1.65, "'", 0)):
-        axis.text(-0.4, y, f"${name}$:")
+    axis.text(3.36, -0.8, f"score\nof {short(method)}", **HEAD)
+    for (name, y), prime, unit in zip(ROWS.items(), ("", "'"), (2, 0), strict=True):
+        axis.text(-0.4, y, f"${name}$")
         axis.text(1.5, unit + 0.18, f"${name}$", ha="center", fontsize=9)
         for x, letter in ((1, "j"), (2, "k")):
             centred = {"ha": "center", "va": "center", "zorder": 4, "color": "white"}
             axis.text(x, unit, f"${letter}{prime}$", **centred)
-        text = f"= {numbers.lookahead[name]:.3g}" if method == "lap" else ""
+        score = numbers.lookahead if method == "lap" else numbers.magnitude
         colour = INK
         if short(method) in numbers.removed_by[name]:
-            text += "  removed"
             colour = REMOVED
+            axis.text(3.66, y, "removed", color=colour)
             axis.plot(1.5, unit, "x", color=REMOVED, markersize=9, markeredgewidth=2)
-        axis.text(2.95, y, text, color=colour)
+        axis.text(2.97, y, "=", color=colour)
+        axis.text(3.36, y, f"{score[name]:.3g}", color=colour, ha="center")
 
 
 def described(numbers: pd.DataFrame) -> str:

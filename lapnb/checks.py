@@ -70,7 +70,7 @@ def one_sentence(parameter: str = "") -> Iterator[None]:
         yield
     except ValidationError as error:
         first = error.errors()[0]
-        name = parameter or next(iter(first["loc"]), "")
+        name = parameter or next((part for part in first["loc"] if isinstance(part, str)), "")
         reason = re.sub(r"^(Input|Tuple|Value) (should|error,)", "must", first["msg"])
         given = f"; got {reprlib.repr(first['input'])}" if name else ""
         raise ValueError(f"{name} {reason}{given}".strip()) from None

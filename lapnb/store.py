@@ -8,7 +8,6 @@ import pathlib
 import uuid
 import zlib
 from collections.abc import Callable, Iterator
-from functools import cache
 from typing import Any
 
 import safetensors
@@ -28,17 +27,8 @@ def root() -> pathlib.Path:
     """
     folder = os.environ.get("LAPNB_ROOT")
     if folder:
-        return absolute(folder)
+        return pathlib.Path(folder).expanduser().resolve()
     return checkout() or pathlib.Path.cwd()
-
-
-@cache
-def absolute(folder: str) -> pathlib.Path:
-    """Return the full path of a folder as it was when first asked for.
-
-    So a relative folder stays where it was when the working directory changes.
-    """
-    return pathlib.Path(folder).expanduser().resolve()
 
 
 def checkout() -> pathlib.Path | None:

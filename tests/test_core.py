@@ -58,7 +58,7 @@ def test_import_pruning_and_training_need_the_core_alone(checkout, tmp_path):
         for line in lines
     }
     blocked = {MODULES.get(name, name.replace("-", "_")) for name in extras - core - {"lapnb"}}
-    assert {"matplotlib", "scipy", "seaborn", "papermill", "IPython", "pebble"} <= blocked
+    assert {"matplotlib", "scipy", "seaborn", "papermill", "IPython"} <= blocked
     code = SNIPPET.replace("{blocked}", repr(blocked))
     environment = os.environ | {"LAPNB_ROOT": str(checkout)}
     command = [sys.executable, "-c", code]

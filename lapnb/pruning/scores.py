@@ -147,7 +147,7 @@ METHODS = {
     "lap": Method("lookahead (LAP)", lap, neighbours="chain", power=2),
     "lap_forward": Method("LAP, sequential forward", lap, neighbours="chain", order="forward"),
     "lap_backward": Method("LAP, sequential backward", lap, neighbours="chain", order="backward"),
-    "lap_all": Method("LAP, whole network", lap, neighbours="all", power=2),
+    "lap_all": Method("whole-network LAP", lap, neighbours="all", power=2),
     "lap_act": Method("LAP-act", lap, "activity", neighbours="chain", power=2),
     "obd": Method("optimal brain damage (OBD)", obd, "curvature", power=2),
     "obd_lap": Method("OBD with LAP", lap, "curvature", neighbours="chain", power=2),

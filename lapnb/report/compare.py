@@ -12,10 +12,9 @@ from lapnb.paper.tables import table
 from lapnb.pruning.scores import METHODS
 from lapnb.report import words
 from lapnb.report.words import MEASURED, published
-from lapnb.runs.rows import NUMBERS, SCHEMA, check
+from lapnb.runs.rows import typed
 
 ROWS = "results must be rows of one table, as lapnb.run and lapnb.recorded return them"
-TEXT = [name for name in SCHEMA if name not in NUMBERS]
 INTERVAL = ["difference", "low", "high", "n", "p", "detectable", "standard_error"]
 VERDICT = """
     table scale network claim surviving sparsity dense published_dense method_mean baseline_mean
@@ -39,13 +38,10 @@ def one_source(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
     if not isinstance(results, pd.DataFrame) or results.empty:
         raise ValueError(f"{ROWS}; got {type(results).__name__} without rows")
     try:
-        rows = results.reset_index(drop=True).reindex(columns=[*SCHEMA])
-        rows[TEXT] = rows[TEXT].astype(object).fillna("").astype(str)
-        rows = rows.astype({name: SCHEMA[name][0] for name in NUMBERS})
-        check(rows, rows.table[0], rows.scale[0])
+        rows = typed(results)
     except ValueError as error:
         raise ValueError(f"{ROWS}; {error}") from error
-    for name in ("scale", "source", "changed", "status"):
+    for name in ("table", "scale", "source", "changed", "status"):
         values = rows[name].unique().tolist()
         require(len(values) == 1, "results", f"rows of one {name}", values)
     looks_at = rows.method.map({name: method.looks_at for name, method in METHODS.items()})

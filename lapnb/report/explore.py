@@ -3,9 +3,9 @@
 import copy
 import os
 import warnings
-from functools import cache, lru_cache
-from numbers import Real
+from functools import cache
 
+import numpy as np
 import pandas as pd
 from torch import Tensor, nn
 
@@ -13,13 +13,11 @@ from lapnb.checks import require
 from lapnb.paper.tables import table
 from lapnb.progress import Progress
 from lapnb.pruning.chains import neighbours
-from lapnb.pruning.data_statistics import data_statistics
 from lapnb.pruning.layers import prunable_layers
-from lapnb.pruning.masks import apply_masks, prune_masks, surviving
+from lapnb.pruning.masks import apply_masks, check_method, prune_masks, surviving
 from lapnb.pruning.scores import METHODS
-from lapnb.report.compare import published
 from lapnb.report.plots import COLOURS, WIDTH, canvas, finish
-from lapnb.report.words import short
+from lapnb.report.words import WORDS, short
 from lapnb.runs.compute import dense_network
 from lapnb.runs.task import Task
 from lapnb.training.data import Data, load_data
@@ -28,7 +26,6 @@ from lapnb.training.train import evaluate
 # Each network is the dense one (seed 0) of a table.
 NETWORKS = {"fcn": "fcn_mnist", "conv6": "conv6_cifar10"}
 NETWORKS |= {name: f"{name}_cifar10" for name in ("vgg11", "vgg16", "vgg19", "resnet18")}
-SCOPES = {"layer": "layer-wise", "global": "global"}
 EFFECTS = ["surviving weights (%)", "distortion (%)", "distortion with neighbours (%)"]
 BROWSERS = ("JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG")  # set where somebody looks on
 
@@ -40,13 +37,15 @@ def effects(model: nn.Module, masks: list[Tensor]) -> pd.DataFrame:
     neighbours, the same with each weight multiplied by the norms of its neighbours, so the root of
     the lost share of Σ L(w)², which LAP makes as small as it can.
     """
-    layers, rows = prunable_layers(model), []
+    layers = prunable_layers(model)
     weights = [layer.weight.detach() for layer in layers]
-    for i, (weight, mask) in enumerate(zip(weights, masks, strict=True)):
+    rows = []
+    for i, mask in enumerate(masks):
         before, after = neighbours(layers, weights, i)
-        scores = weight, weight * before * after
-        lost = [(score * ~mask).norm() / score.norm().clamp(min=1e-30) for score in scores]
-        rows.append([100 * float(share) for share in (mask.double().mean(), *lost)])
+        shares = [mask.double().mean()]
+        for score in (weights[i], weights[i] * before * after):
+            shares.append((score * ~mask).norm() / score.norm().clamp(min=1e-30))
+        rows.append([100 * float(share) for share in shares])
     return pd.DataFrame(rows, range(1, len(rows) + 1), EFFECTS).rename_axis("layer")
 
 
@@ -70,202 +69,114 @@ def panel(network="fcn", method="lap", scope="layer", keep=0.1, dataset=None, be
     Raises:
         ValueError: if a parameter has no such value, or the method does not fit the network.
     """
-    import seaborn
-
-    _check(
-        network,
-        method,
-        beside,
-        scope,
-        keep,
-    )
-    data, dense, accuracy, statistics = _network(network, dataset)
+    require(network in [*NETWORKS], "network", f"one of {', '.join(NETWORKS)}", network)
+    data, dense, accuracy = _dense(network, dataset)
     told = [f"dense {accuracy:.1f}"]
-    masks, lost, colours = {}, {}, {}
+    survivors = {}
+    lost = {}
+    colours = {}
     for name in dict.fromkeys((beside, method)):
-        criterion = METHODS[name]
-        example = data.normalise(data.test_images[:1]) if criterion.neighbours == "flow" else None
-        known = statistics(criterion.looks_at)
+        check_method(dense, name, scope)
+        example = None
+        if METHODS[name].neighbours == "flow":
+            example = data.normalise(data.test_images[:1])
         with warnings.catch_warnings(action="ignore"):  # of empty layers: one sees them
-            masks[name] = prune_masks(
-                dense,
-                name,
-                keep,
-                scope,
-                example,
-                statistics=known,
-            )
-        apply_masks(pruned := copy.deepcopy(dense), masks[name])
-        told.append(f"{short(name)} {evaluate(pruned, data)[1]:.1f}")
-        lost[short(name)] = effects(dense, masks[name])
-        colours[short(name)] = COLOURS[name]
-    count = sum(mask.numel() for mask in masks[method])
-    heading = f"Accuracy: {', '.join(told)} %\n{network}, {SCOPES[scope]}, not retrained: "
-    heading += f"{100 * surviving(masks[method]):.3g} % of {count:,} weights"
-    sizes = {"figsize": (WIDTH, 5), "height_ratios": [1.3, 1, 1, 1]}
-    with canvas(4, 3, **sizes) as (figure, axes):
-        draw_masks(
-            axes[0],
-            [masks[beside][0], masks[method][0]],
-            [beside, method],
-            data,
-        )
-        layers = pd.concat(lost, names=["method"]).reset_index()
-        look = {
-            "hue": "method",
-            "palette": colours,
-            "saturation": 1,
-        }
-        for row, column in enumerate(EFFECTS, 1):
-            for axis in axes[row]:
-                axis.remove()
-            axis = figure.add_subplot(axes[row, 0].get_gridspec()[row, :])
-            seaborn.barplot(
-                layers,
-                x="layer",
-                y=column,
-                ax=axis,
-                **look,
-            )
-            axis.get_legend().remove()
-            axis.set(title=column, ylabel="", xlabel="layer" if row == 3 else "")
-            if scope == "global" and row == 1:
-                axis.set_yscale("log")
-        return finish(figure, heading, data.source)
+            masks = prune_masks(dense, name, keep, scope, example, data.batches(10, 60))
+        pruned = copy.deepcopy(dense)
+        apply_masks(pruned, masks)
+        title = short(name)
+        told.append(f"{title} {evaluate(pruned, data)[1]:.1f}")
+        survivors[title] = _survivors(masks[0], data)
+        lost[title] = effects(dense, masks)
+        colours[title] = COLOURS[name]
+    count = sum(mask.numel() for mask in masks)
+    heading = f"Accuracy: {', '.join(told)} %\n{network}, {WORDS.get(scope, scope)}, "
+    heading += f"not retrained: {100 * surviving(masks):.3g} % of {count:,} weights"
+    with canvas(4, figsize=(WIDTH, 5.4), height_ratios=[2, 1, 1, 1]) as (figure, axes):
+        first, *others = axes[:, 0]
+        first.remove()
+        place = first.get_subplotspec()
+        _draw_survivors(figure, place, short(beside), short(method), survivors)
+        for axis, effect in zip(others, EFFECTS, strict=True):
+            bars = pd.concat(lost, axis=1).xs(effect, axis=1, level=1)
+            look = {"color": colours, "width": 0.8, "rot": 0, "legend": False}
+            bars.plot.bar(ax=axis, title=effect, xlabel="", **look)
+        others[-1].set_xlabel("layer")
+        if scope == "global":
+            others[0].set_yscale("log")
+        finish(figure, heading, data.source)
+    return figure
 
 
-def draw_masks(axes, masks: list[Tensor], names: list[str], data: Data) -> None:
-    """Draw what two masks of a layer leave, and the second minus the first."""
-    import seaborn
-
-    one, other = (_survivors(mask, data) for mask in masks)
-    most = float(max(one.nan_to_num().max(), other.nan_to_num().max()))
-    apart = float((other - one).nan_to_num().abs().max()) or 1
-    first, second = map(short, names)
+def _draw_survivors(figure, place, one: str, other: str, survivors: dict) -> None:
+    """Draw what two methods leave of the first layer, and the other minus the one."""
+    apart = survivors[other] - survivors[one]
+    most = max(map(np.nanmax, survivors.values()))
+    largest = np.nanmax(abs(apart)) or 1
     panels = [
-        (first, one, "viridis", 0, most),
-        (second, other, "viridis", 0, most),
-        (f"{second} − {first}", other - one, "vlag", -apart, apart),
+        (one, survivors[one], "viridis", 0, most),
+        (other, survivors[other], "viridis", 0, most),
+        (f"{other} − {one}", apart, "coolwarm", -largest, largest),
     ]
-    bar = {"location": "bottom", "shrink": 0.8}
-    bare = {
-        "square": True,
-        "xticklabels": False,
-        "yticklabels": False,
-        "cbar_kws": bar,
-    }
-    for axis, (title, picture, colours, least, largest) in zip(axes, panels, strict=True):
-        seaborn.heatmap(
-            picture,
-            ax=axis,
-            cmap=colours,
-            vmin=least,
-            vmax=largest,
-            **bare,
-        )
+    grid = place.subgridspec(1, 3)
+    for n, (title, picture, colours, low, high) in enumerate(panels):
+        axis = figure.add_subplot(grid[n])
         axis.set_title(title)
-        axis.grid(False)
-
-
-def _check(network, method, beside, scope, keep) -> None:
-    choices = {"network": (network, NETWORKS), "scope": (scope, SCOPES)}
-    choices |= {"method": (method, METHODS), "beside": (beside, METHODS)}
-    for name, (given, allowed) in choices.items():
-        require(
-            given in [*allowed],
-            name,
-            f"one of {', '.join(allowed)}",
-            given,
-        )
-    in_range = isinstance(keep, Real) and 0 <= keep <= 1
-    require(
-        in_range,
-        "keep",
-        "a number in [0, 1]",
-        keep,
-    )
+        axis.axis("off")
+        image = axis.imshow(picture, cmap=colours, vmin=low, vmax=high)
+        figure.colorbar(image, ax=axis, location="bottom")
 
 
 def controls(network="fcn", method="lap", scope="layer", keep=0.1, dataset=None, beside="mp"):
     """`panel` below controls, redrawn when one of them has changed; without a browser, alone.
 
-    The slider stops at the paper's surviving fractions too. The arguments are those of `panel`.
+    The arguments are those of `panel`; the slider goes from 0.1 % to 100 %.
     """
-    start = {
-        "network": network,
-        "method": method,
-        "scope": scope,
-        "keep": keep,
-        "beside": beside,
-    }
-    _check(**start)
+    start = {"network": network, "method": method, "scope": scope, "beside": beside}
     if not {*BROWSERS} & {*os.environ}:
-        return panel(**start, dataset=dataset)
+        return panel(**start, keep=keep, dataset=dataset)
     from IPython.display import display
-    from ipywidgets import Dropdown, SelectionSlider, VBox, interactive_output
+    from ipywidgets import Dropdown, FloatLogSlider, interactive
 
-    paper = {*published().surviving_pct / 100}
-    stops = {stop: f"{100 * stop:.3g} %" for stop in (keep, 0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)}
-    stops |= {stop: f"{100 * stop:.3g} %, in the paper" for stop in paper}
+    titles = [(criterion.title, name) for name, criterion in METHODS.items()]
     options = {
         "network": [*NETWORKS],
-        "beside": [(criterion.title, name) for name, criterion in METHODS.items()],
-        "method": [(criterion.title, name) for name, criterion in METHODS.items()],
-        "scope": [(title, name) for name, title in SCOPES.items()],
+        "beside": titles,
+        "method": titles,
+        "scope": [(WORDS.get(scope, scope), scope) for scope in ("layer", "global")],
     }
     widgets = {
-        name: Dropdown(options=choices, value=start[name], description=name)
-        for name, choices in options.items()
+        name: Dropdown(options=choices, value=start[name]) for name, choices in options.items()
     }
-    slider = [(stops[stop], stop) for stop in sorted(stops)]
-    late = {"continuous_update": False, "layout": {"width": "28rem"}}
-    widgets["keep"] = SelectionSlider(
-        options=slider,
-        value=keep,
-        description="keep",
-        **late,
-    )
+    look = {"readout_format": ".2%", "continuous_update": False, "layout": {"width": "28rem"}}
+    widgets["keep"] = FloatLogSlider(keep, min=-3, max=0, step=0.02, **look)
 
     def draw(**choice):
         try:
             display(panel(**choice, dataset=dataset))
         except (ValueError, OSError, RuntimeError) as error:
-            print(" ".join(str(error).split()))
+            print(error)
 
-    return VBox([*widgets.values(), interactive_output(draw, widgets)])
+    return interactive(draw, **widgets)
 
 
-def _survivors(mask: Tensor, data: Data) -> Tensor:
+def _survivors(mask: Tensor, data: Data) -> np.ndarray:
     """How many weights of the first layer survive: per pixel of the input, or kernel position."""
     from torchvision.utils import make_grid
 
     if mask.ndim == 2:
-        return mask.sum(0).view(data.test_images.shape[1:]).sum(0)
+        return mask.sum(0).view(data.test_images.shape[1:]).sum(0).numpy()
     tiles = mask.sum(1, keepdim=True).float()  # one per kernel, summed over input channels
-    return make_grid(
-        tiles,
-        round(len(tiles) ** 0.5),
-        padding=1,
-        pad_value=float("nan"),
-    )[0]
+    across = round(len(tiles) ** 0.5)
+    return make_grid(tiles, across, padding=1, pad_value=float("nan"))[0].numpy()
 
 
-@lru_cache(maxsize=8)
-def _network(network, dataset) -> tuple:
-    """Data, dense network, its accuracy (%), and a function: statistics of the data, by kind."""
-    declared = table(
-        NETWORKS[network],
-        "quick",
-        dataset=dataset,
-        device="cpu",
-    )
+@cache
+def _dense(network: str, dataset: str | None) -> tuple[Data, nn.Module, float]:
+    """The data, the dense network, and its accuracy (%)."""
+    declared = table(NETWORKS[network], "quick", dataset=dataset, device="cpu")
     data = load_data(declared.dataset, declared.image_size, declared.channels)
     task = Task(declared, data.source, seed=0)
     with Progress(task.steps, f"dense {network}", delay=1) as bar:
         model, _ = dense_network(task, data, bar.at)
-
-    @cache
-    def statistics(kind: str):
-        return data_statistics(model, kind, data.batches(10, 60)) if kind else None
-
-    return data, model, evaluate(model, data)[1], statistics
+    return data, model, evaluate(model, data)[1]

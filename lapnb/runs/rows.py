@@ -5,38 +5,69 @@ import functools
 import io
 import pathlib
 import re
-from collections import defaultdict
-from typing import get_args
+from typing import Annotated, Literal
 
 import pandas as pd
+from pydantic import BaseModel, Field, TypeAdapter
 
-from lapnb.paper.protocol import Table
+from lapnb.checks import one_sentence
 from lapnb.pruning.scores import METHODS
 from lapnb.store import locked, root, write_whole
+from lapnb.training.datasets import DATASETS
+from lapnb.training.networks import ACTIVATIONS, NETWORKS
 
 SHIPPED_SCALES = ("reduced", "paper")
 # Where the rows of these scales lie in an installed package, and in a checkout
 SHIPPED = [pathlib.Path(__file__).resolve().parents[above] / "figures" for above in (1, 2)]
-PERCENT, COUNT, AMOUNT = (float, 0, 100), (int, 0, 10**9), (float, 0, 1e12)
-# What a row holds: text, or a kind of number with the least and the largest that makes sense
-SCHEMA = {
-    "table": str, "scale": str, "network": str, "dataset": str, "source": str, "activation": str,
-    "width": AMOUNT, "method": str, "scope": str, "schedule": str, "round": COUNT, "seed": COUNT,
-    "surviving": (float, 0, 1), "error_before": PERCENT, "error": PERCENT, "train_error": PERCENT,
-    "dense_error": PERCENT, "distortion": AMOUNT, "empty_layers": str, "dense_steps": COUNT,
-    "retrain_steps": COUNT, "mask_seconds": AMOUNT, "retrain_seconds": AMOUNT, "device": str,
-    "status": str, "changed": str, "settings": str, "commit": str, "torch": str, "processor": str,
-    "side_by_side": str,
-}  # fmt: skip
-# How a row was made; empty in rows that are older than these columns
-PROVENANCE = ["commit", "torch", "processor", "side_by_side"]
-NUMBERS = [column for column, kind in SCHEMA.items() if kind is not str]
+Percent = Annotated[float | None, Field(ge=0, le=100)]
+Amount = Annotated[float | None, Field(ge=0, le=1e12)]
+Count = Annotated[int, Field(ge=0, le=10**9)]
+
+
+class Row(BaseModel, extra="allow", coerce_numbers_to_str=True):
+    """What a row holds, and which values make sense; columns of the user's own stay."""
+
+    table: str
+    scale: str
+    network: Literal[*NETWORKS]
+    dataset: Literal[*DATASETS]
+    source: str
+    activation: Literal[*ACTIVATIONS]
+    width: Amount
+    method: Literal[*METHODS]
+    scope: Literal["layer", "global"]
+    schedule: Literal["oneshot", "iterative"]
+    round: Count
+    seed: Count
+    surviving: Annotated[float | None, Field(ge=0, le=1)]
+    error_before: Percent
+    error: Percent
+    train_error: Percent
+    dense_error: Percent
+    distortion: Amount
+    empty_layers: str
+    dense_steps: Count
+    retrain_steps: Count
+    mask_seconds: Amount
+    retrain_seconds: Amount
+    device: str
+    status: Annotated[str, Field(pattern="^(ok$|failed: |diverged: )")]
+    changed: str
+    settings: str
+    # How it was made; empty in rows that are older than these columns
+    commit: str = ""
+    torch: str = ""
+    processor: str = ""
+    side_by_side: str = ""
+
+
+SCHEMA = [*Row.model_fields]
+KINDS = {
+    name: {float | None: float, int: int}.get(field.annotation, str)
+    for name, field in Row.model_fields.items()
+}
 ALWAYS = ["surviving", "error_before", "error", "dense_error"]  # where the status is ok
 ORDER = ["activation", "schedule", "method", "seed", "round"]
-CHOICES = {"method": METHODS.keys()} | {
-    name: {*get_args(Table.model_fields[name].annotation)}
-    for name in ("network", "dataset", "activation", "scope", "schedule")
-}
 KEY = ["source", "settings", "method", "round", "seed"]  # what tells a run from all others
 
 
@@ -64,17 +95,16 @@ def read(path: pathlib.Path) -> pd.DataFrame:
     Raises:
         ValueError: It is not a results file. The message names it and what is wrong.
     """
-    content = path.read_bytes() if path.exists() else ",".join(SCHEMA).encode()
-    kinds = {column: str if kind is str else kind[0] for column, kind in SCHEMA.items()}
-    missing = {column: [""] for column in NUMBERS}
+    if not path.exists():
+        return typed(pd.DataFrame(columns=SCHEMA))
+    content = path.read_bytes()
     try:
         if re.search(rb"^(<<<<<<<|=======|>>>>>>>)", content, re.MULTILINE):
             raise ValueError("it holds the conflict markers of a git merge")
-        kinds = defaultdict(lambda: str, kinds)  # columns of the user's own are text
-        file = io.BytesIO(content)
-        rows = pd.read_csv(file, dtype=kinds, keep_default_na=False, na_values=missing)
-        rows = rows.assign(**{column: "" for column in PROVENANCE if column not in rows})
-        check(rows, path.stem, path.parent.name.removesuffix("-changed"))
+        rows = typed(pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False))
+        name, scale = path.stem, path.parent.name.removesuffix("-changed")
+        if not ((rows.table == name) & (rows.scale == scale)).all():
+            raise ValueError("its rows are of another table or scale")
     except ValueError as error:
         raise ValueError(
             f"{path} is not a results file as lapnb writes it ({error}); "
@@ -83,27 +113,23 @@ def read(path: pathlib.Path) -> pd.DataFrame:
     return rows
 
 
-def check(rows: pd.DataFrame, table: str, scale: str) -> None:
-    """Raise ValueError with what makes no sense in the rows of a table."""
-    for column, kind in SCHEMA.items():
-        if column not in rows:
-            raise ValueError(f"it has no column {column}")
-        if kind is not str:
-            number, low, high = kind
-            valid = rows[column].between(low, high) | (rows[column].isna() & (number is float))
-            if not valid.all():
-                value = rows[column][~valid].iloc[0]
-                raise ValueError(f"{column} {value:g} is not from {low} to {high:g}")
+def typed(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return rows of whatever types with those of `Row`.
+
+    Raises:
+        ValueError: It says what makes no sense in them.
+    """
+    no_number = {column: {"": None} for column, kind in KINDS.items() if kind is not str}
+    values = rows.astype(object).where(rows.notna(), "").replace(no_number)
+    with one_sentence():
+        checked = TypeAdapter(list[Row]).validate_python(values.to_dict("records"))
+    columns = dict.fromkeys([*SCHEMA, *rows.columns])
+    rows = pd.DataFrame([row.model_dump() for row in checked], columns=columns).astype(KINDS)
     if rows.loc[rows.status == "ok", ALWAYS].isna().any(axis=None):
         raise ValueError("a row without a result has the status ok")
-    for column, choices in ({"table": {table}, "scale": {scale}} | CHOICES).items():
-        unknown = {*map(str, rows[column])} - choices
-        if unknown:
-            raise ValueError(f"its {column} is {min(unknown)!r}")
-    if not rows.status.str.match("ok$|failed: |diverged: ").all():
-        raise ValueError("a status is not ok, failed or diverged")
     if rows.duplicated(KEY).any():
         raise ValueError("it holds the same run twice")
+    return rows
 
 
 def record(path: pathlib.Path, rows: list[dict] | pd.DataFrame) -> None:
@@ -112,7 +138,7 @@ def record(path: pathlib.Path, rows: list[dict] | pd.DataFrame) -> None:
     A run that fails when it is computed again leaves its recorded result as it is.
     """
     with locked(root() / "runs" / f"{path.parent.name}-{path.stem}.lock", path):
-        newer = pd.DataFrame(rows, columns=[*SCHEMA])
+        newer = pd.DataFrame(rows, columns=SCHEMA)
         results = pool(path)
         kept = keys(newer[_failed(newer)]) & keys(results[~_failed(results)])
         if kept:
@@ -141,7 +167,7 @@ def matching(rows: pd.DataFrame, runs: set[tuple]) -> pd.DataFrame:
 
 def taken_over(path: pathlib.Path, runs: set[tuple]) -> pd.DataFrame:
     """Return results of these runs that other tables of this scale have recorded."""
-    parts = [pd.DataFrame(columns=[*SCHEMA])]
+    parts = [pd.DataFrame(columns=SCHEMA)]
     for folder in _folders(path):
         for file in sorted(folder.glob("*.csv")):
             if file.name == path.name:

@@ -1,6 +1,5 @@
 """Compute a table's rows, and read recorded ones: what a notebook calls."""
 
-import multiprocessing
 import os
 from concurrent.futures import Executor
 from pathlib import Path
@@ -64,7 +63,9 @@ def run(
         RuntimeError: No run at all gave a result.
     """
     require(isinstance(table, Table), "table", "one that lapnb.table declares", table)
-    _check_executor(executor)
+    submits = executor is None or isinstance(executor, str) or hasattr(executor, "submit")
+    allowed = "an object with a method submit, as in concurrent.futures, or a scheduler's address"
+    require(submits, "executor", allowed, executor)
     again = checked("recompute", recompute, bool)
     count = _worker_count(workers, table.device)
     _check_methods(table)
@@ -125,20 +126,12 @@ def recorded(name: str, scale: str | None = None, source: str | None = None) -> 
     raise FileNotFoundError(f"no run of {name} is recorded yet: lapnb.run(lapnb.table({name!r}))")
 
 
-def _check_executor(executor: Executor | str | None) -> None:
-    submits = hasattr(executor, "submit") and not isinstance(executor, type)
-    valid = executor is None or isinstance(executor, str) or submits
-    allowed = "an object with a method submit, as in concurrent.futures, or a scheduler's address"
-    require(valid, "executor", allowed, executor)
-
-
 def _worker_count(workers: int | str | None, device: str) -> int:
-    if workers is None and device == "cpu":
-        workers = os.environ.get("LAPNB_WORKERS") or processors()
-    count = checked("workers", 1 if workers is None else workers, Workers)
-    if multiprocessing.current_process().daemon:  # which may not start processes
-        return 1
-    return count
+    if workers is None:
+        workers = 1
+        if device == "cpu":
+            workers = os.environ.get("LAPNB_WORKERS") or processors()
+    return checked("workers", workers, Workers)
 
 
 def _check_methods(table: Table) -> None:

@@ -1,22 +1,16 @@
 """Where tasks are computed: in this process, in workers, or on somebody else's executor."""
 
 import contextlib
-import multiprocessing
 import os
 import pathlib
-import signal
+import pickle
+import queue
+import subprocess
 import sys
 import threading
-import time
 import types
 from collections.abc import Iterator
-from concurrent.futures import Executor, Future, InvalidStateError
-from multiprocessing.context import SpawnContext, SpawnProcess
-
-try:
-    from pebble import ProcessPool
-except ModuleNotFoundError:  # of the extra "notebooks": one worker does without
-    ProcessPool = object
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
 from lapnb.progress import Progress
 from lapnb.store import root
@@ -25,7 +19,6 @@ from lapnb.training.datasets import data_folder
 Where = Executor | str | None  # to compute: None in processes of our own, text with Dask
 CONNECT_SECONDS = 5  # for a Dask scheduler to answer
 CPU_LIMIT = pathlib.Path("/sys/fs/cgroup/cpu.max")  # of a container
-_STARTING = threading.Lock()
 
 
 def processors() -> int:
@@ -57,78 +50,84 @@ class Here:
         return types.SimpleNamespace(done=lambda: True, result=result, cancel=lambda: None)
 
 
-class _Worker(SpawnProcess):
-    """A new process that does not import the caller's script, which may lack a __main__ guard.
+class Processes(ThreadPoolExecutor):
+    """Threads with a worker process each; one that dies fails its own task and is replaced.
 
-    It starts with Ctrl-C held back, so that one which still imports says nothing of it.
-    """
-
-    def start(self):
-        with _STARTING:
-            script, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
-            signals = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-            try:
-                super().start()
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, signals)
-                sys.modules["__main__"] = script
-
-
-class _Context(SpawnContext):
-    Process = _Worker
-
-
-class Processes(ProcessPool):
-    """Worker processes of one thread each; one that dies fails its own task and is replaced.
-
-    None of them outlives the caller, however that ends.
+    A worker is a new interpreter, which does not import the caller's script. It ends when the
+    caller closes its standard input or is gone.
     """
 
     def __init__(self, count: int):
-        folders = {"LAPNB_ROOT": str(root())}
-        if os.environ.get("LAPNB_DATA"):
-            folders["LAPNB_DATA"] = str(data_folder())
-        super().__init__(count, context=_Context(), initializer=_start_worker, initargs=(folders,))
-        self.futures: list[Future] = []
+        super().__init__(count)
+        self.of_thread = threading.local()
+        self.workers: list[subprocess.Popen] = []
 
     def submit(self, function, /, *args) -> Future:
+        return super().submit(self._compute, function, *args)
+
+    def _compute(self, *call):
+        worker = getattr(self.of_thread, "worker", None)
+        if worker is None or worker.poll() is not None:
+            worker = self.of_thread.worker = _started()
+            self.workers.append(worker)
         try:
-            self.futures.append(self.schedule(function, args=args))
-        except RuntimeError:  # it has given up
-            self.futures.append(Future())
-            self._fail()
-        if len(self.futures) == 1:
-            threading.Thread(target=self._watch, daemon=True).start()
-        return self.futures[-1]
-
-    def _watch(self) -> None:
-        """Pebble gives up when an idle worker is killed, and forgets about some of its futures."""
-        while self.active:
-            time.sleep(0.2)
-        self._fail()
-
-    def _fail(self) -> None:
-        for future in self.futures:
-            with contextlib.suppress(InvalidStateError):  # it is done
-                future.set_exception(RuntimeError("a worker process was killed before it began"))
+            worker.stdin.write(pickle.dumps(call))
+            worker.stdin.flush()
+            result, error = pickle.load(worker.stdout)
+        except (EOFError, BrokenPipeError):
+            raise RuntimeError(f"a worker process died (exit {worker.wait()})") from None
+        if error:
+            raise error
+        return result
 
     def __exit__(self, *_) -> None:
-        self.stop()
-        self.join()
+        self.shutdown(wait=False, cancel_futures=True)
+        for worker in self.workers:
+            worker.kill()
+            worker.wait()
+        self.shutdown()
 
 
-def _start_worker(folders: dict[str, str]) -> None:
-    os.environ.update(folders)
-    os.environ["TQDM_DISABLE"] = "1"  # the caller's bar tells of all workers
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the caller, who stops the workers
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-    threading.Thread(target=_end_with_caller, daemon=True).start()
+def _started() -> subprocess.Popen:
+    variables = {
+        "LAPNB_ROOT": str(root()),
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "TQDM_DISABLE": "1",  # the caller's bar tells of all workers
+    }
+    if os.environ.get("LAPNB_DATA"):
+        variables["LAPNB_DATA"] = str(data_folder())
+    return subprocess.Popen(
+        [sys.executable, "-c", "from lapnb.runs.workers import serve; serve()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | variables,
+        process_group=0,  # Ctrl-C is for the caller, who stops the workers
+    )
 
 
-def _end_with_caller() -> None:
-    """End this worker when the process that started it is gone, e.g. killed."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
+def serve() -> None:
+    """Compute what comes in by the standard input, until it is closed; a worker runs this."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what is printed goes elsewhere
+    calls = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(calls,), daemon=True).start()
+    while True:
+        function, *arguments = calls.get()
+        try:
+            answer = pickle.dumps((function(*arguments), None))
+        except Exception as error:
+            answer = pickle.dumps((None, error))
+        answers.write(answer)
+        answers.flush()
+
+
+def _receive(calls: queue.SimpleQueue) -> None:
+    """Receive calls; end this worker, whatever it computes, when its caller is gone."""
+    try:
+        while True:
+            calls.put(pickle.load(sys.stdin.buffer))
+    finally:
+        os._exit(1)
 
 
 @contextlib.contextmanager

@@ -262,9 +262,9 @@ def test_what_are_no_results_is_said_in_a_sentence(made):
     good = made({"mp": [1.0], "lap": [2.0]})
     bad = {
         "list without rows": [1],
-        "its method is ''": good.drop(columns="method"),
+        "method Field required": good.drop(columns="method"),
         "the same run twice": pd.concat([good, good[:1]]),
-        "its scale is 'quick'": pd.concat([good, made({"mp": [1.0]}, scale="quick")]),
+        "one scale; got": pd.concat([good, made({"mp": [1.0]}, scale="quick")]),
         "one source; got": pd.concat([good, good.assign(source="Fashion")]),
         "the same settings; got": good.assign(settings=["a", "b"]),
         "one status; got": good.assign(status=["ok", "failed: x"]),

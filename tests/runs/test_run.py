@@ -6,24 +6,21 @@ import fcntl
 import io
 import multiprocessing
 import os
-import resource
 import signal
 import subprocess
 import sys
-import threading
 import time
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import pandas as pd
 import psutil
 import pytest
-import safetensors.torch
 import torch
 
 import lapnb
 from lapnb.runs import compute, schedule, workers
-from lapnb.runs.rows import PROVENANCE, SCHEMA, read, record, results_file
-from lapnb.store import CorruptFile, load_tensors, root, save_tensors, write_whole
+from lapnb.runs.rows import SCHEMA, read, record, results_file
+from lapnb.store import load_tensors, save_tensors, write_whole
 
 TIMES = ["mask_seconds", "retrain_seconds", "side_by_side"]  # these differ between computations
 # Processes to be killed: forked off a process that has imported torch once for all of them
@@ -82,18 +79,15 @@ def _call(function, folder, *arguments):
     function(*arguments)
 
 
-def nothing_left_of(group):
-    """Whether the processes of a group are gone, after waiting for that."""
-    for _ in range(200):
-        if not any(_lives_in(process, group) for process in psutil.process_iter()):
-            return True
-        time.sleep(0.05)
-    return False
-
-
-def _lives_in(process, group):
-    with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
-        return os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE
+def workers_of(folder):
+    """The worker processes that compute for a folder."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if (
+                process.environ().get("LAPNB_ROOT") == str(folder)
+                and "serve()" in process.cmdline()[-1]
+            ):
+                yield process
 
 
 # ---- rows ----------------------------------------------------------------------------------------
@@ -233,7 +227,6 @@ def test_a_picture_is_saved_where_all_that_is_recorded_is_shown(lapnb_root):
         (tiny(), dict(recompute="maybe"), "recompute must be a valid boolean.*; got 'maybe'"),
         (tiny(), dict(workers=0), "workers must be greater than or equal to 1; got 0"),
         (tiny(), dict(executor=2), "executor must be an object with a method submit.* got 2"),
-        (tiny(), dict(executor=ThreadPoolExecutor), "executor must be an object with a method"),
         (tiny(batch_size=4001), {}, "batch_size must be at most 4000"),
         (tiny(methods=["lap_forward"], scope="global"), {}, "lap_forward.*global"),
         ("fcn_mnist", {}, "table must be one that lapnb.table declares"),
@@ -268,15 +261,10 @@ def edited(text, column, value):
     [
         lambda text: "\n".join([*text.splitlines(), text.splitlines()[1]]),
         lambda text: "",
-        lambda text: text.replace("surviving", "density"),
         lambda text: edited(text, "method", "magnitude"),
-        lambda text: edited(text, "status", "fine"),
-        lambda text: edited(text, "scale", "paper"),
         lambda text: edited(text, "surviving", "2.5"),
         lambda text: edited(text, "error", ""),
         lambda text: edited(text, "dense_steps", "inf"),
-        lambda text: edited(text, "round", "9007199254740993"),
-        lambda text: edited(text, "seed", "0.5"),
     ],
 )
 def test_a_results_file_of_nonsense_is_named_and_left_alone(lapnb_root, recorded_text, spoil):
@@ -295,12 +283,16 @@ def test_a_file_with_the_conflicts_of_a_merge_says_so(lapnb_root, recorded_text)
 
 
 def test_whole_numbers_and_own_columns_stay_and_files_of_before_are_read(lapnb_root, recorded_text):
-    before = pd.read_csv(io.StringIO(recorded_text)).drop(columns=PROVENANCE).assign(note="mine")
+    before = (
+        pd.read_csv(io.StringIO(recorded_text))
+        .drop(columns=["commit", "torch", "processor", "side_by_side"])
+        .assign(note="mine")
+    )
     write_whole(csv(), before.to_csv(index=False).encode())
     results = lapnb.run(tiny())
     assert (results.commit == "").tolist() == [True, False] * 2
     lines = csv().read_text().splitlines()[1:]
-    assert sum(",mine," in line for line in lines) == 2
+    assert sum(line.endswith(",mine") for line in lines) == 2
     assert all(",60,20," in line for line in lines)
 
 
@@ -315,20 +307,6 @@ def test_rows_of_two_sources_are_never_pooled(lapnb_root, capsys):
     with pytest.raises(ValueError, match="source must be one of MNIST, 5,000 digits, my digits"):
         lapnb.recorded("fcn_mnist", "smoke", source="yours")
     lapnb.verdicts(found)
-
-
-def test_progress_is_never_worth_a_run(lapnb_root):
-    (lapnb_root / "runs").mkdir()
-    (lapnb_root / "runs" / "progress").write_text("a file where the folder should be")
-    assert len(lapnb.run(tiny(seeds=2), workers=2)) == 8
-
-
-def test_a_relative_root_stays_where_it_was(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("LAPNB_ROOT", "here")
-    assert root() == tmp_path / "here"
-    monkeypatch.chdir("/")
-    assert root() == tmp_path / "here"
 
 
 @pytest.mark.parametrize("folder", ["figures", "runs"])
@@ -347,25 +325,6 @@ def test_a_file_system_without_locks_is_refused_and_not_waited_for(lapnb_root, m
     monkeypatch.setattr(fcntl, "flock", unsupported)
     with pytest.raises(PermissionError, match=r"\.lock cannot be locked .* LAPNB_ROOT"):
         lapnb.run(tiny())
-
-
-def _run_with_small_files(table, largest):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
-    try:
-        lapnb.run(table, workers=1)
-    except OSError as error:
-        write_whole(root() / "error.txt", str(error).encode())
-
-
-def test_a_full_disk_leaves_the_old_file(lapnb_root):
-    lapnb.run(tiny(rounds=[2]))
-    before = csv().read_bytes()
-    start(_run_with_small_files, lapnb_root, tiny(), len(before) + 100).join()
-    error = (lapnb_root / "error.txt").read_text()
-    assert f"could not write {csv()} (File too large); what it held is unchanged" in error
-    assert csv().read_bytes() == before
-    assert [*csv().parent.iterdir()] == [csv()]
-    assert len(lapnb.run(tiny())) == 4
 
 
 # ---- runs that fail or diverge -------------------------------------------------------------------
@@ -462,9 +421,9 @@ def test_a_worker_that_dies_is_a_failed_run_and_the_others_go_on(
         patch.setattr(schedule, "compute", _deadly)
         by_two = lapnb.run(tiny(seeds=2), workers=2)
     assert_same_rows(by_two, expected[expected.seed == 0])
-    assert read(csv()).status.str.startswith("failed: ProcessExpired").sum() == 4
+    assert read(csv()).status.str.endswith("a worker process died (exit 9)").sum() == 4
     assert_same_rows(lapnb.run(tiny(seeds=2)), expected)
-    assert not [p for p in psutil.Process().children(recursive=True) if "spawn" in p.cmdline()]
+    assert not [*workers_of(lapnb_root)]
 
 
 def _stop_in_mid_sweep(how, workers):
@@ -490,7 +449,8 @@ def test_stop_in_mid_sweep_then_resume(lapnb_root, elsewhere, how, workers):
     process = start(_stop_in_mid_sweep, lapnb_root, how, workers)
     process.join()
     assert process.exitcode == (1 if how == signal.SIGINT else -how)
-    assert nothing_left_of(process.pid)
+    psutil.wait_procs(workers_of(lapnb_root), timeout=10)
+    assert not [*workers_of(lapnb_root)]
     assert 0 < len(read(csv())) < 12
     assert_same_rows(lapnb.run(tiny(seeds=3)), elsewhere(tiny(seeds=3)))
 
@@ -574,48 +534,11 @@ print(len(rows), "rows")
 """
 
 
-@pytest.mark.parametrize("way", ["file", "standard input"])
-def test_a_script_without_a_main_guard(lapnb_root, tmp_path, way):
-    (tmp_path / "script.py").write_text(SCRIPT)
-    arguments, text = ([tmp_path / "script.py"], None) if way == "file" else (["-"], SCRIPT)
+def test_a_script_without_a_main_guard(lapnb_root):
     done = subprocess.run(
-        [sys.executable, *arguments], input=text, capture_output=True, text=True, check=True
+        [sys.executable, "-"], input=SCRIPT, capture_output=True, text=True, check=True
     )
     assert (done.stdout, done.stderr) == ("4 rows\n", "")
-
-
-def test_a_stop_while_workers_start_ends_in_one_traceback(lapnb_root, tmp_path):
-    keeps = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    (tmp_path / "script.py").write_text(keeps + SCRIPT)
-    command = [sys.executable, tmp_path / "script.py"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while not any("spawn_main" in str(p.cmdline()) for p in psutil.Process(process.pid).children()):
-        time.sleep(0.01)
-    time.sleep(0.5)  # the worker imports
-    os.killpg(process.pid, signal.SIGINT)
-    assert process.communicate()[1].count("Traceback") == 1
-
-
-def test_workers_that_start_at_once_leave_the_script_in_place(monkeypatch):
-    script = sys.modules["__main__"]
-    monkeypatch.setattr(workers.SpawnProcess, "start", lambda process: time.sleep(0.1))
-    threads = [threading.Thread(target=workers._Worker().start) for _ in range(2)]
-    for n, thread in enumerate(threads):
-        thread.start()
-        time.sleep(0.05 * (1 - n))
-    for thread in threads:
-        thread.join()
-    assert sys.modules["__main__"] is script
-
-
-def _sweep_by_two():
-    lapnb.run(tiny(), workers=2)
-
-
-def test_a_daemonic_process_computes_by_itself(lapnb_root):
-    process = start(_sweep_by_two, lapnb_root, daemon=True)
-    process.join()
-    assert process.exitcode == 0 and len(read(csv())) == 4
 
 
 def test_processors_are_those_that_may_be_used(tmp_path, monkeypatch):
@@ -626,40 +549,10 @@ def test_processors_are_those_that_may_be_used(tmp_path, monkeypatch):
         assert workers.processors() == count
 
 
-def test_a_worker_that_is_killed_as_it_starts_loses_nothing(lapnb_root, elsewhere, monkeypatch):
-    started, process = [], multiprocessing.process.BaseProcess
-    real = process.start
-
-    def start_and_die(self):
-        real(self)
-        started.append(self)
-        if len(started) == 1:
-            os.kill(self.pid, signal.SIGKILL)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(process, "start", start_and_die)
-        with contextlib.suppress(RuntimeError):  # no run gave a result
-            lapnb.run(tiny(seeds=2), workers=2)
-    status = read(csv()).status
-    assert len(status) == 8 and status.str.match("ok|failed: .*(killed|Expired)").all()
-    assert_same_rows(lapnb.run(tiny(seeds=2)), elsewhere(tiny(seeds=2)))
-
-
-def _write_below(folder):
-    os.environ["LAPNB_ROOT"] = folder
-
-
-@pytest.mark.parametrize("kind", ["threads", "processes"])
-def test_executors_of_the_user_give_the_rows_of_one_worker(lapnb_root, elsewhere, tmp_path, kind):
-    if kind == "threads":
-        executor = ThreadPoolExecutor(2)
-    else:
-        executor = ProcessPoolExecutor(2, FORKED, _write_below, (str(tmp_path / "worker"),))
-    with executor:
+def test_executors_of_the_user_give_the_rows_of_one_worker(lapnb_root, elsewhere):
+    with ThreadPoolExecutor(2) as executor:
         rows = lapnb.run(tiny(seeds=2), executor=executor)
     assert_same_rows(rows, elsewhere(tiny(seeds=2)))
-    if kind == "processes":
-        assert [*(tmp_path / "worker").iterdir()] == [tmp_path / "worker" / "runs"]
 
 
 # ---- caches --------------------------------------------------------------------------------------
@@ -715,10 +608,3 @@ def test_an_earlier_round_that_is_damaged_or_gone_is_computed_again(lapnb_root, 
         spoil(file)
     assert_same_rows(lapnb.run(iterative()), first)
     assert ("is damaged" in capsys.readouterr().out) == (spoil == damage)
-
-
-@pytest.mark.parametrize("save", [safetensors.torch.save_file, torch.save])  # a pickle may execute
-def test_tensors_of_others_are_refused(tmp_path, save):
-    save({"a": torch.ones(3)}, tmp_path / "tensors.safetensors")
-    with pytest.raises(CorruptFile):
-        load_tensors(tmp_path / "tensors.safetensors")
