@@ -51,7 +51,7 @@ SETTINGS = {
 
 def recorded(name: str) -> list[pd.DataFrame]:
     """The recorded rows of a table, the largest scale first."""
-    return [of.one_source(rows) for rows in show.recordings(name, *SCALES)]
+    return show.recordings(name, *SCALES)
 
 
 def markdown(frame: pd.DataFrame) -> str:
@@ -71,28 +71,26 @@ def markdown(frame: pd.DataFrame) -> str:
 def claims() -> str:
     """All claims as a table, each on the largest scale that can judge it."""
     rows = summary.summary(SCALES)
-    lines = []
-    for row in rows[rows.repeats.isna()].itertuples():
-        title = TABLES[row.table]["title"]
-        linked = f"[{title}](notebooks/{NOTEBOOKS.get(row.table, row.table)}.ipynb)"
-        p_holm = f"{row.p_holm:.2g}" if row.p_holm == row.p_holm else "–"
-        detectable = f"{row.detectable:.2g}" if row.detectable == row.detectable else "–"
-        verdict = row.by_fraction if isinstance(row.by_fraction, str) else ""
-        lines.append(
-            {
-                "table": linked,
-                "claim": row.claim,
-                "verdict": f"**{row.verdict}**",
-                "scale": row.scale,
-                "n": row.n,
-                "surviving (%)": row.surviving,
-                "found [95 %]": row.found,
-                "by fraction": verdict,
-                "p (Holm)": p_holm,
-                "detectable": detectable,
-            }
-        )
-    return markdown(pd.DataFrame(lines))
+    rows = rows[~rows.repeats]
+    links = [
+        f"[{TABLES[name]['title']}](notebooks/{NOTEBOOKS.get(name, name)}.ipynb)"
+        for name in rows.table
+    ]
+    columns = {
+        "table": links,
+        "claim": rows.claim,
+        "verdict": "**" + rows.verdict + "**",
+        "scale": rows.scale,
+        "n": rows.n,
+        "dense error (%)": map(words.beside, rows.dense, rows.published_dense),
+        "surviving (%)": rows.surviving,
+        "found [95 %]": rows.found,
+        "by fraction": rows.by_fraction,
+        "p (Holm)": rows.p_holm.map("{:.2g}".format),
+        "detectable": rows.detectable.map("{:.2g}".format),
+    }
+    table = pd.DataFrame({name: [*texts] for name, texts in columns.items()})
+    return markdown(table.replace("nan", "–"))
 
 
 def across() -> str:
@@ -100,28 +98,37 @@ def across() -> str:
     rows = summary.across()
     names = rows.networks.map(lambda name: TABLES[name]["title"] if name in TABLES else name)
     after = rows.after_the_fact.map({True: " (put together after the fact)", False: ""})
-    intervals = [
-        f"{words.number(row.iqm, '+.2f')} [{words.number(row.low, '+.2f')}, "
-        f"{words.number(row.high, '+.2f')}]"
-        for row in rows.itertuples()
-    ]
+    rows = rows.assign(difference=rows.iqm, n=rows.seeds)
+    intervals = [words.interval_text(row) for _, row in rows.iterrows()]
     columns = {
         "networks": names + after,
-        "LAP better, of seeds": rows.better.map("{:.0f}".format)
-        + " of "
-        + rows.seeds.map("{:.0f}".format),
+        "LAP better, of seeds": map("{:.0f} of {:.0f}".format, rows.better, rows.seeds),
         "probability that LAP is better": rows.probability.map("{:.2f}".format),
         "interquartile mean of LAP − MP [95 %]": intervals,
         "p (sign flips)": rows.p.map("{:.2g}".format),
         "runs of MP worse than all of LAP": rows.collapsed.map("{:.0f}".format),
         "p (collapse)": rows.p_collapse.map("{:.2g}".format),
     }
-    return markdown(pd.DataFrame(columns))
+    return markdown(pd.DataFrame({name: [*texts] for name, texts in columns.items()}))
 
 
 def advice_table() -> str:
-    """What to use: a line for each choice."""
-    return markdown(advice.choices(advice.advice()).replace("", "–"))
+    """What to use: a line for each choice, with the evidence where it depends."""
+    lines = []
+    for choice, part in advice.advice().groupby("choice", sort=False):
+        line = {"choice": choice, "verdict": advice.together(part.verdict)}
+        names = part.network
+        if line["verdict"] == "it depends":
+            names = names + " (" + part.evidence + ")"
+        for verdict in ("yes", "no", "it depends"):
+            line[f"{verdict} on"] = "; ".join(names[part.verdict == verdict])
+        line["undecided on"] = "; ".join(part.network[part.verdict == "undecided"])
+        lines.append(line)
+    evidence = (
+        "In brackets, where it depends: at how many fractions the 95 % interval excludes 0, at how "
+        "many of these after the adjustment, and the difference at the sparsest of these."
+    )
+    return f"{markdown(pd.DataFrame(lines).replace('', '–'))}\n\n{evidence}"
 
 
 def contents() -> str:
@@ -156,12 +163,11 @@ def section(name: str, rows: pd.DataFrame) -> str:
     result = show.result(rows)
     parts = [
         f"### {heading_of(rows)}",
-        f"{result[0].upper()}{result[1:]}. {differs(rows)} "
-        f"See the {notebook} and the [rows](figures/{scale}/{name}.csv).",
+        f"{result}. {differs(rows)} See the {notebook} and the [rows](figures/{scale}/{name}.csv).",
     ]
     for column in COLUMNS.get(name, ("error",)):
         if column in drawn(name):
-            alt = f"{words.MEASURED[column][0]}, {words.title(rows)}: {result}"
+            alt = f"{words.MEASURED[column][0]}, {words.title(rows)}: {of.finding(rows, column)}"
             parts.append(f"![{alt}](figures/{scale}/{file_name(name, column)})")
     parts.append("<details><summary>Numbers and verdicts</summary>")
     parts.append(f"*{words.how(rows, 'mean ± standard deviation')}*")
@@ -177,10 +183,7 @@ def section(name: str, rows: pd.DataFrame) -> str:
 def numbers(rows: pd.DataFrame, column: str) -> list[str]:
     """The means of a column, ours beside the published, and the differences to MP."""
     beside = show.side_by_side(rows, column)
-    heading = f"{words.MEASURED[column][0]}: ours"
-    if beside.astype(str).apply(lambda cells: cells.str.contains(r" \| ")).any(axis=None):
-        heading += " | published"
-    parts = [f"{heading[0].upper()}{heading[1:]}.", markdown(beside)]
+    parts = [f"{show.heading(beside, column)}.", markdown(beside)]
     if "mp" in set(rows.method) and rows["round"].nunique() <= show.MOST_LINES:
         parts.append("The same minus MP on paired seeds [95 %]; bold: n ≥ 3, 0 is excluded.")
         parts.append(markdown(differences(rows, column)))
@@ -204,9 +207,8 @@ def differs(rows: pd.DataFrame) -> str:
         parts.append("images saved as JPEG of quality 75")
     elif not first.source.startswith(paper_data(first.table)) or "classes" in first.source:
         parts.append(f"data: {first.source}")
-    computed = sorted(rows.device.unique())
-    if computed != ["cpu"]:
-        parts.append(f"computed on {' and '.join(computed)}")
+    if words.computed(rows) != "CPU":
+        parts.append(f"computed on {words.computed(rows)}")
     if ran.looks != paper.looks:
         parts.append("fewer batches for the scores that look at data")
     count = rows["round"].nunique()
@@ -228,23 +230,26 @@ def paper_data(name: str) -> str:
 
 def differences(rows: pd.DataFrame, column: str) -> pd.DataFrame:
     """Each method minus MP as text: a row per surviving fraction, a column per method."""
-    parts = []
-    for method in rows.method.unique():
-        if method != "mp":
-            pairs = of.pairs(rows, method, "mp", column)
-            parts.append(pairs.assign(method=words.short(method)))
-    pairs = pd.concat(parts, ignore_index=True)
-    pairs["cell"] = [difference(row, words.digits(column)) for _, row in pairs.iterrows()]
-    pairs["surviving (%)"] = pairs.surviving.map(words.percent)
-    keys = [*of.varied(rows), "surviving (%)"]
-    wide = pairs.set_index([*keys, "method"]).cell.unstack(sort=False).reset_index()
-    return show.side_by_side(rows, column)[keys].merge(wide, "left")
+    pairs = of.against_mp(rows, column)
+    pairs["text"] = [difference(row, words.digits(column)) for _, row in pairs.iterrows()]
+    return show.labelled(pairs, [*of.varied(rows), "round"], [*pairs.method.unique()])
 
 
 def difference(row: pd.Series, style: str) -> str:
     text = words.interval_text(row, style)
     decided = row.n >= of.LEAST_SEEDS and not row.low <= 0 <= row.high
     return f"**{text}**" if decided else text
+
+
+def beside_lap(rows: pd.DataFrame) -> str:
+    """A sentence: which other methods are better or worse than LAP, at how many fractions."""
+    said = advice.beside_lap(rows[rows.retrain_steps > 0])
+    if not said:
+        return ""
+    return (
+        "Compared with LAP by 95 % intervals (in brackets: at how many fractions also after "
+        f"adjustment for their number, Holm, and the difference at the sparsest): {said}."
+    )
 
 
 def agreement(rows: pd.DataFrame) -> str:

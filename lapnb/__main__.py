@@ -56,37 +56,26 @@ def parse(argv: list[str] | None, sources: dict[str, Path]) -> argparse.Namespac
         parser.error("the notebooks and the report need a checkout of the project: git clone it")
     if options.jobs < 1:
         parser.error(f"--jobs must be at least 1; got {options.jobs}")
-    if options.timeout < 0:
-        parser.error(f"--timeout must be at least 0; got {options.timeout}")
+    options.chosen = choose(parser, options, sources)
+    return options
+
+
+def choose(parser, options: argparse.Namespace, sources: dict[str, Path]) -> dict[str, dict]:
+    """Return the parameters for each notebook that is to run; refuse what none of them has."""
     names = [Path(name).stem for name in options.notebooks] or [*sources]
     for name in names:
         if name not in sources:
             parser.error(f"no notebook named {name}; there are: {', '.join(sources)}")
-    values = {name: literal(value) for name, value in options.parameter}
-    options.chosen = assign(parser, values, {name: sources[name] for name in names})
-    return options
-
-
-def assign(
-    parser: argparse.ArgumentParser, values: dict, sources: dict[str, Path]
-) -> dict[str, dict]:
-    """Return which of the values each notebook takes; refuse a name that none of them has."""
-    declared = {notebook: parameters(source) for notebook, source in sources.items()}
+    declared = {name: papermill.inspect_notebook(sources[name]) for name in names}
     there = sorted(set().union(*declared.values()))
-    for name in values:
-        if name not in there:
-            parser.error(f"no notebook has a parameter {name}; there are: {', '.join(there)}")
-    return {
-        notebook: {name: value for name, value in values.items() if name in names}
-        for notebook, names in declared.items()
-    }
-
-
-def parameters(notebook: Path) -> dict:
-    """Return what papermill can set; nothing of a broken notebook, which fails when it is run."""
-    with contextlib.suppress(Exception):
-        return papermill.inspect_notebook(notebook)
-    return {}
+    chosen = {name: {} for name in names}
+    for parameter, value in options.parameter:
+        if parameter not in there:
+            parser.error(f"no notebook has a parameter {parameter}; there are: {', '.join(there)}")
+        for name in names:
+            if parameter in declared[name]:
+                chosen[name][parameter] = literal(value)
+    return chosen
 
 
 def run_all(
@@ -98,30 +87,28 @@ def run_all(
     """
     limits = dict(start_timeout=120, execution_timeout=options.timeout or None, config=ENCRYPTED)
     execute = functools.partial(papermill.execute_notebook, progress_bar=False, **limits)
-    copies = root() / "build" / "notebooks"
-    copies.mkdir(parents=True, exist_ok=True)
-    with Progress(len(options.chosen), "notebooks", "notebooks") as bar:
-        for names in (options.chosen.keys() - {START}, options.chosen.keys() & {START}):
-            with Processes(max(1, min(options.jobs, len(names)))) as pool:
+    folder = root() / "build" / "notebooks"
+    folder.mkdir(parents=True, exist_ok=True)
+    copies = {name: folder / f"{name}.ipynb" for name in options.chosen}
+    first = copies.keys() - {START}
+    with Progress(len(copies), "notebooks", "notebooks") as bar:
+        for names in (first, copies.keys() - first):
+            with Processes(options.jobs) as pool:
                 running = {}
                 for name in sorted(names):
-                    source, copy = sources[name], copies / f"{name}.ipynb"
-                    copy.unlink(missing_ok=True)
-                    about = dict(parameters=options.chosen[name], cwd=source.parent)
-                    call = functools.partial(execute, source, copy, **about)
-                    running[pool.submit(call)] = source, copy
+                    paths = sources[name], copies[name]
+                    about = dict(parameters=options.chosen[name], cwd=paths[0].parent)
+                    run = functools.partial(execute, *paths, **about)
+                    running[pool.submit(run)] = name
                 for future in as_completed(running):
-                    source, copy = running[future]
-                    outcomes[source.stem] = note(source, copy, future.exception())
+                    name = running[future]
+                    outcomes[name] = note(sources[name], copies[name], future.exception())
                     bar.at(len(outcomes))
 
 
 def note(source: Path, copy: Path, error: BaseException | None) -> Outcome:
     """Note the outcome in the executed copy, or in a copy of the source in its place."""
-    try:
-        notebook = nbformat.read(copy if copy.exists() else source, as_version=4)
-    except Exception:  # still gets its page
-        notebook = nbformat.v4.new_notebook()
+    notebook = nbformat.read(copy if copy.exists() else source, as_version=4)
     failure = ""
     if error:
         name, text = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", error)
@@ -137,8 +124,7 @@ def set_environment(jobs: int) -> None:
     os.environ["LAPNB_ROOT"] = str(root())
     if os.environ.get("LAPNB_DATA"):
         os.environ["LAPNB_DATA"] = str(data_folder())
-    os.environ.pop("JUPYTER_PATH", None)  # this environment's kernel, not another one's
-    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # this environment's kernel, not another one's
     os.environ.setdefault("LAPNB_WORKERS", str(max(1, processors() // jobs)))
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")  # see benchmarks/README.md
@@ -149,23 +135,17 @@ def main(argv: list[str] | None = None) -> int:
     sources = notebooks()
     options = parse(argv, sources)
     set_environment(options.jobs)
-    for stop in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(stop, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     outcomes: dict[str, Outcome] = {}
-    status, report = 0, root() / "build" / "report" / "index.html"
-    try:
+    status = 130
+    with contextlib.suppress(KeyboardInterrupt):
         run_all(sources, options, outcomes)
-        subprocess.run([sys.executable, BUILD], check=True)
-    except KeyboardInterrupt:
-        status, report = 130, "stopped"
-    except (OSError, subprocess.CalledProcessError) as error:
-        status, report = 1, f"failed ({error})"
-    width = max(map(len, options.chosen))
-    fine = 0
+        status = subprocess.run([sys.executable, BUILD]).returncode
+    report = {0: root() / "build" / "report" / "index.html", 130: "stopped"}.get(status, "failed")
     for name in options.chosen:
-        failure, seconds = outcomes.get(name, ("not finished", 0.0))
-        fine += not failure
-        print(f"{name:{width}}  {seconds:7.1f} s  {f'FAILED: {failure}' if failure else 'ok'}")
+        failure, seconds = outcomes.setdefault(name, ("not finished", 0.0))
+        print(f"{name:28} {seconds:7.1f} s  {f'FAILED: {failure}' if failure else 'ok'}")
+    fine = sum(not failure for failure, _ in outcomes.values())
     print(f"{fine} of {len(options.chosen)} notebooks ran through. Report: {report}")
     return status or int(fine < len(options.chosen))
 

@@ -111,7 +111,7 @@ def test_stored_verdicts_follow_from_the_stored_numbers(notebook):
 def judged(row, low, high):
     """The word for a claim that has this interval."""
     n = int(row["n"])
-    margin = re.search(r"within ([\d.]+) point", row["claim"])
+    margin = re.search(r"\(within ([\d.]+) point", row["claim"])
     most = float(margin[1]) if margin else 0
     least = -most if margin else -math.inf
     if n < 3:

@@ -72,7 +72,6 @@ def printed(root, name):
 def driven(make):
     """A root after one run with all kinds of notebooks, and the report; output, errors, status."""
     root = make("00_start_here", "bad", "dead", "good")
-    (root / "notebooks" / "broken.ipynb").write_text("{")
     process = start(root, "-p", "level", "7", "--jobs", "2", command=("-m", "lapnb"))
     return root, *process.communicate(timeout=300), process.returncode
 
@@ -85,9 +84,8 @@ def test_goes_on_after_failures_and_tells(driven):
     lines = {line.split()[0]: line for line in output.splitlines()}
     assert lines["bad"].endswith("FAILED: ValueError: no <such> thing")
     assert "FAILED: DeadKernelError" in lines["dead"]
-    assert "FAILED: NotJSONError" in lines["broken"]
     assert lines["good"].endswith("ok") and lines["00_start_here"].endswith("ok")
-    assert "2 of 5 notebooks ran through" in output
+    assert "2 of 4 notebooks ran through" in output
     assert "encrypt" not in errors and "Traceback" not in errors
 
 
@@ -97,7 +95,7 @@ def test_parameters_reach_the_copies_and_the_sources_stay(driven):
     text, noted = printed(root, "good")
     assert "level 7" in text and noted["failed"] == "" and noted["seconds"] > 0
     assert printed(root, "bad")[1]["failed"] == "ValueError: no <such> thing"
-    for source in {*(root / "notebooks").glob("*.ipynb")} - {root / "notebooks" / "broken.ipynb"}:
+    for source in (root / "notebooks").glob("*.ipynb"):
         cells = nbformat.read(source, as_version=4).cells
         assert len(cells) == 2 and not any(cell.outputs for cell in cells)
 
@@ -113,7 +111,6 @@ def test_the_start_page_runs_last(driven):
         (["-p", "levle", "7"], "no notebook has a parameter levle; there are: level"),
         (["nothing"], "no notebook named nothing; there are: good"),
         (["--jobs", "0"], "--jobs must be at least 1; got 0"),
-        (["--timeout", "-5"], "--timeout must be at least 0; got -5"),
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_runs(
@@ -140,12 +137,7 @@ def test_a_folder_of_results_gets_the_notebooks_of_the_checkout(checkout):
     assert [*driver.notebooks().values()] == sorted(folder.glob("*.ipynb"))
 
 
-def test_python_may_leave_out_docstrings(make):
-    process = start(make("good"), "nothing", command=("-OO", "-m", "lapnb"))
-    assert "no notebook named nothing; there are: good" in process.communicate()[1]
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_stopped_at_once_with_nothing_left(make, number):
     """Within five seconds on an idle machine; the tests of others may run beside this one."""
     root = make("slow1", "slow2")

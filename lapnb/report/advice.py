@@ -11,20 +11,9 @@ from lapnb.report import words
 from lapnb.report.show import Shown
 from lapnb.report.summary import everything, matched
 
-MP = {
-    "method": "mp",
-    "scope": "layer",
-    "schedule": "oneshot",
-}
+MP = {"method": "mp", "scope": "layer", "schedule": "oneshot"}
 LAP = MP | {"method": "lap"}
-COLUMNS = [
-    "choice",
-    "network",
-    "scale",
-    "n",
-    "verdict",
-    "evidence",
-]
+COLUMNS = ["choice", "network", "scale", "n", "verdict", "evidence"]
 
 
 def advice() -> pd.DataFrame:
@@ -37,56 +26,52 @@ def advice() -> pd.DataFrame:
     Returns:
         Columns: choice, methods being layer-wise and one-shot unless it says otherwise; network;
         scale; n; verdict, *yes* when the one is better at some fraction and worse at none, *no* the
-        other way round, *it depends* for both, *undecided* for neither; evidence, the fractions (%)
-        where it is better, worse and not significantly different, with the errors (%) and the
-        95 % interval at the sparsest.
+        other way round, *it depends* for both, *undecided* for neither; evidence, at how many
+        fractions it is better and worse by its 95 % interval, at how many of these after the
+        adjustment, and the difference at the sparsest of these.
     """
     rows, found = everything(), []
     for choice, one, other in _choices():
-        pairs = matched(
-            rows,
-            one,
-            other,
-            [],
-        )
+        pairs = matched(rows, one, other, [])
         for (network, scale), part in pairs.groupby(["network", "scale"], sort=False):
-            n = words.span(part.n)
-            found.append([choice, network, scale, n, *_judged(part, _named(one), _named(other))])
+            found.append([choice, network, scale, words.span(part.n), *_judged(part)])
     return pd.DataFrame(found, columns=COLUMNS)
 
 
-def choices(rows: pd.DataFrame) -> pd.DataFrame:
-    """Sum up `advice`, a row per choice: what the networks say together, and which say what."""
-    lines = []
-    for choice, part in rows.groupby("choice", sort=False):
-        line = {"choice": choice, "verdict": _together(part.verdict)}
-        for verdict in ("yes", "no", "it depends", "undecided"):
-            line[f"{verdict} on"] = "; ".join(part[part.verdict == verdict].network)
-        lines.append(line)
-    return pd.DataFrame(lines)
-
-
 def in_words() -> Shown:
-    """`advice` as a list by choice, whose evidence is folded in HTML."""
+    """`advice` as a list by choice, whose evidence is folded in HTML unless it depends."""
     text, html = [], []
     for choice, rows in advice().groupby("choice", sort=False):
-        head = f"{choice}: {_together(rows.verdict)}"
-        lines = rows.network + " (" + rows.scale + " scale, n = " + rows.n + "): " + rows.evidence
-        text += [head, *("  " + lines)]
-        html.append(f"<details><summary><b>{head}</b></summary><ul>")
+        verdict = together(rows.verdict)
+        lines = rows.verdict + " on " + rows.network
+        lines += " (" + rows.scale + " scale, n = " + rows.n + "): " + rows.evidence
+        text += [f"{choice}: {verdict}", *("  " + lines)]
+        start = "<details open>" if verdict == "it depends" else "<details>"
+        html.append(f"{start}<summary><b>{choice}: {verdict}</b></summary><ul>")
         html += [*("<li>" + lines + "</li>"), "</ul></details>"]
     return Shown({"text/plain": "\n".join(text), "text/html": "\n".join(html)})
+
+
+def beside_lap(rows: pd.DataFrame) -> str:
+    """Say which others of a table's typed rows are better or worse than LAP, by 95 % intervals."""
+    forms = rows[[*LAP]].drop_duplicates().to_dict("records")
+    other = LAP if LAP in forms else LAP | {"scope": "global"}
+    told = []
+    for one in forms:
+        pairs = matched(rows, one, other, ["activation"])
+        for activation, part in pairs.groupby("activation", sort=False):
+            name = _named(one)
+            if rows.activation.nunique() > 1:
+                name += f", {words.WORDS.get(activation, activation)},"
+            told.append(f"{name} is {_judged(part)[1]}")
+    return "; ".join(told)
 
 
 def _choices() -> Iterator[tuple[str, dict, dict]]:
     """What might be taken, and rather than what."""
     yield "LAP rather than MP", LAP, MP
     for scope, schedule, method in product(["layer", "global"], ["oneshot", "iterative"], METHODS):
-        one = {
-            "method": method,
-            "scope": scope,
-            "schedule": schedule,
-        }
+        one = {"method": method, "scope": scope, "schedule": schedule}
         if one in (MP, LAP):
             continue
         # MP and LAP beside their layer-wise, one-shot form, others beside LAP in the same form
@@ -106,29 +91,30 @@ def _named(choice: dict) -> str:
     return text
 
 
-def _judged(rows: pd.DataFrame, one: str, other: str) -> tuple[str, str]:
+def _judged(rows: pd.DataFrame) -> tuple[str, str]:
     """Verdict and evidence of the intervals, one row per surviving fraction."""
     clear = of.holm(rows.p) < 0.05
-    better, worse = rows[clear & (rows.difference < 0)], rows[clear & (rows.difference > 0)]
-    kinds = {
-        "better": better,
-        "worse": worse,
-        "not significant after adjustment": rows[~clear],
-    }
-    told = [f"{kind} at {_told(some, one, other)}" for kind, some in kinds.items() if len(some)]
-    return _together(["yes"] * len(better) + ["no"] * len(worse)), "; ".join(told)
+    kinds = {"yes": ("better", rows[rows.high < 0]), "no": ("worse", rows[rows.low > 0])}
+    verdicts, told = [], []
+    for verdict, (kind, some) in kinds.items():
+        count = clear[some.index].sum()
+        if count:
+            verdicts.append(verdict)
+        if len(some):
+            at = f"{len(some)} of {len(rows)} fractions"
+            told.append(f"{kind} at {at} ({count} after adjustment; {_sparsest(some)})")
+    if not told:
+        told = [f"not significantly different at {len(rows)} fractions ({_sparsest(rows)})"]
+    return together(verdicts), " and ".join(told)
 
 
-def _together(verdicts: Iterable[str]) -> str:
+def _sparsest(rows: pd.DataFrame) -> str:
+    last = rows.iloc[-1]
+    return f"{words.interval_text(last)} at {words.percent(last.surviving)} %"
+
+
+def together(verdicts: Iterable[str]) -> str:
     said = {*verdicts} - {"undecided"}
     if not said:
         return "undecided"
     return said.pop() if len(said) == 1 else "it depends"
-
-
-def _told(rows: pd.DataFrame, one: str, other: str) -> str:
-    """The fractions, and the numbers of the sparsest of them."""
-    text = f"{words.several(rows.surviving)} %"
-    if len(rows) > 1:
-        text += ", at the sparsest of these"
-    return f"{text}: {words.numbers(rows.iloc[-1], one, other)}"

@@ -2,55 +2,28 @@
 
 import dataclasses
 import math
-import pathlib
-from functools import cache
 
 import numpy as np
 import pandas as pd
 
 from lapnb.checks import require
 from lapnb.paper.protocol import VARIED, Claim
-from lapnb.paper.tables import ALL_ROUNDS, TABLES, table
+from lapnb.paper.tables import table
 from lapnb.pruning.scores import METHODS
 from lapnb.report import words
-from lapnb.report.words import MEASURED
+from lapnb.report.words import MEASURED, published
 from lapnb.runs.rows import typed
 
 ROWS = "results must be rows of one table, as lapnb.run and lapnb.recorded return them"
-# What rows of one table agree in
-SHARED = [
-    "table",
-    "scale",
-    "network",
-    "width",
-    "source",
-    "dense_steps",
-    "retrain_steps",
-    "changed",
-]
-VERDICT = (
-    "table scale network claim surviving sparsity dense method_mean baseline_mean difference low"
-)
-VERDICT = f"{VERDICT} high n p detectable area verdict found by_fraction runs".split()
-INTERVAL = [
-    "difference",
-    "low",
-    "high",
-    "n",
-    "p",
-    "detectable",
-    "standard_error",
-]
+INTERVAL = ["difference", "low", "high", "n", "p", "detectable", "standard_error"]
+VERDICT = """
+    table scale network claim surviving sparsity dense published_dense method_mean baseline_mean
+    difference low high n p detectable verdict found by_fraction runs
+"""
 LEAST_SEEDS = 3
 
 
 # ---- rows ----------------------------------------------------------------------------------------
-
-
-@cache
-def published() -> pd.DataFrame:
-    """Read the published test errors (%): transcribed by us, see the note in README.md."""
-    return pd.read_csv(pathlib.Path(__file__).parents[1] / "paper" / "published.csv")
 
 
 def one_source(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
@@ -65,36 +38,20 @@ def one_source(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
     if not isinstance(results, pd.DataFrame) or results.empty:
         raise ValueError(f"{ROWS}; got {type(results).__name__} without rows")
     try:
-        rows = typed(results.reset_index(drop=True))
-        _refuse_mixed(rows)
-    except (ValueError, TypeError) as error:
+        rows = typed(results)
+    except ValueError as error:
         raise ValueError(f"{ROWS}; {error}") from error
+    for name in ("table", "scale", "source", "changed", "status"):
+        values = rows[name].unique().tolist()
+        require(len(values) == 1, "results", f"rows of one {name}", values)
+    looks_at = rows.method.map({name: method.looks_at for name, method in METHODS.items()})
+    alike = rows.groupby([*VARIED, "round", looks_at]).settings.nunique().max() == 1
+    require(alike, "results", "rows of the same settings", "other hashes in a round")
     rows["gap"] = rows.error - rows.train_error
     rows["lost"] = rows.error_before - rows.dense_error
     recorded = [name for name in MEASURED if rows[name].notna().any()]
-    require(
-        column in recorded,
-        "column",
-        f"one of {', '.join(recorded)}",
-        column,
-    )
+    require(column in recorded, "column", f"one of {', '.join(recorded)}", column)
     return rows
-
-
-def _refuse_mixed(rows: pd.DataFrame) -> None:
-    """Raise ValueError unless these are finished runs of one table, each run once."""
-    for name in SHARED:
-        values = rows[name].unique().tolist()
-        if len(values) > 1:
-            raise ValueError(f"{name} is {words.listed(map(repr, values))}")
-    if rows.table[0] not in TABLES:
-        raise ValueError(f"there is no table {rows.table[0]!r}")
-    finished = (rows.status == "ok") & (rows.source != "") & (rows.device != "")
-    if not finished.all():
-        raise ValueError(f"row {finished.idxmin()} is no finished run")
-    looks_at = rows.method.map({name: method.looks_at for name, method in METHODS.items()})
-    if rows.groupby([*VARIED, "round", looks_at]).settings.nunique().max() > 1:
-        raise ValueError("the settings of a round differ, as their hashes say")
 
 
 def varied(rows: pd.DataFrame) -> list[str]:
@@ -129,22 +86,15 @@ def compare(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
 
 def means(rows: pd.DataFrame, column: str = "error") -> pd.DataFrame:
     """`compare` of typed rows."""
-    rows = rows.assign(surviving=100 * rows.surviving)
-    groups = rows.groupby([*varied(rows), "method", "round"], sort=False)
-    ours = groups[column].agg(
-        **{
-            column: "mean",
-            "std": "std",
-            "n": "count",
-        }
-    )
-    ours = ours.join(groups.surviving.mean()).reset_index()
+    keys = [*varied(rows), "round"]
+    groups = rows.groupby([*keys, "method"], sort=False)
+    ours = groups[column].agg(["mean", "std", "count"]).join(100 * groups.surviving.mean())
+    ours = ours.rename(columns={"mean": column, "count": "n"}).reset_index()
     theirs = published().rename(columns={"error_pct": "paper", "error_std": "paper_std"})
     theirs = theirs[theirs.table == rows.table.iloc[0]]
     if column != "error" or not words.as_published(rows):
         theirs = theirs[:0]
     both = ours.merge(theirs[["method", "round", "paper", "paper_std"]], "left")
-    keys = [*varied(rows), "round"]
     mp = both[keys].merge(both[both.method == "mp"], "left", keys)
     both["difference"] = both[column] - both.paper
     both["gain_over_mp"] = 100 * (both[column] / mp[column] - 1)
@@ -169,50 +119,65 @@ def paired(
         p, detectable and standard_error, see `interval`. Settings that the table varies, and the
         round, come first.
     """
-    rows = one_source(results, column)
-    methods = [*rows.method.unique()]
-    for parameter, name in (("method", method), ("baseline", baseline)):
-        require(
-            name in methods,
-            parameter,
-            f"one of {', '.join(methods)}",
-            name,
-        )
-    require(
-        method != baseline,
-        "baseline",
-        "another method",
-        baseline,
-    )
-    return pairs(
-        rows,
-        method,
-        baseline,
-        column,
-    )
+    return pairs(one_source(results, column), method, baseline, column)
 
 
 def pairs(rows: pd.DataFrame, method: str, baseline: str, column: str = "error") -> pd.DataFrame:
     """`paired` of typed rows."""
     keys = [*varied(rows), "round"]
-    values = rows.pivot(
-        index=[*keys, "seed"],
-        columns="method",
-        values=column,
-    )
-    found = intervals(values[[method, baseline]], keys)
-    surviving = 100 * rows.groupby("round").surviving.mean()
-    found.insert(0, "surviving", surviving.reindex(found.index, level="round"))
-    return found.rename_axis(columns=None).reset_index()
+    found = matched(rows, {"method": method}, {"method": baseline}, keys, [], column)
+    return found.rename(columns={"method_mean": method, "baseline_mean": baseline})
+
+
+def matched(
+    rows: pd.DataFrame, one: dict, other: dict, keys: list[str], same: list[str], column="error"
+) -> pd.DataFrame:
+    """Intervals of the difference of two choices, a row for each of `keys`.
+
+    A choice is a dictionary of columns and their values. Pairs are of one seed, and agree in
+    `same` too.
+    """
+    on = [*keys, "seed", *same]
+    both = those(rows, one).merge(those(rows, other), on=on, suffixes=("", "_other"))
+    both = both.set_index(keys)
+    values = both[[column, f"{column}_other"]].set_axis(["method_mean", "baseline_mean"], axis=1)
+    found = intervals(values, keys)
+    found.insert(0, "surviving", 100 * both.surviving.groupby(level=keys).mean())
+    return found.reset_index()
+
+
+def against_mp(rows: pd.DataFrame, column: str = "error") -> pd.DataFrame:
+    """`pairs` of each method and MP, with a column method."""
+    methods = rows.method[rows.method != "mp"].unique()
+    parts = [pairs(rows, method, "mp", column).assign(method=method) for method in methods]
+    return pd.concat(parts, ignore_index=True)
 
 
 def intervals(values: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     """The means of two columns and the `interval` of first − second, by levels of the index."""
     values = values.dropna()
-    groups = values.groupby(level=keys)
+    both = values.groupby(level=keys).mean()
     apart = (values.iloc[:, 0] - values.iloc[:, 1]).groupby(level=keys)
-    found = pd.DataFrame([interval(part) for _, part in apart], columns=INTERVAL)
-    return groups.mean().join(found.set_index(groups.size().index))
+    found = [interval(part) for _, part in apart]
+    return both.join(pd.DataFrame(found, both.index, INTERVAL))
+
+
+def effects(rows: pd.DataFrame) -> pd.DataFrame:
+    """Compare differences to MP with the published ones, of typed rows.
+
+    Where the images or the training differ, all errors shift, and effects say more than errors.
+
+    Returns:
+        One row per method and surviving fraction of which a difference is published. Columns, among
+        others: difference, paper_difference, and z, their distance in standard errors.
+    """
+    theirs = means(rows).dropna(subset="paper")[["method", "round", "paper", "paper_std"]]
+    both = against_mp(rows).merge(theirs)
+    both = both.merge(theirs[theirs.method == "mp"], on="round", suffixes=("", "_mp"))
+    both["paper_difference"] = both.paper - both.paper_mp
+    variance = both.standard_error**2 + (both.paper_std**2 + both.paper_std_mp**2) / 5
+    both["z"] = (both.difference - both.paper_difference) / variance**0.5
+    return both
 
 
 # ---- one number per seed -------------------------------------------------------------------------
@@ -232,14 +197,9 @@ def interval(values: pd.Series) -> dict[str, float]:
     error = values.std() / n**0.5
     half = t.ppf(0.975, n - 1) * error
     p = 2 * t.sf(abs(mean) / error, n - 1) if error else float(mean == 0)
-    found = {
-        "difference": mean,
-        "low": mean - half,
-        "high": mean + half,
-        "n": n,
-        "p": p,
-    }
-    return found | {"detectable": half + t.ppf(0.8, n - 1) * error, "standard_error": error}
+    detectable = half + t.ppf(0.8, n - 1) * error
+    numbers = mean, mean - half, mean + half, n, p, detectable, error
+    return dict(zip(INTERVAL, numbers, strict=True))
 
 
 def per_seed(values: pd.DataFrame, claim: Claim) -> pd.Series:
@@ -250,25 +210,15 @@ def per_seed(values: pd.DataFrame, claim: Claim) -> pd.Series:
         claim: Says how.
     """
     percent = values.columns.to_numpy(float)
-    halvings = -np.log2(percent)
     if claim.measure == "kept":
         near = (values.round(6) <= claim.loss).cummin(axis=1)
         return near.mul(percent).where(near).min(axis=1)
-    if claim.measure == "mean":
-        return values.mean(axis=1)
-    if len(halvings) < 2:
-        return pd.Series(math.nan, values.index)
-    if claim.measure == "area":
-        return pd.Series(
-            np.trapezoid(
-                values,
-                halvings,
-                axis=1,
-            )
-            / np.ptp(halvings),
-            values.index,
-        )
-    return pd.Series(np.polyfit(halvings, values.T, 1)[0], values.index)
+    if claim.measure == "trend":
+        slope = math.nan
+        if len(percent) > 1:
+            slope = np.polyfit(-np.log2(percent), values.T, 1)[0]
+        return pd.Series(slope, values.index)
+    return values.mean(axis=1)
 
 
 def alike(found: dict, claim: Claim) -> float:
@@ -319,138 +269,107 @@ def verdicts(results: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Columns: table, scale, network; claim; surviving and sparsity, the fractions that count (%,
-        text); dense, the dense networks' test error; method_mean and baseline_mean; difference, low
-        and high, n, p, detectable: see `interval`; area, the mean area between the two curves over
-        the log of the surviving weights; verdict; found, these numbers in words; by_fraction, the
-        verdict at each of the fractions; runs, the same for two tables that hold the same runs.
+        text); dense, the dense networks' test error, and published_dense; method_mean and
+        baseline_mean; difference, low and high, n, p, detectable: see `interval`; verdict; found,
+        these numbers in words; by_fraction, the verdict at each of the fractions; runs, the same
+        for two tables that hold the same runs.
     """
     return judged(one_source(results))
 
 
 def judged(rows: pd.DataFrame) -> pd.DataFrame:
     """`verdicts` of typed rows."""
-    first = rows.iloc[0]
-    about = {
-        "table": first.table,
-        "scale": first.scale,
-        "network": words.title(rows),
-    }
-    about["dense"] = rows.drop_duplicates("seed").dense_error.mean()
-    claims = table(first.table, "paper").claims
-    return pd.DataFrame([about | _judged(rows, claim) for claim in claims], columns=VERDICT)
-
-
-def endpoint(rows: pd.DataFrame, claim: Claim) -> pd.DataFrame:
-    """What a claim is judged by: a row per seed, and columns method, baseline and difference."""
-    return _numbers(*_sides(rows, claim), claim)
-
-
-def _numbers(ours: pd.DataFrame, theirs: pd.DataFrame, claim: Claim) -> pd.DataFrame:
-    """`endpoint` of the two sides of a claim."""
-    baseline = claim.published
-    if claim.baseline != "published":
-        baseline = per_seed(theirs, claim)
-    both = pd.DataFrame({"method": per_seed(ours, claim), "baseline": baseline}).dropna()
-    return both.assign(difference=both.method - both.baseline)
+    claims = words.in_the_paper(rows).claims
+    return pd.DataFrame([_judged(rows, claim) for claim in claims], columns=VERDICT.split())
 
 
 def _sides(rows: pd.DataFrame, claim: Claim) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The claim's column of the method and of the baseline.
+    """The claim's column of the method and of the baseline; of the method twice if it has none.
 
     A row per seed and a column per fraction of surviving weights (%). The rounds are the declared
-    ones of the scale, of those that have a seed of both methods; the seeds have all these rounds.
+    ones of the scale, of those that both methods have; the seeds have all these rounds.
     """
-    part = those(rows, claim.where)
-    values = part.pivot(
-        index="seed",
-        columns=["method", "round"],
-        values=claim.column,
-    )
-    methods = {*part.method}
-    ours = values[claim.method] if claim.method in methods else pd.DataFrame()
-    theirs = ours
-    if claim.baseline != "published":
-        theirs = values[claim.baseline] if claim.baseline in methods else pd.DataFrame()
-    there = (ours - theirs).dropna(axis=1, how="all")
     first = rows.iloc[0]
     declared = table(first.table, first.scale).rounds[-claim.rounds :]
-    rounds = [t for t in declared if t in there]
-    seeds = there[rounds].dropna().index
-    surviving = 100 * part.groupby("round").surviving.mean()[rounds]
-    sides = [side.reindex(index=seeds, columns=rounds) for side in (ours, theirs)]
-    return tuple(side.set_axis(surviving, axis=1) for side in sides)
+    part = those(rows, claim.where)
+    part = part[part["round"].isin(declared)]
+    baseline = claim.method if claim.baseline == "published" else claim.baseline
+    ours, theirs = (
+        part[part.method == name].pivot(index="seed", columns="round", values=claim.column)
+        for name in (claim.method, baseline)
+    )
+    ours, theirs = ours.align(theirs, join="inner")
+    seeds = (ours - theirs).dropna().index
+    percent = 100 * part.groupby("round").surviving.mean()[ours.columns]
+    return ours.loc[seeds].set_axis(percent, axis=1), theirs.loc[seeds].set_axis(percent, axis=1)
+
+
+def endpoint(rows: pd.DataFrame, claim: Claim) -> pd.DataFrame:
+    """What a claim is judged by: columns method_mean, baseline_mean, difference; a row per seed."""
+    ours, theirs = _sides(rows, claim)
+    baseline = claim.published
+    if claim.baseline != "published":
+        baseline = per_seed(theirs, claim)
+    both = pd.DataFrame({"method_mean": per_seed(ours, claim), "baseline_mean": baseline})
+    return both.assign(difference=both.method_mean - both.baseline_mean).dropna()
 
 
 def _judged(rows: pd.DataFrame, claim: Claim) -> dict:
     """The row of a claim in `verdicts`."""
-    told = {
-        "claim": words.in_words(claim),
-        "n": 0,
-        "verdict": "not run",
-    }
-    methods = [claim.method]
-    if claim.baseline != "published":
-        methods.append(claim.baseline)
-    ours, theirs = _sides(rows, claim)
-    numbers = _numbers(ours, theirs, claim)
+    first = rows.iloc[0]
+    told = {"table": first.table, "scale": first.scale, "network": words.title(rows)}
+    told |= {"claim": words.in_words(claim), "n": 0, "verdict": "not run"}
+    numbers = endpoint(rows, claim)
     if numbers.empty:
-        names = [words.short(name) for name in methods if name not in {*rows.method}]
-        missing = f"no rows of {' or '.join(names)}" if names else "no seed of both"
-        return told | {"found": missing}
-    told |= interval(numbers.difference)
-    told |= {"method_mean": numbers.method.mean(), "baseline_mean": numbers.baseline.mean()}
+        methods = map(words.short, {claim.method: 0, claim.baseline: 0})
+        return told | {"found": f"no seed of {words.listed(methods)}"}
+    part = those(rows, claim.where)
+    told["dense"] = part.drop_duplicates("seed").dense_error.mean()
+    told["published_dense"] = words.published_dense(part)
+    told |= numbers.mean().to_dict() | interval(numbers.difference)
+    ours, theirs = _sides(rows, claim)
     told |= {"surviving": words.several(ours), "sparsity": words.several(ours, words.sparsity)}
     told["runs"] = f"{claim.column} {numbers.round(6).to_numpy().tolist()}"
     told["verdict"] = judge(told, claim)
     if claim.low > -math.inf:
         told["p"] = alike(told, claim)
-    style = words.digits(claim.column)
-    told["found"] = words.numbers(told, *map(words.short, (claim.method, claim.baseline)), style)
-    if claim.measure == "trend":
-        told["found"] = f"{words.interval_text(told)} points with each halving of the weights"
-    told["found"] += words.devices(rows[rows.method.isin(methods)])
+    told["found"] = words.found(told, claim)
     if claim.measure == "mean":
         apart = ours - theirs
         told["by_fraction"] = words.by_fraction(
             {at: judge(interval(apart[at]), claim) for at in apart}
         )
-        whole = dataclasses.replace(
-            claim,
-            measure="area",
-            rounds=ALL_ROUNDS,
-        )
-        told["area"] = endpoint(rows, whole).difference.mean()
     return told
 
 
-def effects(results: pd.DataFrame, baseline: str = "mp") -> pd.DataFrame:
-    """Compare differences with the published ones, and errors above the dense network's.
+def finding(rows: pd.DataFrame, column: str = "error") -> str:
+    """Say in few words what typed rows show of `column`: the title of a picture.
 
-    Where the images or the training differ, all errors shift, and effects say more than errors.
-
-    Returns:
-        One row per method and surviving fraction of which a difference to `baseline` is published:
-        method, round, surviving (%), difference, paper_difference, z (their distance in standard
-        errors), above_dense and paper_above_dense, the method's error above its dense network's.
+    It is the verdict on the first claim about it, or on that of each variant; without such a claim
+    the method with the lowest mean.
     """
-    rows = one_source(results)
-    both = means(rows).dropna(subset="paper").set_index("round")
-    theirs = both[both.method == baseline]
-    dense = published()[published().table == rows.table[0]].unpruned_error.mean()
-    found = []
-    for method in both.method.unique():
-        ours = both[both.method == method]
-        if method == baseline or theirs.empty:
-            continue
-        pair = pairs(rows, method, baseline).set_index("round")
-        line = pair[["surviving", "difference"]].assign(method=method)
-        line["paper_difference"] = ours.paper - theirs.paper
-        variance = pair.standard_error**2 + (ours.paper_std**2 + theirs.paper_std**2) / 5
-        line["z"] = (line.difference - line.paper_difference) / variance**0.5
-        line["above_dense"] = ours.error - rows.dense_error.mean()
-        line["paper_above_dense"] = ours.paper - dense
-        found.append(line.reset_index())
-    return pd.concat(found or [pd.DataFrame()])
+    about = [column, "lost"] if column == "error_before" else [column]
+    claims = [claim for claim in words.in_the_paper(rows).claims if claim.column in about]
+    if claims and not claims[0].where:
+        claims = claims[:1]
+    verdicts = [_judged(rows, claim)["verdict"] for claim in claims]
+    if {*verdicts} <= {"not run"}:
+        return lowest(rows, column)
+    said = verdicts[0]
+    if len({*verdicts}) > 1:
+        variants = [words.variant(claim.where.values())[0] for claim in claims]
+        said = ", ".join(map("{} ({})".format, verdicts, variants))
+    return f"{words.in_words(dataclasses.replace(claims[0], where={}))}: {said}"
+
+
+def lowest(rows: pd.DataFrame, column: str = "error") -> str:
+    """Say which method has the lowest mean where fewest weights survive."""
+    found = means(rows, column)
+    sparsest = found[found["round"] == found["round"].max()]
+    best = sparsest.loc[sparsest[column].idxmin()]
+    name = ", ".join([words.short(best.method), *words.variant(best[varied(rows)])])
+    at = words.percent(best.surviving)
+    return f"Lowest at {at} % of the weights: {name}, {words.number(best[column])}"
 
 
 def caption(results: pd.DataFrame, marks: str = words.BARS) -> str:

@@ -12,12 +12,11 @@ from lapnb.paper.tables import table as declared
 from lapnb.report import compare as of
 from lapnb.report import words
 from lapnb.report.plots import plot, png
-from lapnb.report.words import percent
 from lapnb.runs.rows import keys, pool, results_file
 from lapnb.runs.run import recorded
 
 MOST_LINES = 12
-DIFFERENCE = "LAP − MP [95 %]"
+BOLD = ", the best of a row in bold"
 
 
 def show(results: pd.DataFrame | str, column: str = "error") -> None:
@@ -33,23 +32,18 @@ def show(results: pd.DataFrame | str, column: str = "error") -> None:
     Raises:
         ValueError: These are not rows of one table, or they do not record `column`.
     """
-    if isinstance(results, str):
-        show_recorded(results, column)
+    if not isinstance(results, str):
+        rows = of.one_source(results, column)
+        show_rows(rows, column)
+        if is_whole(rows):
+            plot(rows, column, save=True)
         return
-    rows = of.one_source(results, column)
-    show_rows(rows, column)
-    if is_whole(rows):
-        plot(rows, column, save=True)
-
-
-def show_recorded(name: str, column: str = "error") -> None:
-    """Show each recorded scale of a table; no file is changed."""
-    found = recordings(name, "paper", "reduced")
+    found = recordings(results, "paper", "reduced")
     if not found:
-        data = words.NAMES[declared(name, "paper").dataset]
+        data = words.NAMES[declared(results, "paper").dataset]
         print(f"Not run on {data} yet: nothing is recorded at the reduced or paper scale.")
-    for results in found:
-        show_rows(of.one_source(results, column), column)
+    for rows in found:
+        show_rows(rows, column)
 
 
 def show_rows(rows: pd.DataFrame, column: str) -> None:
@@ -57,21 +51,27 @@ def show_rows(rows: pd.DataFrame, column: str) -> None:
     from IPython.display import display
 
     table, figure = side_by_side(rows, column), plot(rows, column)
-    cells = table.to_string()
-    head = f"{words.MEASURED[column][0]}: ours"
-    if "|" in cells:
-        head += " | published"
-    if "**" in cells:
-        head += ", the best of a row in bold"
     how = words.how(rows, "mean ± standard deviation")
-    text = "\n".join([words.title(rows), result(rows), how, head])
-    html = re.sub("^(.*)", r"<b>\1</b>", escape(text)).replace("\n", "<br>")
-    display(Shown({"text/plain": text, "text/html": html}))
+    lines = [words.title(rows), result(rows), how, heading(table, column)]
+    html = [escape(line) for line in lines]
+    html[0] = f"<b>{html[0]}</b>"
+    text = "\n".join(lines).removesuffix(BOLD)
+    display(Shown({"text/plain": text, "text/html": "<br>".join(html)}))
     display(without_numbers(table))
     picture = base64.b64encode(png(figure, 110)).decode()
     display(Shown({"text/plain": figure.get_label(), "image/png": picture}))
     if len(of.judged(rows)):
         display(without_numbers(claims_table(rows)))
+
+
+def heading(table: pd.DataFrame, column: str) -> str:
+    """What stands above `side_by_side`."""
+    text, cells = f"{words.MEASURED[column][0]}: ours", table.to_string()
+    if "|" in cells:
+        text += " | published"
+    if "**" in cells:
+        text += BOLD
+    return text[0].upper() + text[1:]
 
 
 def is_whole(results: pd.DataFrame) -> bool:
@@ -92,31 +92,23 @@ def is_whole(results: pd.DataFrame) -> bool:
 
 
 def recordings(name: str, *scales: str) -> list[pd.DataFrame]:
-    """The recorded rows of a table, by scale, of those of the `scales` that have any."""
+    """The recorded rows of a table, typed, of those of the `scales` that have any."""
     found = []
     for scale in scales:
         with contextlib.suppress(FileNotFoundError):
-            found.append(recorded(name, scale))
+            found.append(of.one_source(recorded(name, scale)))
     return found
 
 
-def result(results: pd.DataFrame) -> str:
-    """One line: what the rows say of the first claim that they can judge.
+def result(rows: pd.DataFrame) -> str:
+    """One line: what typed rows say of the first claim.
 
     Of a table without claims: which method is ahead where fewest weights survive.
     """
-    rows = of.one_source(results)
     verdicts = of.judged(rows)
     if verdicts.empty:
-        order = of.means(rows).sort_values(["round", "error"], ascending=[False, True])
-        best = order.iloc[0]
-        variant = [words.WORDS.get(best[name], best[name]) for name in of.varied(rows)]
-        lowest = ", ".join([words.short(best.method), *variant])
-        at = f"{percent(best.surviving)} % of the weights"
-        about = f"{rows.scale[0]} scale, n = {best.n}"
-        return f"lowest mean error at {at}: {lowest}, {best.error:.2f} ({about})"
-    run = verdicts[verdicts.n > 0]
-    return words.verdict_line((verdicts if run.empty else run).iloc[0])
+        return f"{of.lowest(rows)} ({rows.scale[0]} scale, {words.seeds(rows)})"
+    return words.verdict_line(verdicts.iloc[0])
 
 
 def claims_table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -147,70 +139,60 @@ class Shown(dict):
 
 
 def without_numbers(frame: pd.DataFrame) -> Shown:
-    """A table without row numbers: between ** bold, after | a second line, no break at ±."""
+    """A table without row numbers; in HTML what is between ** is bold, what follows | below."""
     with pd.option_context("display.max_colwidth", None):
-        html = frame.to_html(
-            index=False,
-            border=0,
-            na_rep="–",
-        ).replace(" ± ", "&nbsp;±&nbsp;")
-    html = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", html).replace(" | ", "<br>")
-    return Shown({"text/plain": frame.to_string(index=False, na_rep="–"), "text/html": html})
+        html = frame.to_html(index=False, border=0, na_rep="–")
+    html = html.replace(" ± ", "&nbsp;±&nbsp;").replace(" | ", "<br>")
+    html = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", html)
+    text = frame.replace(r"\*\*", "", regex=True).to_string(index=False, na_rep="–")
+    return Shown({"text/plain": text, "text/html": html})
 
 
-def side_by_side(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
+def side_by_side(rows: pd.DataFrame, column: str = "error") -> pd.DataFrame:
     """`compare` as text, as in a paper: a row per surviving fraction, a column per method.
 
     MP, LAP and their difference stand first. A cell is ours | published. The best of a row is
     between **; of many rounds some are shown.
     """
-    rows = of.one_source(results, column)
-    both, variants = of.means(rows, column), of.varied(rows)
-    rounds = sorted(rows["round"].unique())[::-1]
-    both = both[both["round"].isin(rounds[:: math.ceil(len(rounds) / MOST_LINES)])]
-    keys = [*variants, "round"]
-    groups = both.groupby(keys)[column]
-    ranked = (both[column] == groups.transform("min")) & (groups.transform("size") > 1)
-    ranked &= column not in ("gap", "lost")
-    both["cell"] = [
-        _cell(row, column, best)
-        for (_, row), best in zip(
-            both.iterrows(),
-            ranked,
-            strict=True,
-        )
+    cells, methods = of.means(rows, column), [*rows.method.unique()]
+    keys, style = [*of.varied(rows), "round"], words.digits(column)
+    best = cells.groupby(keys)[column].transform("min") == cells[column]
+    if len(methods) == 1 or column in ("gap", "lost"):
+        best = False
+    cells["text"] = [
+        _cell(row, row[column], style) for _, row in cells.assign(best=best).iterrows()
     ]
-    wide = both.set_index([*keys, "method"]).cell.unstack(sort=False)
-    if {"mp", "lap"} <= {*wide}:
-        pairs = of.pairs(
-            rows,
-            "lap",
-            "mp",
-            column,
-        ).set_index(keys)
-        style = words.digits(column)
-        difference = pairs.apply(
-            words.interval_text,
-            axis=1,
-            style=style,
-        ).rename(DIFFERENCE)
-        wide = wide[["mp", "lap"]].join(difference).join(wide.drop(columns=["mp", "lap"]))
-    wide = wide.rename(columns={name: words.short(name) for name in wide if name != DIFFERENCE})
-    wide = wide.reset_index().rename_axis(columns=None)
-    surviving = wide.pop("round").map(both.groupby("round").surviving.mean())
-    wide.insert(len(variants), "surviving (%)", surviving.map(percent))
-    wide.insert(len(variants), "sparsity (%)", surviving.map(words.sparsity))
-    return wide
+    if {"mp", "lap"} <= {*methods}:
+        pairs = of.pairs(rows, "lap", "mp", column).assign(method="difference")
+        pairs["text"] = [words.interval_text(row, style) for _, row in pairs.iterrows()]
+        cells = pd.concat([cells, pairs])
+        methods = [*dict.fromkeys(["mp", "lap", "difference", *methods])]
+    return labelled(cells, keys, methods)
 
 
-def _cell(row: pd.Series, column: str, best: bool) -> str:
+def _cell(row: pd.Series, mean: float, style: str) -> str:
     """Mean and standard deviation of a method, and the published ones."""
-    style = words.digits(column)
-    text = words.number(row[column], style)
+    text = words.number(mean, style)
     if row["n"] > 1:
         text += f" ± {row['std']:{style}}"
-    if best:
+    if row.best:
         text = f"**{text}**"
-    if pd.notna(row.paper):
+    if row.paper > 0:
         text += f" | {row.paper:.2f} ± {row.paper_std:.2f}"
     return text
+
+
+def labelled(cells: pd.DataFrame, keys: list[str], methods: list[str]) -> pd.DataFrame:
+    """A table to be read, by variant and round, of the text of cells; of many rounds some."""
+    variants = keys[:-1]
+    surviving = cells.groupby("round").surviving.mean()
+    step = math.ceil(len(surviving) / MOST_LINES)
+    wide = cells.set_index([*keys, "method"]).text.unstack(sort=False)[methods]
+    wide = wide.rename(columns={name: words.short(name) for name in cells.method})
+    wide = wide.reset_index().rename_axis(columns=None)
+    wide = wide[wide["round"].isin(surviving.index[::-step])].reset_index(drop=True)
+    wide[variants] = wide[variants].replace(words.WORDS)
+    surviving = wide.pop("round").map(surviving)
+    wide.insert(len(variants), "surviving (%)", surviving.map(words.percent))
+    wide.insert(len(variants), "sparsity (%)", surviving.map(words.sparsity))
+    return wide

@@ -1,10 +1,12 @@
 """What is said of rows: titles, captions, claims and numbers in words. Reads rows only."""
 
 import math
+import pathlib
+from functools import cache
 
 import pandas as pd
 
-from lapnb.paper.protocol import VARIED, Claim
+from lapnb.paper.protocol import VARIED, Claim, Table
 from lapnb.paper.tables import table
 from lapnb.pruning.scores import METHODS
 from lapnb.training.datasets import DATASETS
@@ -14,20 +16,15 @@ MEASURED = {
     "error": ("test error (%)", ""),
     "error_before": ("test error before retraining (%)", " before retraining"),
     "train_error": ("training error (%)", " in training error"),
-    "lost": ("accuracy lost before retraining (points)", " before retraining"),
+    "lost": ("accuracy lost before retraining (points)", ", before retraining"),
     "gap": ("training − test accuracy (points)", " in the gap of training and test accuracy"),
     "distortion": ("relative distortion ‖J(W̃) − J(W)‖ / ‖J(W)‖", " in distortion"),
 }
 NAMES = {name: dataset.title for name, dataset in DATASETS.items()}
-WIDTHS = {
-    1: "",
-    0.125: " ×⅛",
-    0.25: " ×¼",
-    0.4: " ×⅖",
-    0.5: " ×½",
-}
-BARS = "bars: ± 1 standard deviation, of differences 95 % intervals"
+WIDTHS = {1: "", 0.125: " ×⅛", 0.25: " ×¼", 0.4: " ×⅖", 0.5: " ×½"}
+BARS = "bars: ± 1 standard deviation; for differences, 95 % intervals"
 JPEG = " (JPEG)"
+LOW = ", bfloat16"  # how a device with this precision ends
 MANY = 12  # fractions: more are not listed
 # Code words, in words
 WORDS = {
@@ -36,39 +33,18 @@ WORDS = {
     "relu": "ReLU",
     "none": "linear",
     "lap_all": "whole-network LAP",
-    "published": "published",
+    "published": "the paper",
+    "difference": "LAP − MP [95 %]",
 }
 
 
-def short(method: str) -> str:
-    """A method's name in a table: LAP for lookahead (LAP)."""
-    if method in WORDS:
-        return WORDS[method]
-    title = METHODS[method].title
-    return title[title.find("(") + 1 :].rstrip(")")
+@cache
+def published() -> pd.DataFrame:
+    """Read the published test errors (%): transcribed by us, see the note in README.md."""
+    return pd.read_csv(pathlib.Path(__file__).parents[1] / "paper" / "published.csv")
 
 
-def in_words(claim: Claim) -> str:
-    """A claim as a sentence, as in "LAP beats MP before retraining"."""
-    method, baseline = short(claim.method), short(claim.baseline)
-    if claim.measure == "trend":
-        text = f"{method}'s advantage over {baseline} grows with sparsity"
-    elif claim.measure == "kept" and claim.baseline == "published":
-        text = f"{method} loses at most {points(claim.loss)} down to {claim.published:g} %"
-        text += f" (within {points(claim.high)})"
-    elif claim.measure == "kept":
-        text = f"{method} loses at most {points(claim.loss)} down to fewer weights than {baseline}"
-    elif claim.low > -math.inf:
-        text = f"{method} and {baseline} are alike (within {points(claim.high)})"
-    else:
-        text = f"{method} beats {baseline}"
-    variant = [WORDS.get(value, value) for value in claim.where.values()]
-    text = ", ".join([text + MEASURED[claim.column][1], *variant])
-    return text[0].upper() + text[1:]
-
-
-def points(value: float) -> str:
-    return f"{value:g} point" if value == 1 else f"{value:g} points"
+# ---- numbers -------------------------------------------------------------------------------------
 
 
 def digits(column: str) -> str:
@@ -87,8 +63,92 @@ def interval_text(row, style: str = ".2f") -> str:
     return f"{difference} [{low}, {high}]" if row["n"] > 1 else difference
 
 
-def numbers(row, method: str, baseline: str, style: str = ".2f") -> str:
-    """Means and interval, as in "LAP 23.95, MP 75.67, difference −51.72 [−60.00, −43.44]"."""
+def percent(value: float) -> str:
+    """Two digits after the point, as in the paper, or two that are not 0."""
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
+
+
+def sparsity(surviving: float) -> str:
+    """The sparsity (%) beside the surviving weights (%), with as many digits."""
+    decimals = len(percent(surviving).partition(".")[2])
+    return f"{100 - surviving:.{decimals}f}"
+
+
+def span(values) -> str:
+    """The first and the last of numbers, or the one that they are, as in "3–5"."""
+    return "–".join(dict.fromkeys([str(min(values)), str(max(values))]))
+
+
+def listed(words) -> str:
+    """As in "0.43, 0.23 and 0.12"."""
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def several(surviving, text=percent) -> str:
+    """Surviving weights (%), as in "0.43, 0.23 and 0.12"; of many the first and the last."""
+    texts = [text(value) for value in surviving]
+    return listed(texts) if len(texts) <= MANY else f"{texts[0]} to {texts[-1]}"
+
+
+def beside(ours: float, theirs: float) -> str:
+    """A dense error (%), as in "15.37 (paper 11.97, +3.40)", or as in "15.37"."""
+    text = f"{ours:.2f}"
+    if theirs > 0:
+        text += f" (paper {theirs:.2f}, {number(ours - theirs, '+.2f')})"
+    return text
+
+
+# ---- methods and claims --------------------------------------------------------------------------
+
+
+def short(method: str) -> str:
+    """A method's name in a table: LAP for lookahead (LAP)."""
+    if method in WORDS:
+        return WORDS[method]
+    title = METHODS[method].title
+    return title[title.find("(") + 1 :].rstrip(")")
+
+
+def variant(values) -> list[str]:
+    """Settings that a table varies, in words."""
+    return [WORDS.get(value, value) for value in values]
+
+
+def in_words(claim: Claim) -> str:
+    """A claim as a sentence, as in "LAP beats MP before retraining"."""
+    method, baseline = short(claim.method), short(claim.baseline)
+    margin = f"(within {points(claim.high)})"
+    if claim.measure == "trend":
+        text = f"{method}'s advantage over {baseline} grows with sparsity"
+    elif claim.measure == "kept":
+        fewest = f"fewer weights than {baseline}"
+        if claim.baseline == "published":
+            fewest = f"{claim.published:g} % of the weights {margin}"
+        near = f"within {points(claim.loss)} of the dense network's"
+        text = f"{method} keeps accuracy {near} down to {fewest}"
+    elif claim.low > -math.inf:
+        text = f"{method} and {baseline} are alike {margin}"
+    else:
+        text = f"{method} beats {baseline}"
+    text = ", ".join([text + MEASURED[claim.column][1], *variant(claim.where.values())])
+    return text[0].upper() + text[1:]
+
+
+def points(value: float) -> str:
+    return f"{value:g} point" if value == 1 else f"{value:g} points"
+
+
+def found(row, claim: Claim) -> str:
+    """The numbers of a row of `verdicts`, as in "LAP 23.95, MP 75.67, difference −51.72 […]"."""
+    method, baseline = short(claim.method), short(claim.baseline)
+    if claim.measure == "trend":
+        return f"{interval_text(row)} points with each halving of the weights"
+    if claim.measure == "kept":
+        ours = f"{method} down to {row['method_mean']:.2f} % of the weights"
+        theirs = f"{baseline} down to {row['baseline_mean']:.2f} %"
+        return f"{ours}, {theirs}, difference {interval_text(row)}"
+    style = digits(claim.column)
     ours, theirs = number(row["method_mean"], style), number(row["baseline_mean"], style)
     return f"{method} {ours}, {baseline} {theirs}, difference {interval_text(row, style)}"
 
@@ -109,63 +169,62 @@ def by_fraction(verdicts: dict[float, str]) -> str:
     return ", ".join(f"{verdict} at {several(at)} %" for verdict, at in groups)
 
 
-def devices(rows: pd.DataFrame) -> str:
-    """What to say beside a verdict where the runs of a seed were computed on several devices."""
-    if rows.groupby("seed").device.nunique().max() == 1:
-        return ""
-    places = rows.groupby("method").device.unique()
-    return "; but " + listed([f"{short(m)} on {listed(sorted(places[m]))}" for m in places.index])
+# ---- titles and captions -------------------------------------------------------------------------
 
 
-def percent(value: float) -> str:
-    """Two digits after the point, as in the paper, or two that are not 0."""
-    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
-
-
-def sparsity(surviving: float) -> str:
-    """The sparsity (%) beside the surviving weights (%), with as many digits."""
-    decimals = len(percent(surviving).partition(".")[2])
-    return f"{100 - surviving:.{decimals}f}"
-
-
-def span(values, text=str) -> str:
-    """The first and the last of numbers, or the one that they are, as in "3–5"."""
-    return "–".join(dict.fromkeys([text(min(values)), text(max(values))]))
-
-
-def listed(words) -> str:
-    """As in "0.43, 0.23 and 0.12"."""
-    *first, last = words
-    return f"{', '.join(first)} and {last}" if first else last
-
-
-def several(surviving, text=percent) -> str:
-    """Surviving weights (%), as in "0.43, 0.23 and 0.12"; of many the first and the last."""
-    texts = [text(value) for value in surviving]
-    return listed(texts) if len(texts) <= MANY else f"{texts[0]} to {texts[-1]}"
+def in_the_paper(rows: pd.DataFrame) -> Table:
+    """The table of rows as the paper has it."""
+    return table(rows.table.iloc[0], "paper")
 
 
 def stands_in(rows: pd.DataFrame) -> str:
     """The name of the table's own data set, when the rows are of another one."""
-    first = rows.iloc[0]
-    own = NAMES[table(first.table, "paper").dataset]
-    return "" if first.source.startswith(own) else own
+    own = NAMES[in_the_paper(rows).dataset]
+    return "" if rows.source.iloc[0].startswith(own) else own
 
 
 def as_published(rows: pd.DataFrame) -> bool:
     """Whether rows are of the published network and data set, of which JPEG files serve too."""
-    first = rows.iloc[0]
-    ran, paper = (table(first.table, scale) for scale in (first.scale, "paper"))
-    if first.source.removesuffix(JPEG) != NAMES[paper.dataset]:
-        return False
-    same = [first[name] == getattr(paper, name) for name in ("width", *VARIED)]
-    return ran.image_size == paper.image_size and all(same)
+    first, paper = rows.iloc[0], in_the_paper(rows)
+    ran = table(first.table, first.scale)
+    same = (ran.width, ran.image_size) == (paper.width, paper.image_size) and not first.changed
+    return same and first.source.removesuffix(JPEG) == NAMES[paper.dataset]
+
+
+def published_dense(rows: pd.DataFrame) -> float:
+    """The dense error (%) that the paper gives for the network and data set, at its full width."""
+    paper, theirs = in_the_paper(rows), published()
+    same = (theirs.network == paper.network) & (theirs.dataset == paper.dataset)
+    if stands_in(rows) or {*rows.activation} != {"relu"}:
+        return math.nan
+    return theirs[same].unpruned_error.mean()
+
+
+def dense(rows: pd.DataFrame) -> str:
+    """The dense networks' mean test error, as in "dense error (%): 15.37 (paper 11.97, +3.40)"."""
+    told = []
+    for activation, part in rows.groupby("activation", sort=False):
+        error = part.drop_duplicates("seed").dense_error.mean()
+        text = beside(error, published_dense(part))
+        if rows.activation.nunique() > 1:
+            text = f"{WORDS.get(activation, activation)} {text}"
+        told.append(text)
+    return f"dense error (%): {', '.join(told)}"
+
+
+def computed(rows: pd.DataFrame) -> str:
+    """Devices and precision, as in "CPU, part float32, part bfloat16"."""
+    devices = rows.device.str.replace("cpu", "CPU").str.replace("cuda", "GPU")
+    low = devices.str.endswith(LOW)
+    places = listed(sorted({*devices.str.removesuffix(LOW)}))
+    if low.all():
+        return places + LOW
+    return f"{places}, part float32, part bfloat16" if low.any() else places
 
 
 def title(rows: pd.DataFrame, whole: bool = True) -> str:
     """What was run, as in "VGG-19 ×¼ on CIFAR-10 (JPEG)"; `whole`: with the table's own subject."""
-    first, other = rows.iloc[0], stands_in(rows)
-    paper = table(first.table, "paper")
+    first, paper, other = rows.iloc[0], in_the_paper(rows), stands_in(rows)
     width = WIDTHS.get(first.width, f" ×{first.width:g}")
     data = "5,000 MNIST digits" if first.dataset == "mnist5k" else first.source
     text = paper.title if whole else paper.title.split(",")[0]
@@ -176,31 +235,27 @@ def title(rows: pd.DataFrame, whole: bool = True) -> str:
 def how(rows: pd.DataFrame, marks: str = BARS) -> str:
     """The caption of typed rows; see `compare.caption`."""
     first = rows.iloc[0]
-    ran, paper = (table(first.table, scale) for scale in (first.scale, "paper"))
+    lr = table(first.table, first.scale).lr
     steps = f"{first.dense_steps:,} dense"
     if first.retrain_steps:
         steps += f" + {first.retrain_steps:,} retraining"
     parts = [f"{first.scale} scale", first.source, f"{steps} steps"]
-    if ran.lr != paper.lr and "lr = " not in first.changed:
-        parts.append(f"learning rate {ran.lr:g}")
+    if lr != in_the_paper(rows).lr and "lr = " not in first.changed:
+        parts.append(f"learning rate {lr:g}")
     if first.changed:
         parts.append(f"changed: {first.changed}")
-    parts.append(listed(sorted(rows.device.unique())))
-    parts.append(seeds(rows))
+    parts += [computed(rows), dense(rows), seeds(rows)]
     if rows.seed.nunique() > 1:
-        parts.append(str(marks))
+        parts.append(marks)
     if JPEG in first.source:
-        parts.append("images: JPEG files of quality 75")
-    if JPEG in first.source and as_published(rows):
-        parts.append("published: on CIFAR-10 itself")
+        parts.append("images: JPEG files of quality 75 (paper: CIFAR-10 itself)")
     return " · ".join(filter(None, parts))
 
 
 def seeds(rows: pd.DataFrame) -> str:
-    """The number of seeds, by method where they differ, as in "n = 5 (MP, LAP), 3 (RP)"."""
+    """The number of seeds, by method where they differ, as in "n = 5 (MP), 5 (LAP), 3 (RP)"."""
     n = rows.groupby(["method", *VARIED, "round"], sort=False).seed.nunique()
     ranges = n.groupby("method", sort=False).agg(span)
     if ranges.nunique() == 1:
         return f"n = {ranges.iloc[0]}"
-    same = ranges.groupby(ranges, sort=False).groups.items()
-    return "n = " + ", ".join(f"{n} ({', '.join(map(short, names))})" for n, names in same)
+    return "n = " + ", ".join(f"{n} ({short(name)})" for name, n in ranges.items())

@@ -1,18 +1,16 @@
 """What to use is computed from paired rows of one dense network, each counted once."""
 
+import pandas as pd
 import pytest
 
-from lapnb.report.advice import advice, in_words
+from lapnb.report import compare
+from lapnb.report.advice import advice, beside_lap, in_words
 
 HIGH, LOW = [60.0, 61.0, 62.0], [30.0, 31.5, 33.0]
 
 
 def verdicts():
     return advice().set_index(["choice", "network"]).verdict.to_dict()
-
-
-def test_nothing_recorded_is_no_advice():
-    assert advice().empty
 
 
 def test_verdicts_follow_the_intervals(record):
@@ -23,7 +21,6 @@ def test_verdicts_follow_the_intervals(record):
     )
     record({"mp": LOW, "lap": HIGH}, "fcn_mnist", "paper", nth=0)  # the densest fraction
     record({"lap_act": HIGH, "obd": HIGH[:2]}, "fcn_data_dependent", "paper")
-    record({"mp": [9.0], "lap": [8.0]}, "conv6_cifar10", "reduced", source="CIFAR-10")
     tiny = "Tiny-ImageNet, 20 classes"
     record({"mp": LOW, "lap": HIGH}, "vgg19_tiny_imagenet", "reduced", source=tiny)
     assert verdicts() == {
@@ -37,23 +34,25 @@ def test_verdicts_follow_the_intervals(record):
     assert (row.choice, row.scale, row.n) == ("LAP rather than MP", "paper", "3")
     # by hand: differences −30, −29.5, −29 have mean −29.5, deviation 0.5, t(2) = 4.3027
     assert row.evidence == (
-        "better at 0.098 %: LAP 31.50, MP 61.00, difference −29.50 [−30.74, −28.26]; "
-        "worse at 6.25 %: LAP 61.00, MP 31.50, difference +29.50 [+28.26, +30.74]"
+        "better at 1 of 2 fractions (1 after adjustment; −29.50 [−30.74, −28.26] at 0.098 %) and "
+        "worse at 1 of 2 fractions (1 after adjustment; +29.50 [+28.26, +30.74] at 6.25 %)"
     )
-    words = str(in_words())
-    assert f"FCN on MNIST (paper scale, n = 3): {row.evidence}" in words
-    assert "LAP rather than MP: it depends" in words and "LFP rather than LAP: undecided" in words
+    text, html = in_words().values()
+    assert f"it depends on FCN on MNIST (paper scale, n = 3): {row.evidence}" in text
+    assert "LAP rather than MP: it depends" in text and "LFP rather than LAP: undecided" in text
+    assert html.startswith("<details open>") and html.count("<details>") == 3
 
 
-def test_each_verdict_stands_beside_the_interval_that_carries_it(record):
-    record({"mp": HIGH, "lap": LOW}, "fcn_mnist", "paper", nth=0)
-    record({"mp": HIGH, "lap": LOW}, "fcn_mnist", "paper", nth=1)
-    record({"mp": LOW, "lap": [29.0, 32.5, 31.0]}, "fcn_mnist", "paper")
-    (row,) = advice().to_dict("records")
-    assert row["verdict"] == "yes"
-    assert "better at 6.25 and 3.12 %" in row["evidence"]
-    assert row["evidence"].partition("at the sparsest of these: ")[2].startswith("LAP 31.50, MP 61")
-    assert "; not significant after adjustment at 0.098 %: LAP 30.83, MP 31.50" in row["evidence"]
+def test_others_are_judged_beside_lap(made):
+    dense = made({"lap": LOW, "mp": [90.0, 91.0, 92.0]}, nth=0)
+    rows = pd.concat([dense, made({"lap": LOW, "mp": HIGH, "rp": [29.0, 32.5, 31.0]})])
+    assert beside_lap(compare.one_source(rows)) == (
+        "MP is worse at 2 of 2 fractions (2 after adjustment; +29.50 [+28.26, +30.74] at 0.098 %); "
+        "RP is not significantly different at 1 fractions (−0.67 [−4.46, +3.13] at 0.098 %)"
+    )
+    two = made({"lap": LOW}, "fcn_iterative")
+    two.loc[two.schedule == "iterative", "error"] = HIGH
+    assert beside_lap(compare.one_source(two)).startswith("LAP, iterative is worse at 1 of 1")
 
 
 def test_one_interval_in_many_is_not_enough(record):
@@ -63,12 +62,6 @@ def test_one_interval_in_many_is_not_enough(record):
         record({"mp": LOW, "lap": LOW[::-1]}, "fcn_mnist", "paper", nth=nth)
     record({"mp": HIGH, "lap": lap}, "fcn_mnist", "paper")
     assert verdicts() == {("LAP rather than MP", "FCN on MNIST"): "undecided"}
-
-
-def test_the_same_run_is_not_compared_with_itself(record):
-    """The first round of iterative pruning is one-shot pruning."""
-    record({"lap": LOW}, "fcn_iterative", "paper")  # of both schedules
-    assert not verdicts()
 
 
 @pytest.mark.parametrize("other", [{}, {"dense_error": 1.0}, {"device": "cpu, bfloat16"}])

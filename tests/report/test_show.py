@@ -5,6 +5,7 @@ import pytest
 
 import lapnb
 from lapnb.report import show as page
+from lapnb.report.compare import one_source
 from lapnb.runs.rows import results_file
 
 BOTH = {"mp": [60.0, 62.0, 95.0], "lap": [33.0, 31.0, 45.0], "lbp": [50.0, 52.0, 51.0]}
@@ -16,18 +17,21 @@ def results(made):
 
 
 def test_side_by_side_has_lap_and_the_difference_first(made, results):
-    table = page.side_by_side(results.sample(frac=1, random_state=0))
+    table = page.side_by_side(one_source(results))
     difference = "LAP − MP [95 %]"
     assert [*table] == ["sparsity (%)", "surviving (%)", "MP", "LAP", difference, "LBP"]
     assert table["surviving (%)"].tolist() == ["6.25", "0.098"]
     assert table["sparsity (%)"].tolist() == ["93.75", "99.902"]
     assert table.LAP[1] == "**36.33 ± 7.57** | 16.45 ± 5.61"
     assert table[difference][1] == "−36.00 [−66.53, −5.47]"
-    assert page.side_by_side(made({"mp": [1.0]}, "fcn_global")).MP[0] == "1.00"
-    html = page.without_numbers(table)["text/html"]
+    assert page.side_by_side(one_source(made({"mp": [1.0]}, "fcn_global"))).MP[0] == "1.00"
+    text, html = page.without_numbers(table).values()
     assert "<b>36.33&nbsp;±&nbsp;7.57</b><br>16.45" in html  # published on a second line
+    assert "*" not in text and "36.33 ± 7.57 | 16.45" in text
+    iterative = page.side_by_side(one_source(made({"mp": [1.0]}, "fcn_iterative")))
+    assert iterative.schedule.tolist() == ["one-shot", "iterative"]
     parts = [made({"mp": [5]}, "fcn_before_retraining", nth=n) for n in range(90)]
-    many = page.side_by_side(pd.concat(parts))
+    many = page.side_by_side(one_source(pd.concat(parts)))
     assert len(many) <= 12 and many["surviving (%)"].is_unique
 
 
@@ -36,7 +40,8 @@ def test_show_gives_everything_as_text_and_for_a_notebook(results, capsys, monke
     text = capsys.readouterr().out
     for words in ("FCN on MNIST", "LAP beats MP: reproduced at 0.098 %", lapnb.caption(results)):
         assert words.split(" · bars")[0] in text
-    assert "verdict (paper scale)" in text and "no rows of LFP" in text
+    assert "verdict (paper scale)" in text and "no seed of LFP and MP" in text
+    assert "Test error (%): ours | published\n" in text and "*" not in text
     shown = []
     monkeypatch.setattr("IPython.display.display", shown.append)
     lapnb.show(results.assign(source="<b>"))
@@ -46,6 +51,7 @@ def test_show_gives_everything_as_text_and_for_a_notebook(results, capsys, monke
         ["text/html", "text/plain"],
     ]
     assert "on &lt;b&gt;" in shown[0]["text/html"]
+    assert shown[0]["text/html"].endswith("the best of a row in bold")
 
 
 def test_a_picture_is_saved_for_exactly_the_runs_of_the_results_file(record, lapnb_root):
@@ -79,4 +85,7 @@ def test_a_name_shows_each_recorded_scale_the_largest_first(record, capsys):
 def test_result_of_a_table_without_claims_names_the_method_that_is_ahead(made):
     rows = made({"lap": [5.0]}, "fcn_later_criteria")
     rows.loc[rows.scope == "global", "error"] = 4.0
-    assert "lowest mean error at 0.098 % of the weights: LAP, global, 4.00" in page.result(rows)
+    assert (
+        page.result(rows)
+        == "Lowest at 0.098 % of the weights: LAP, global, 4.00 (paper scale, n = 1)"
+    )

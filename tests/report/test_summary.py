@@ -7,39 +7,27 @@ import scipy.stats
 
 from lapnb.paper.tables import TABLES
 from lapnb.report import summary
-from lapnb.runs.rows import results_file
 
 MP = [60.0, 62.0, 95.0, 61.0]
 LAP = [33.0, 31.0, 45.0, 30.0]
 BOTH = {"mp": MP, "lap": LAP}
 
 
-def test_nothing_is_recorded():
-    found = summary.summary()
-    assert len(found) == sum(len(declared["claims"]) for declared in TABLES.values())
-    assert set(found.verdict) == {"not run"} and not found.n.any()
-    assert set(summary.networks().verdict) == {"not run"} and summary.across().empty
-    assert len(summary.networks_in_words(summary.networks())) == 9
-    assert "LAP is significantly better in 0 of 0" in summary.sentence()
-    assert summary.index(found).data.count("not run") == len(TABLES) - 2
-
-
 def test_each_claim_is_judged_on_its_largest_scale_and_each_run_counted_once(record):
-    record({m: [9.0, 9.1, 9.2] for m in ("mp", "lap", "lfp", "lbp")}, "fcn_mnist", "smoke")
-    for name in ("fcn_mnist", "fcn_generalization"):
+    record({m: [9.0, 9.1, 9.2] for m in ("mp", "lap", "lfp")}, "fcn_mnist", "smoke")
+    for name in ("fcn_mnist", "fcn_global", "fcn_generalization"):
         record(BOTH, name, "quick")
     # The same seeds on another machine, which start from other dense networks
     record({"mp": MP, "lap": LAP[::-1]}, "fcn_iterative", "quick", dense_error=2.5)
     record({"rp": [90.0]}, "fcn_mnist", "paper")  # nothing to compare it with
-    record({"obd": [1.0, 2.0, 3.0], "obd_lap": [4.0, 6.0, 5.0]}, "fcn_data_dependent", "paper")
     found = summary.summary().set_index(["table", "claim"])
+    assert len(found) == sum(len(declared["claims"]) for declared in TABLES.values())
     judged = found[["scale", "n", "verdict"]].apply(tuple, axis=1).to_dict()
     assert judged["fcn_mnist", "LAP beats MP"] == ("quick", 4, "reproduced")
     assert judged["fcn_mnist", "LAP beats LFP"] == ("smoke", 3, "undecided")
-    against = judged["fcn_data_dependent", "OBD with LAP beats OBD"]
-    assert against == ("paper", 3, "not reproduced")
-    repeats = found.repeats.dropna().to_dict()
-    assert repeats == {("fcn_generalization", "LAP beats MP"): "fcn_mnist"}
+    assert judged["vgg11_cifar10", "LAP beats MP"] == ("–", 0, "not run")
+    repeated = [(name, "LAP beats MP") for name in ("fcn_global", "fcn_generalization")]
+    assert [*found[found.repeats].index] == repeated
     # The first claims of three tables: LAP beats MP, the same on another machine, alike in the gap
     p = found[found.p_holm.notna()].sort_values("p")
     holm = np.maximum.accumulate(p.p.to_numpy() * [3, 2, 1]).clip(max=1)
@@ -58,18 +46,9 @@ def test_networks_are_summed_up_in_a_row_each(record):
     assert (fcn.dense, fcn.published_dense) == (2, pytest.approx(1.98))
     assert (vgg.network, vgg.verdict) == ("VGG-19 ×¼ on CIFAR-10 (JPEG)", "no")
     assert rows.verdict["vgg11_cifar10"] == "not run"
-    assert vgg.p_holm == pytest.approx(2 * vgg.p) or fcn.p_holm == pytest.approx(2 * fcn.p)
-    text = (
-        summary.networks_in_words(rows.reset_index())
-        .set_index("network and data")
-        .loc["FCN on MNIST"]
-    )
-    assert text[["MP", "LAP", "dense", "paper: MP → LAP"]].tolist() == [
-        "61.0",
-        "32.0",
-        "2.0 (paper 2.0)",
-        "43.7 → 11.6",
-    ]
+    text = summary.networks_in_words(rows.reset_index()).set_index("network and data")
+    text = text.loc["FCN on MNIST", ["MP", "LAP", "dense", "paper: MP → LAP"]]
+    assert [*text] == ["61.0", "32.0", "2.00 (paper 1.98, +0.02)", "43.7 → 11.6"]
 
 
 def test_all_comparisons_in_one_sentence(record):
@@ -78,10 +57,9 @@ def test_all_comparisons_in_one_sentence(record):
     record({"mp": [9.0, 9.1, 9.2], "lap": [9.3, 9.5, 9.6]}, "fcn_mnist", "paper", nth=0)
     record({"mp": MP, "lap": MP[::-1]}, "fcn_global", "paper")
     record({"mp": [1.0, 2.0], "lap": [0.5, 1.4]}, "conv6_cifar10", "reduced")  # too few
-    expected = (
-        "LAP is significantly better in 1 of 3 comparisons, MP in 1 (by at most 0.4 points); 1"
-    )
-    assert expected in summary.sentence()
+    text = summary.sentence()
+    assert "LAP is significantly better in 1 of 3 comparisons, MP in 1 (by at most 0.4 po" in text
+    assert "In practice: take LAP." in text and "by up to 35 points (FCN on MNIST, layer-w" in text
 
 
 def test_runs_of_another_machine_are_seeds_of_their_own(record):
@@ -120,22 +98,15 @@ def test_collapse_is_judged_by_ranks():
     ]
     assert found["collapsed"] == 5
     assert found["p_collapse"] == pytest.approx((sum(counts) >= 5).mean(), abs=0.005)
-    assert found["collapse"] == "reproduced"
 
 
-@pytest.mark.parametrize(
-    ("lap", "verdict"),
-    [
-        ([1.1, 1.3, 1.2], "reproduced"),
-        ([1.1, 1.7, 1.9], "undecided"),
-        ([2.1, 2.3, 2.2], "not reproduced"),
-    ],
-)
-def test_the_cost_of_masks(lap, verdict):
+def test_the_cost_of_masks():
+    lap = [2.1, 2.3, 2.2]
     times = [("fcn", "mp", 1.0)] * 3 + [("fcn", "lap", seconds) for seconds in lap]
     times = pd.DataFrame(times, columns=["network", "method", "seconds"])
-    (row,) = summary.cost_of_masks(times).to_dict("records")
-    assert row["ratio"] == pytest.approx(scipy.stats.gmean(lap)) and row["verdict"] == verdict
+    for most, verdict in ((1.5, "not reproduced"), (2.2, "undecided"), (3, "reproduced")):
+        (row,) = summary.cost_of_masks(times, most).to_dict("records")
+        assert row["ratio"] == pytest.approx(scipy.stats.gmean(lap)) and row["verdict"] == verdict
 
 
 def test_recorded_networks(checkout, monkeypatch):
@@ -145,13 +116,9 @@ def test_recorded_networks(checkout, monkeypatch):
     assert (vggs.better, vggs.seeds, vggs.collapsed) == (13, 15, 9) and vggs.after_the_fact
 
 
-def test_index_shows_a_line_of_result_and_changes_no_file(lapnb_root, record):
-    record(BOTH, "fcn_mnist", "quick")
+def test_index_shows_a_line_of_result(record):
     record(BOTH, "conv6_global", "quick", source="MNIST, 5,000 digits")
-    before = {path: path.stat().st_mtime_ns for path in lapnb_root.rglob("*")}
-    page = summary.index().data
-    assert {path: path.stat().st_mtime_ns for path in lapnb_root.rglob("*")} == before
-    assert results_file("fcn_mnist", "quick") in before
-    assert '<a href="fcn_mnist.ipynb">FCN on MNIST</a>' in page
-    assert "5,000 MNIST digits: LAP beats MP: reproduced at 0.098 %" in page
-    assert "Conv-6 ×⅛ on 5,000 MNIST digits, global pruning, standing in for CIFAR-10: LAP" in page
+    page = summary.index(summary.summary()).data
+    assert '<a href="fcn_mnist.ipynb">FCN on MNIST</a>' in page and "MP: not run" in page
+    title = "Conv-6 ×⅛ on 5,000 MNIST digits, global pruning, standing in for CIFAR-10"
+    assert f"{title}: LAP beats MP: reproduced at " in page
