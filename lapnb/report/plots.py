@@ -17,7 +17,6 @@ import pandas as pd
 
 from lapnb.checks import require
 from lapnb.paper.protocol import VARIED
-from lapnb.paper.tables import table
 from lapnb.pruning.scores import METHODS
 from lapnb.report import compare as of
 from lapnb.report import words
@@ -94,7 +93,7 @@ def plot(
     >>> import lapnb
     >>> rows = lapnb.recorded("fcn_mnist", "paper")
     >>> print(lapnb.plot(rows, methods=["mp", "lap"]).get_suptitle())
-    LAP beats MP at 5 of 7 fractions
+    LAP beats MP: reproduced
     FCN on MNIST
     """
     rows = of.one_source(results, column)
@@ -114,7 +113,7 @@ def plot(
             draw(axis, part, column)
             if draw is _draw_means:
                 errors.append(axis)
-                variant = ", ".join(_variant(part.iloc[0], of.varied(rows)))
+                variant = ", ".join(words.variant(part.iloc[0][of.varied(rows)]))
                 axis.set_title(variant, y=0.77, x=0.03, loc="left", weight="bold")
         if column in ERRORS:
             _error_axes(errors)
@@ -123,7 +122,7 @@ def plot(
         marks = words.BARS
         if len(fractions) > MANY:
             marks = marks.replace("bars", "bands")
-        heading = f"{finding(rows, column)}\n{words.title(rows)}"
+        heading = f"{of.finding(rows, column)}\n{words.title(rows)}"
         finish(figure, heading, words.how(rows, marks))
         if save:
             _save(figure, rows, suffix, column)
@@ -211,37 +210,6 @@ def plot_networks(networks: pd.DataFrame, seeds: pd.DataFrame, save: bool = Fals
         if save:
             write_whole(root() / "figures" / "networks.png", png(figure))
     return figure
-
-
-def finding(rows: pd.DataFrame, column: str = "error") -> str:
-    """Say how often LAP is significantly better than MP; else what is lowest at the sparsest."""
-    what = words.MEASURED[column][1]
-    claims = table(rows.table.iloc[0], "paper").claims
-    if not claims or not {"mp", "lap"} <= {*rows.method}:
-        return _lowest(rows, column)
-    pairs = of.pairs(rows, "lap", "mp", column)
-    pairs = pairs[pairs.n >= of.LEAST_SEEDS]
-    if pairs.empty:
-        return f"LAP and MP{what}: too few seeds to compare"
-    total = f"{len(pairs)} {'comparisons' if of.varied(rows) else 'fractions'}"
-    if column == "gap":
-        alike = pairs.low.gt(-1) & pairs.high.lt(1)
-        return f"LAP's gap is within 1 point of MP's at {alike.sum()} of {total}"
-    worse = (pairs.low > 0).sum()
-    text = f"LAP beats MP{what} at {(pairs.high < 0).sum()} of {total}"
-    return f"{text}, MP at {worse}" if worse else text
-
-
-def _lowest(rows: pd.DataFrame, column: str) -> str:
-    means = of.means(rows, column)
-    best = means.sort_values(["round", column], ascending=[False, True]).iloc[0]
-    name = ", ".join([words.short(best.method), *_variant(best, of.varied(rows))])
-    return f"Lowest at {words.percent(best.surviving)} %: {name} ({best[column]:.2f})"
-
-
-def _variant(row: pd.Series, names: list[str]) -> list[str]:
-    """What a row is of the settings that vary, in words."""
-    return [words.WORDS.get(value, value) for value in row[names]]
 
 
 def _panels(rows: pd.DataFrame, column: str) -> list[tuple]:
