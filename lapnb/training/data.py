@@ -257,8 +257,8 @@ def augment(images: Tensor, kind: str, rng: np.random.Generator) -> Tensor:
 def _crop_flip(images: Tensor, rng: np.random.Generator, padding: int = 4) -> Tensor:
     batch, _, height, width = images.shape
     corners = rng.integers(2 * padding + 1, size=(2, batch))
-    mirrors = rng.integers(2, size=batch)
-    draws = torch.from_numpy(np.stack([*corners, mirrors]))
+    mirrors = rng.integers(2, size=(1, batch))
+    draws = torch.from_numpy(np.concatenate([corners, mirrors]))
     top, left, mirrored = draws.to(images.device, non_blocking=True)
     padded = F.pad(images, (padding,) * 4)
     # a view of all crops of each image, (B, C, top, left, H, W), of which one gather takes B

@@ -44,16 +44,8 @@ class DataSet:
 
 def data_folder() -> Path:
     """Return the folder of data sets: LAPNB_DATA, or else a folder in the user's cache."""
-    return absolute(os.environ.get("LAPNB_DATA") or _user_cache())
-
-
-def _user_cache() -> str:
-    return os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "lapnb")
-
-
-def _writable(folder: Path) -> Path:
-    """Return the folder, or one in the user's cache where nothing can be written in it."""
-    return folder if os.access(folder, os.W_OK) else absolute(_user_cache())
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return absolute(os.environ.get("LAPNB_DATA") or os.path.join(cache, "lapnb"))
 
 
 def read_dataset(name: str) -> dict:
@@ -67,9 +59,8 @@ def read_dataset(name: str) -> dict:
     """
     dataset = DATASETS[name]
     folder = data_folder()
-    place = _writable(folder)
     try:
-        with locked(place / "data.lock", place / "data"):  # one process at a time downloads
+        with locked(folder / "data.lock", folder / "data"):  # one process at a time downloads
             tensors, note = dataset.read(folder)
     except Exception as error:  # of the network, an archive, a file, an image
         reason = " ".join(str(error).split())
@@ -193,9 +184,8 @@ def _decoded(name: str, folder: Path, train, test, note: str, whole: tuple[int, 
 
 
 def _cached(name: str, folder: Path, key: list, read: Callable[[], Saved]) -> dict[str, Tensor]:
-    """What `read()` returns, kept as a memory-mapped file in the data folder or user's cache."""
-    file = f"{name}-{fingerprint(key)}.images.safetensors"
-    tensors, _ = cached(_writable(folder) / file, read)
+    """What `read()` returns, kept as a memory-mapped file in the data folder."""
+    tensors, _ = cached(folder / f"{name}-{fingerprint(key)}.images.safetensors", read)
     return tensors
 
 
