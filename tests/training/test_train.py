@@ -5,7 +5,6 @@ import copy
 import os
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import pytest
@@ -17,7 +16,6 @@ from torch.nn import functional as F
 import lapnb
 from lapnb.pruning.layers import prunable_layers
 from lapnb.store import CorruptFile, load_tensors, save_tensors
-from lapnb.training.checkpoints import Checkpoint
 from lapnb.training.data import stream
 from lapnb.training.networks import FCN
 from lapnb.training.stacks import SparseStack
@@ -128,27 +126,28 @@ def test_pruned_weights_stay_exactly_zero_and_survivors_train(digits):
         assert torch.equal(layer.weight[mask], old.weight[mask]) == (layer.name == "layers.2")
 
 
+class Together(nn.Module):
+    """Several networks that see the same images."""
+
+    def __init__(self, *networks):
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, x):
+        return torch.stack([network(x) for network in self.networks])
+
+
 def test_several_networks_train_as_if_alone_even_beside_one_that_diverges(digits):
-    class Together(nn.Module):
-        def __init__(self, *networks):
-            super().__init__()
-            self.networks = nn.ModuleList(networks)
-
-        def forward(self, x):
-            return torch.stack([network(x) for network in self.networks])
-
-    good, bad, other = small(), small(1), small(2)
+    bad = small(1)
     nn.init.constant_(bad.layers[0].weight, 1e38)
-    together = copy.deepcopy(Together(good, bad, other))
-    losses, accuracies = lapnb.evaluate(lapnb.train(together, digits, 40), digits)
+    together = lapnb.train(Together(small(), copy.deepcopy(bad), small(2)), digits, 40)
+    losses, accuracies = lapnb.evaluate(together, digits)
     assert losses.isfinite().tolist() == [True, False, True]
-    for number, model in ((0, good), (2, other)):
-        found = losses[number].item(), accuracies[number].item()
-        alone = lapnb.evaluate(lapnb.train(model, digits, 40), digits)
-        assert found == pytest.approx(alone, rel=1e-3)
-    for model in (copy.deepcopy(bad), Together(bad, copy.deepcopy(bad))):
-        with pytest.raises(FloatingPointError, match="the loss was nan at step 25"):
-            lapnb.train(model, digits, 50)
+    for number, seed in ((0, 0), (2, 2)):
+        alone = lapnb.evaluate(lapnb.train(small(seed), digits, 40), digits)
+        assert (losses[number].item(), accuracies[number].item()) == pytest.approx(alone, rel=1e-3)
+    with pytest.raises(FloatingPointError, match="the loss was nan at step 25"):
+        lapnb.train(Together(bad, copy.deepcopy(bad)), digits, 50)
 
 
 def test_frozen_modules_stay_frozen(digits):
@@ -168,11 +167,11 @@ def test_training_leaves_denormal_numbers_as_they_were(digits):
 
 
 def test_models_of_64_bits_train_as_in_float32(digits):
-    exact = with_norm()
-    double = lapnb.train(copy.deepcopy(exact).double(), digits, 100)
+    double = lapnb.train(small().double(), digits, 20)
     assert {p.dtype for p in double.parameters()} == {torch.float64}
-    accuracy = lapnb.evaluate(lapnb.train(exact, digits, 100), digits)[1]
-    assert lapnb.evaluate(double, digits)[1] == pytest.approx(accuracy, abs=2) and accuracy > 70
+    short = lapnb.train(small(), digits, 20)
+    exact = [p.float() for p in double.parameters()]
+    torch.testing.assert_close(exact, [*short.parameters()], rtol=1e-3, atol=1e-4)
 
 
 class Returning(nn.Module):
@@ -211,21 +210,17 @@ def float64():
 
 
 @contextlib.contextmanager
-def meta():
-    with torch.device("meta"):
-        yield
-        assert torch.get_default_device().type == "meta"
-
-
-@contextlib.contextmanager
 def fast():
     torch.set_float32_matmul_precision("medium")
     try:
         yield
-        assert torch.get_float32_matmul_precision() == "medium"
         assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+def meta():
+    return torch.device("meta")
 
 
 def everything():
@@ -244,12 +239,11 @@ def everything():
 def test_the_callers_settings_of_pytorch_change_nothing_and_stay(settings):
     tensors, numbers = everything()
     with settings():
-        grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        grad, device = torch.is_grad_enabled(), torch.get_default_device()
         under, same_numbers = everything()
-        assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == (grad, inference)
+        assert (torch.is_grad_enabled(), torch.get_default_device()) == (grad, device)
     assert numbers == same_numbers
-    for first, second in zip(tensors, under, strict=True):
-        assert first.dtype == second.dtype and torch.equal(first, second)
+    torch.testing.assert_close(tensors, under, rtol=0, atol=0)
 
 
 def test_bfloat16_keeps_weights_in_float32_and_the_callers_autocast_changes_nothing(digits):
@@ -288,16 +282,6 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(digits, hasty, tmp_path, bui
     interrupted(build(), digits, file, **settings)
     settings |= dict(checkpoint=file, progress=steps.append)
     assert same(whole, lapnb.train(build(), digits, 110, **settings)) and steps[0] == 75
-
-
-def test_the_seconds_of_all_parts_of_a_run_are_counted(digits, hasty, tmp_path):
-    file, seconds = tmp_path / "run.safetensors", []
-    for steps in (75, 110):
-        checkpoint, begun = Checkpoint(file), time.monotonic()
-        lapnb.train(small(), digits, steps, checkpoint=checkpoint)
-        seconds.append(load_tensors(file)[1]["seconds"])
-        assert 0 < seconds[-1] - checkpoint.earlier_seconds < time.monotonic() - begun
-    assert checkpoint.earlier_seconds == seconds[0] < seconds[1]
 
 
 @pytest.mark.parametrize("other", ["weights", "masks"])
