@@ -93,7 +93,7 @@ class Data:
         if classes is None:
             classes = highest + 1
         require_whole("classes", classes, highest + 1)
-        pixels = train_images.float().div_(255)
+        pixels = train_images.float() / 255
         spread, middle = torch.std_mean(pixels, (0, 2, 3), correction=0)
         if mean is None:
             mean = tuple(middle.tolist())
@@ -144,15 +144,14 @@ class Data:
         Raises:
             ValueError: a number makes no sense.
         """
-        most = len(self.train_labels)
         require_whole("count", count, 1)
-        require_whole("size", size, 1, most)
+        require_whole("size", size, 1, len(self.train_labels))
         require_whole("seed", seed, 0)
 
         @usual_torch()
         def draw(n: int) -> tuple[Tensor, Tensor]:
             rng = stream(seed, "statistics", n)
-            batch = torch.from_numpy(rng.choice(most, size, replace=False))
+            batch = torch.from_numpy(rng.choice(len(self.train_labels), size, replace=False))
             images = augment(self.train_images[batch], self.augmentation, rng)
             return self.normalise(images), self.train_labels[batch]
 
@@ -170,10 +169,9 @@ def _as_images(name: str, values) -> Tensor:
         require(low >= 0 and high <= 1, name, "from 0 to 1", f"{low:g} to {high:g}")
         images = (images * 255).round_().byte()
     usual = images.dtype == torch.uint8 and images.ndim == 4 and images.numel() > 0
+    channels_last = usual and images.shape[3] <= 4 < min(images.shape[1:3])
     allowed = "(N, C, H, W) or (N, H, W), uint8 or floats in [0, 1]"
-    require(usual, name, allowed, got)
-    channels_last = images.shape[3] <= 4 < min(images.shape[1:3])
-    require(not channels_last, name, "(N, C, H, W), as permute(0, 3, 1, 2) makes them", got)
+    require(usual and not channels_last, name, allowed, got)
     return images
 
 

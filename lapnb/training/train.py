@@ -133,8 +133,9 @@ def _step(model, optimizer, pruned, batch_size, device, precision) -> Callable:
 
     It takes images and labels, and returns the loss of each image.
     """
+    parameters = list(model.parameters())
     kept = [(layer.weight, mask.to(layer.weight)) for layer, mask in pruned]
-    dtype = next(model.parameters()).dtype
+    dtype = parameters[0].dtype
     share = torch.full((batch_size,), 1 / batch_size, dtype=dtype, device=device)
     low = precision == "bfloat16"
     # casts are not kept for the next step, as weights change in place
@@ -143,7 +144,8 @@ def _step(model, optimizer, pruned, batch_size, device, precision) -> Callable:
     def step(images: Tensor, labels: Tensor) -> Tensor:
         with autocast:
             _, losses = _computed(model, images, labels)
-        optimizer.zero_grad()
+        for parameter in parameters:
+            parameter.grad = None
         losses.backward(share.expand_as(losses))  # of the mean over each network's batch
         for weight, mask in kept:
             if weight.grad is not None:  # a layer may be frozen

@@ -280,8 +280,8 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(digits, hasty, tmp_path, bui
         settings = dict(masks=lapnb.prune_masks(build(), "lap", 0.2))
     whole = lapnb.train(build(), digits, 110, **settings)
     interrupted(build(), digits, file, **settings)
-    settings |= dict(checkpoint=file, progress=steps.append)
-    assert same(whole, lapnb.train(build(), digits, 110, **settings)) and steps[0] == 75
+    again = lapnb.train(build(), digits, 110, checkpoint=file, progress=steps.append, **settings)
+    assert same(whole, again) and steps[0] == 75
 
 
 @pytest.mark.parametrize("other", ["weights", "masks"])
