@@ -56,17 +56,18 @@ def read_dataset(name: str) -> dict:
 
     Raises:
         FileNotFoundError: it cannot be read; the message says why, and what to place where.
+        PermissionError: the data folder cannot be locked.
     """
     dataset = DATASETS[name]
     folder = data_folder()
-    try:
-        with locked(folder / "data.lock", folder / "data"):  # one process at a time downloads
+    with locked(folder / "data.lock", folder / "data"):  # one process at a time downloads
+        try:
             tensors, note = dataset.read(folder)
-    except Exception as error:  # of the network, an archive, a file, an image
-        reason = " ".join(str(error).split())
-        raise FileNotFoundError(
-            f"{dataset.title} cannot be read from {folder} ({reason}): {dataset.advice}"
-        ) from error
+        except Exception as error:  # of the network, an archive, a file, an image
+            reason = " ".join(str(error).split())
+            raise FileNotFoundError(
+                f"{dataset.title} cannot be read from {folder} ({reason}): {dataset.advice}"
+            ) from error
     classes = 1 + int(tensors["train_labels"].max())
     return tensors | {"source": dataset.title + note, "classes": classes}
 
