@@ -48,16 +48,13 @@ def write(path, content):
 
 
 def make_idx(raw):
-    """30 training and 20 test images, and their pixels."""
-    rng = np.random.default_rng(1)
-    arrays = {}
+    """30 training and 20 test images."""
     for split, count in (("train", 30), ("t10k", 20)):
-        arrays[f"{split}-images-idx3-ubyte"] = rng.integers(0, 256, (count, 28, 28))
-        arrays[f"{split}-labels-idx1-ubyte"] = np.arange(count) % 10
-    for name, array in arrays.items():
-        header = np.array([0x0800 + array.ndim, *array.shape], ">u4").tobytes()
-        write(raw / name, header + array.astype("u1").tobytes())
-    return arrays
+        pixels = np.random.default_rng(count).integers(0, 256, (count, 28, 28), dtype="u1")
+        labels = np.arange(count, dtype="u1") % 10
+        for kind, array in (("images-idx3", pixels), ("labels-idx1", labels)):
+            header = np.array([0x0800 + array.ndim, *array.shape], ">u4").tobytes()
+            write(raw / f"{split}-{kind}-ubyte", header + array.tobytes())
 
 
 def make_image(path, colour, side, mode="RGB"):
@@ -112,11 +109,12 @@ def test_mnist5k_is_always_the_same():
 
 @pytest.mark.parametrize("title", ["MNIST", "Fashion-MNIST"])
 def test_idx_files(folder, title):
-    arrays = make_idx(folder / title.replace("-", "") / "raw")
+    make_idx(folder / title.replace("-", "") / "raw")
     data = load_data(title.lower().replace("-", "_"))
     assert data.source == title and data.classes == 10
-    assert np.array_equal(data.train_images[:, 0], arrays["train-images-idx3-ubyte"])
-    assert data.test_labels.tolist() == [i % 10 for i in range(20)]
+    pixels = np.random.default_rng(30).integers(0, 256, (30, 28, 28), dtype="u1")
+    assert np.array_equal(data.train_images[:, 0], pixels)
+    assert data.test_labels.tolist() == [*range(10)] * 2
 
 
 def test_cifar10_as_jpeg(folder):
