@@ -13,7 +13,7 @@ CHECKPOINT_SECONDS = 60.0
 
 
 class Checkpoint:
-    """A callback of `train` that saves its state once a minute, and gives it back.
+    """Saves the state of a training once a minute, and gives it back.
 
     Attributes:
         path: The file.
@@ -54,7 +54,7 @@ class Checkpoint:
         self.earlier_seconds = saved.get("seconds", 0.0)
         return saved["step"]
 
-    def __call__(self, step: int, losses: Tensor) -> None:
+    def save(self, step: int) -> None:
         """Save the state after `step`, unless it was saved a moment ago or training is over."""
         now = time.monotonic()
         if step == self.steps or now - self.saved <= CHECKPOINT_SECONDS:

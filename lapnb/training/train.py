@@ -20,7 +20,7 @@ from lapnb.training.graph import CapturedStep
 from lapnb.training.networks import Network
 
 PRECISIONS = ("float32", "bfloat16")
-CHUNK = 25  # steps between two fresh random streams; callbacks are called after each
+CHUNK = 25  # steps between two fresh random streams, and between looks at the loss and the clock
 
 
 @usual_torch()
@@ -88,9 +88,6 @@ def train(
     """
     _check(model, data, steps, lr, batch_size, seed, precision)
     pruned = [] if masks is None else fitting(model, masks)
-    callbacks = [_check_finite]
-    if progress is not None:
-        callbacks.append(lambda step, losses: progress(step))
     device = data.train_images.device
     with _prepared(model, device):
         optimizer = adam(list(model.parameters()), lr)
@@ -102,7 +99,6 @@ def train(
             settings = f"seed {seed}, stage {stage}, lr {lr}, batch size {batch_size}, {precision}"
             facts = facts_of(model, data, masks or [], settings)
             start = checkpoint.resume(model, optimizer, facts, steps)
-            callbacks.append(checkpoint)
         if not model.training:
             model.train()
         take_step = _step(model, optimizer, pruned, batch_size, device, precision)
@@ -110,8 +106,11 @@ def train(
         for step, batch in zip(range(start + 1, steps + 1), batches, strict=False):
             losses = take_step(*batch)
             if step % CHUNK == 0 or step == steps:
-                for callback in callbacks:
-                    callback(step, losses)
+                _check_finite(step, losses)
+                if progress is not None:
+                    progress(step)
+                if checkpoint is not None:
+                    checkpoint.save(step)
         optimizer.zero_grad()
     return model.eval()
 
