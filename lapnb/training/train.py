@@ -185,11 +185,10 @@ def evaluate(model: nn.Module, data: Data, split: str = "test") -> tuple:
     modes = [(module, module.training) for module in model.modules()]
     loss = correct = 0
     model.eval()
-    with torch.autocast(images.device.type, enabled=False):  # the caller's
-        for part, answers in zip(images.split(500), labels.split(500), strict=True):
-            logits, losses = _computed(model, data.normalise(part), answers)
-            loss = loss + losses.sum(-1)
-            correct = correct + (logits.argmax(-1) == answers).sum(-1)
+    for part, answers in zip(images.split(500), labels.split(500), strict=True):
+        logits, losses = _computed(model, data.normalise(part), answers)
+        loss = loss + losses.sum(-1)
+        correct = correct + (logits.argmax(-1) == answers).sum(-1)
     for module, mode in modes:
         module.training = mode
     loss = loss / len(labels)
@@ -216,11 +215,7 @@ def _prepared(model: nn.Module, device: torch.device) -> Iterator[None]:
     """What training needs of the process: random numbers, precision, denormal numbers as zero."""
     flushing = torch.tensor(1e-40).item() == 0
     gpus = [device] if device.type == "cuda" else []
-    with (
-        torch.random.fork_rng(devices=gpus),
-        torch.autocast(device.type, enabled=False),  # the caller's, which would reach backward too
-        sound_backward(model),
-    ):
+    with torch.random.fork_rng(devices=gpus), sound_backward(model):
         # Adam's moments of weights that get no gradient decay into denormal numbers, which are slow
         torch.set_flush_denormal(True)
         try:

@@ -204,10 +204,12 @@ def test_where_it_cannot_be_read_it_says_what_to_place_where(folder, monkeypatch
 
 def test_images_are_decoded_once_and_again_when_they_change(folder, opened):
     make_jpegs(folder)
+    file = folder / "cifar10/train/cat/0.jpg"
+    make_image(file, (1, 2, 3), 32)
     first = content(load_data("cifar10"))
     assert content(load_data("cifar10")) == first and len(opened) == 30
-    file = folder / "cifar10/train/cat/0.jpg"
-    date = file.stat().st_mtime_ns
+    size, date = file.stat().st_size, file.stat().st_mtime_ns
     make_image(file, (3, 2, 1), 32)
     os.utime(file, ns=(date, date))
+    assert file.stat().st_size == size
     assert content(load_data("cifar10")) != first and len(opened) == 60

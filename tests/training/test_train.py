@@ -287,11 +287,14 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(digits, hasty, tmp_path, bui
 @pytest.mark.parametrize("other", ["weights", "masks"])
 def test_a_run_from_another_start_begins_anew_and_says_so(digits, hasty, tmp_path, capsys, other):
     file = tmp_path / "run.safetensors"
-    masks = lapnb.prune_masks(small(), "lap", 0.2) if other == "masks" else None
-    interrupted(small(int(other == "weights")), digits, file, masks=masks)
-    again = lapnb.train(small(), digits, 60, checkpoint=file)
+    masks = lapnb.prune_masks(small(), "lap", 0.2)
+    pruned, again, whole = small(int(other == "weights")), small(), small()
+    for model in (pruned, again, whole):
+        lapnb.apply_masks(model, masks)
+    interrupted(pruned, digits, file, masks=masks if other == "masks" else None)
+    lapnb.train(again, digits, 60, checkpoint=file)
     assert f"{file} began from other weights" in capsys.readouterr().out
-    assert same(again, lapnb.train(small(), digits, 60))
+    assert same(again, lapnb.train(whole, digits, 60))
 
 
 CHANGES = [{"seed": 1}, {"stage": "retrain"}, {"lr": 1e-2}, {"batch_size": 30}, {"steps": 20}]
