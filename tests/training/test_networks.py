@@ -62,6 +62,7 @@ def test_weights_are_xavier_normal_and_biases_zero(name):
             wanted = math.sqrt(2 / ((inputs + outputs) * math.prod(kernel)))
             few = 5 / math.sqrt(module.weight.numel())
             assert module.weight.std().item() == pytest.approx(wanted, rel=few)
+            assert module.weight.abs().max() > 2 * wanted  # which a uniform one never reaches
             assert module.bias is None or not module.bias.any()
 
 
