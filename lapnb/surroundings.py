@@ -11,8 +11,8 @@ def usual_torch() -> Iterator[None]:
     """Compute as PyTorch does when it starts, whatever the caller has set; then put that back.
 
     New tensors are float32 on the CPU, gradients are recorded, and the CPU multiplies float32 as
-    such, not as bfloat16 (`torch.set_float32_matmul_precision("medium")`). It serves as `with
-    usual_torch():` and as the decorator `@usual_torch()`.
+    such, not as bfloat16 (`torch.set_float32_matmul_precision("medium")` or autocast). It serves as
+    `with usual_torch():` and as the decorator `@usual_torch()`.
 
     >>> with torch.inference_mode(), torch.device("meta"), usual_torch():
     ...     print(torch.zeros(1, requires_grad=True).device)
@@ -27,7 +27,13 @@ def usual_torch() -> Iterator[None]:
     products, convolutions = onednn.matmul.fp32_precision, onednn.conv.fp32_precision
     onednn.matmul.fp32_precision = onednn.conv.fp32_precision = "ieee"
     try:
-        with torch.inference_mode(False), torch.enable_grad(), place:
+        with (
+            torch.autocast("cpu", enabled=False),
+            torch.autocast("cuda", enabled=False),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            place,
+        ):
             yield
     finally:
         torch.set_default_dtype(dtype)

@@ -4,22 +4,19 @@ There is no DataLoader: a batch is `images[indices]`, augmented and normalised a
 whatever device the data is. `lapnb.training.datasets` reads the files.
 """
 
-import math
-import operator
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from numbers import Real
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lapnb.checks import is_plain, owns_memory, require, require_whole
+from lapnb.checks import require, require_whole
 from lapnb.progress import progress
 from lapnb.surroundings import usual_torch
-from lapnb.training.datasets import DATASETS, SPLITS, read_dataset
+from lapnb.training.datasets import DATASETS, read_dataset, stacked
 
 
 def stream(seed: int, stage: str, chunk: int = 0) -> np.random.Generator:
@@ -85,24 +82,25 @@ class Data:
         >>> Data.from_tensors(images, labels, images, labels).classes
         2
         """
-        train_images = _checked_images("train_images", train_images)
-        test_images = _checked_images("test_images", test_images)
+        train_images = _as_images("train_images", train_images)
+        test_images = _as_images("test_images", test_images)
         size = tuple(test_images.shape[1:])
         allowed = f"of one size with test_images, {size}"
         require(train_images.shape[1:] == size, "train_images", allowed, (*train_images.shape,))
-        if classes is not None:
-            require_whole("classes", classes, 1)
-        below = math.inf if classes is None else classes
-        train_labels = _checked_labels("train_labels", train_labels, len(train_images), below)
-        test_labels = _checked_labels("test_labels", test_labels, len(test_images), below)
+        train_labels = _as_labels("train_labels", train_labels, len(train_images))
+        test_labels = _as_labels("test_labels", test_labels, len(test_images))
+        highest = int(max(train_labels.max(), test_labels.max()))
         if classes is None:
-            classes = 1 + int(max(train_labels.max(), test_labels.max()))
-        augment(train_images[:1], augmentation, stream(0, "check"))
-        measured_mean, measured_std = _moments(train_images)
-        mean = measured_mean if mean is None else mean
-        std = measured_std if std is None else std
-        _check_per_channel("mean", mean, size[0], -math.inf)
-        _check_per_channel("std", std, size[0], 0)
+            classes = highest + 1
+        require_whole("classes", classes, highest + 1)
+        pixels = train_images.float() / 255
+        spread, middle = torch.std_mean(pixels, (0, 2, 3), correction=0)
+        if mean is None:
+            mean = tuple(middle.tolist())
+        if std is None:
+            std = tuple(spread.clamp(min=1 / 255).tolist())  # a channel may be constant
+        for moment, values in (("mean", mean), ("std", std)):
+            require(len(values) == size[0], moment, f"{size[0]} numbers, one per channel", values)
         tensors = train_images, train_labels, test_images, test_labels
         return cls(name, source, *tensors, mean, std, classes, augmentation)
 
@@ -119,11 +117,13 @@ class Data:
         Raises:
             ValueError: something does not fit; the message names the argument.
         """
-        return cls.from_tensors(*_stacked(train, "train"), *_stacked(test, "test"), **fields)
+        tensors = [*stacked(train, "reading train"), *stacked(test, "reading test")]
+        return cls.from_tensors(*tensors, **fields)
 
     def to(self, device) -> "Data":
         """The same data with its four tensors on `device`."""
-        return replace(self, **{split: getattr(self, split).to(device) for split in SPLITS})
+        names = ("train_images", "train_labels", "test_images", "test_labels")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return uint8 images (B, C, H, W) as float32, (pixel / 255 - mean) / std."""
@@ -144,100 +144,46 @@ class Data:
         Raises:
             ValueError: a number makes no sense.
         """
-        most = len(self.train_labels)
         require_whole("count", count, 1)
-        require_whole("size", size, 1, most)
+        require_whole("size", size, 1, len(self.train_labels))
         require_whole("seed", seed, 0)
 
         @usual_torch()
         def draw(n: int) -> tuple[Tensor, Tensor]:
             rng = stream(seed, "statistics", n)
-            batch = torch.from_numpy(rng.choice(most, size, replace=False))
+            batch = torch.from_numpy(rng.choice(len(self.train_labels), size, replace=False))
             images = augment(self.train_images[batch], self.augmentation, rng)
             return self.normalise(images), self.train_labels[batch]
 
         return map(draw, progress(range(count), "statistics of the data", "batches"))
 
 
-def _checked_images(name: str, images) -> Tensor:
+def _as_images(name: str, values) -> Tensor:
     """Return images as uint8 (N, C, H, W); raise ValueError naming them unless they are such."""
-    images = _as_tensor(name, images)
-    allowed = "(N, C, H, W) or (N, H, W), uint8 or floats in [0, 1]"
-    shape_and_type = (*images.shape, images.dtype)
-    usual = owns_memory(images) and not images.is_meta and images.numel() > 0
-    require(usual and images.ndim in (3, 4), name, allowed, shape_and_type)
+    images = torch.as_tensor(values)
+    got = f"{tuple(images.shape)}, {images.dtype}"
     if images.ndim == 3:
         images = images.unsqueeze(1)
-    channels_last = images.shape[3] in (1, 3, 4) and min(images.shape[1:3]) > 4
-    reordered = "channels before height and width, as permute(0, 3, 1, 2) puts them"
-    require(not channels_last, name, reordered, shape_and_type)
-    if is_plain(images):
+    if images.is_floating_point():
         low, high = images.aminmax()
-        require(low >= 0 and high <= 1, name, allowed, f"values from {low:g} to {high:g}")
-        parts = [(part * 255).round().byte() for part in images.split(1000)]  # to save memory
-        images = torch.cat(parts)
-    require(images.dtype == torch.uint8, name, allowed, shape_and_type)
+        require(low >= 0 and high <= 1, name, "from 0 to 1", f"{low:g} to {high:g}")
+        images = (images * 255).round_().byte()
+    usual = images.dtype == torch.uint8 and images.ndim == 4 and images.numel() > 0
+    channels_last = usual and images.shape[3] <= 4 < min(images.shape[1:3])
+    allowed = "(N, C, H, W) or (N, H, W), uint8 or floats in [0, 1]"
+    require(usual and not channels_last, name, allowed, got)
     return images
 
 
-def _checked_labels(name: str, labels, count: int, below: float) -> Tensor:
+def _as_labels(name: str, values, count: int) -> Tensor:
     """Return labels as int64 (N,); raise ValueError naming them unless they are such."""
-    labels = _as_tensor(name, labels)
-    allowed = f"{count} whole numbers from 0, one per image, below classes"
-    whole = torch.can_cast(labels.dtype, torch.int64)
-    require(whole and labels.shape == (count,), name, allowed, (*labels.shape, labels.dtype))
-    low, high = labels.long().aminmax()
-    require(low >= 0 and high < below, name, allowed, f"{low} to {high}")
-    return labels.long()
-
-
-def _as_tensor(name: str, values) -> Tensor:
-    try:
-        return torch.as_tensor(values)
-    except (TypeError, ValueError, RuntimeError) as error:
-        allowed = "a tensor or an array that torch can read"
-        raise ValueError(
-            f"{name} must be {allowed}; got {type(values).__name__} ({error})"
-        ) from error
-
-
-def _moments(images: Tensor) -> tuple[tuple, tuple]:
-    """Mean and standard deviation per channel of uint8 images, for pixels in [0, 1]."""
-    counts = [torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]
-    share = torch.stack(counts).double().cpu()
-    share /= share[0].sum()
-    values = torch.arange(256).double() / 255
-    mean = share @ values
-    variance = share @ values.square() - mean.square()
-    std = variance.clamp(min=255**-2).sqrt()  # a channel may be constant
-    return tuple(mean.tolist()), tuple(std.tolist())
-
-
-def _check_per_channel(name: str, values: tuple[float, ...], channels: int, above: float) -> None:
-    """Raise ValueError naming `values` unless it is one finite number above `above` per channel."""
-    allowed = f"a tuple of {channels} numbers above {above}"
-    require(isinstance(values, tuple) and len(values) == channels, name, allowed, values)
-    finite = all(isinstance(value, Real) and above < value < math.inf for value in values)
-    require(finite, name, allowed, values)
-
-
-def _stacked(dataset, name: str) -> tuple[Tensor, Tensor]:
-    """Return images and labels of a data set in torchvision's style."""
-    from torchvision.transforms.v2.functional import to_image
-
-    images = []
-    labels = []
-    try:
-        for index in progress(range(len(dataset)), f"reading {name}", "images"):
-            image, label = dataset[index]
-            if getattr(image, "mode", "") == "P":  # its pixels are places in a palette
-                image = image.convert("RGB")
-            images.append(to_image(image))
-            labels.append(operator.index(label))  # refuses 0.5
-        return torch.stack(images), torch.tensor(labels)
-    except (TypeError, ValueError, RuntimeError, LookupError) as error:
-        content = f"{name} must hold pairs of an image, all of one size, and a whole number"
-        raise ValueError(f"{content}; it does not ({error})") from error
+    labels = torch.as_tensor(values)
+    whole = not labels.is_floating_point() and labels.shape == (count,)
+    allowed = f"{count} whole numbers from 0, one per image"
+    require(whole, name, allowed, f"{tuple(labels.shape)}, {labels.dtype}")
+    labels = labels.long()
+    require(labels.min() >= 0, name, allowed, int(labels.min()))
+    return labels
 
 
 @usual_torch()
@@ -258,17 +204,14 @@ def load_data(name: str, image_size: int | None = None, channels: int | None = N
     >>> load_data("mnist5k", image_size=32, channels=3).test_images.shape
     torch.Size([1000, 3, 32, 32])
     """
-    require(name in [*DATASETS], "name", f"one of {', '.join(DATASETS)}", name)
-    if image_size is not None:
-        require_whole("image_size", image_size, 1, 1024)
+    require(name in DATASETS, "name", f"one of {', '.join(DATASETS)}", name)
     dataset = DATASETS[name]
     stored = len(dataset.mean)
-    if channels is None:
-        channels = stored
-    possible = type(channels) is int and channels in (stored, 3)
-    allowed = "1 (grey) or 3" if stored == 1 else f"3, as {name} has colours"
-    require(possible, "channels", allowed, channels)
-    copies = channels // stored
+    allowed = f"{stored} or 3 for {name}"
+    require(channels in (None, stored, 3), "channels", allowed, channels)
+    copies = 1 if channels is None else channels // stored
+    if image_size is not None:
+        require_whole("image_size", image_size, 1, 1024)
     fields = read_dataset(name)
     for split in ("train_images", "test_images"):
         if image_size is not None:
@@ -305,15 +248,15 @@ def augment(images: Tensor, kind: str, rng: np.random.Generator) -> Tensor:
     Raises:
         ValueError: any other kind.
     """
-    require(kind in [*AUGMENTATIONS], "augmentation", f"one of {[*AUGMENTATIONS]}", kind)
+    require(kind in AUGMENTATIONS, "augmentation", f"one of {[*AUGMENTATIONS]}", kind)
     return AUGMENTATIONS[kind](images, rng)
 
 
 def _crop_flip(images: Tensor, rng: np.random.Generator, padding: int = 4) -> Tensor:
     batch, _, height, width = images.shape
     corners = rng.integers(2 * padding + 1, size=(2, batch))
-    mirrors = rng.integers(2, size=batch)
-    draws = torch.from_numpy(np.stack([*corners, mirrors]))
+    mirrors = rng.integers(2, size=(1, batch))
+    draws = torch.from_numpy(np.concatenate([corners, mirrors]))
     top, left, mirrored = draws.to(images.device, non_blocking=True)
     padded = F.pad(images, (padding,) * 4)
     # a view of all crops of each image, (B, C, top, left, H, W), of which one gather takes B
@@ -323,18 +266,14 @@ def _crop_flip(images: Tensor, rng: np.random.Generator, padding: int = 4) -> Te
 
 
 def _resized_crop_flip(images: Tensor, rng: np.random.Generator) -> Tensor:
-    from torchvision.transforms import RandomResizedCrop
-    from torchvision.transforms.v2.functional import resized_crop
+    from torchvision.transforms.v2 import RandomResizedCrop
 
-    crops = []
     mirrored = torch.from_numpy(rng.random(len(images)) < 0.5).to(images.device)
+    crop = RandomResizedCrop(images.shape[2:])
     with torch.random.fork_rng(devices=[]):
         # not torch.manual_seed, which would set the generators of GPUs too
         torch.default_generator.manual_seed(int(rng.integers(2**63)))
-        for image in images:
-            box = RandomResizedCrop.get_params(image, (0.08, 1), (3 / 4, 4 / 3))
-            crops.append(resized_crop(image, *box, image.shape[-2:], antialias=True))
-    crops = torch.stack(crops)
+        crops = torch.stack([crop(image) for image in images])
     return torch.where(mirrored.view(-1, 1, 1, 1), crops.flip(-1), crops)
 
 

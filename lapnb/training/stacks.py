@@ -7,7 +7,6 @@ surviving weights to the output cannot change the loss, and its gradient is exac
 out and keeps its weights and bias.
 """
 
-import math
 import warnings
 from itertools import product
 
@@ -35,13 +34,11 @@ class _Network(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, values: Tensor, x: Tensor, stack: "SparseStack") -> Tensor:
-        batch, features = x.shape
-        columns = math.ceil(batch / LANES) * LANES
-        h = torch.ones(features + 1, columns)
-        h[:-1, :batch] = x.t()
+        batch = len(x)
+        h = F.pad(x.t(), (0, -batch % LANES, 0, 1), value=1.0)
         inputs = [h]
         for weight in stack.weights[:-1]:
-            h = torch.empty(len(weight) + 1, columns)
+            h = torch.empty(len(weight) + 1, h.shape[1])
             h[-1] = 1
             units = h[:-1]
             torch.addmm(units, weight, inputs[-1], beta=0, out=units)
@@ -49,26 +46,22 @@ class _Network(torch.autograd.Function):
             inputs.append(h)
         ctx.stack = stack
         ctx.inputs = inputs
-        ctx.batch = batch
         logits = stack.weights[-1] @ inputs[-1]
-        logits = logits.view(len(stack.keep), -1, columns)
-        return logits[..., :batch].transpose(1, 2)
+        by_network = logits.unflatten(0, (len(stack.keep), -1))
+        return by_network[..., :batch].transpose(1, 2)
 
     @staticmethod
     def backward(ctx, grad_logits: Tensor):
         stack = ctx.stack
-        inputs = ctx.inputs
-        columns = inputs[0].shape[1]
-        grad = torch.zeros(len(stack.weights[-1]), columns)  # zero in the padding
-        by_network = grad.view(len(stack.keep), -1, columns)
-        by_network[..., : ctx.batch] = grad_logits.transpose(1, 2)
+        padding = -grad_logits.shape[1] % LANES
+        grad = F.pad(grad_logits.transpose(1, 2), (0, padding)).flatten(0, 1)
         torch.index_select(stack.values.detach(), 0, stack.order, out=stack.transposed_values)
-        for layer in reversed(range(len(inputs))):
-            h = inputs[layer]
+        for layer in reversed(range(len(ctx.inputs))):
+            h = ctx.inputs[layer]
             gradient = stack.gradients[layer]
             torch.sparse.sampled_addmm(gradient, grad, h.t(), beta=0, out=gradient)
             if layer:
-                units = torch.empty(len(h) - 1, columns)
+                units = torch.empty_like(h[:-1])
                 torch.addmm(units, stack.transposed[layer - 1], grad, beta=0, out=units)
                 grad = stack.slope(units, h[:-1])
         # A new view, which autograd takes as it is where it would copy a tensor that others hold;

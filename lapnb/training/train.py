@@ -5,25 +5,22 @@ import itertools
 import math
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
-from numbers import Real
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lapnb.checks import is_plain, require, require_whole
+from lapnb.checks import owns_memory, require, require_whole
 from lapnb.pruning.layers import sound_backward
 from lapnb.pruning.masks import fitting, zero
 from lapnb.surroundings import usual_torch
-from lapnb.training.checkpoints import Checkpoint, checkpoint_of_user, facts_of
+from lapnb.training.checkpoints import Checkpoint, facts_of
 from lapnb.training.data import Data, augment, stream
 from lapnb.training.graph import CapturedStep
 from lapnb.training.networks import Network
 
 PRECISIONS = ("float32", "bfloat16")
-CHUNK = 25  # steps between two fresh random streams; callbacks are called after each
-SHORT = (torch.float16, torch.bfloat16)
+CHUNK = 25  # steps between two fresh random streams, and between looks at the loss and the clock
 
 
 @usual_torch()
@@ -50,8 +47,8 @@ def train(
     beside one that diverges; `evaluate` says which that is. Of a tuple or dict that a model
     returns, the first value counts.
 
-    Modules are trained in training mode. If only some of the modules with parameters are in
-    evaluation mode (a frozen batch norm), they stay in it; if all are, all are set to train.
+    A model in evaluation mode is set to train. One in training mode is taken as it is: modules of
+    it that are in evaluation mode (a frozen batch norm) stay so.
 
     On a GPU the steps of this project's networks are launched as one CUDA graph, whose bits are
     those of single steps; hooks in Python run in the first four steps only.
@@ -67,9 +64,9 @@ def train(
         seed: A whole number from 0.
         stage: A name that gives other batches with the same seed, as "retrain" does.
         checkpoint: A file. A run of more than a minute saves its state there and, called again,
-            resumes from the last saved step. If the file is damaged or began from other weights
-            or masks, it says so and starts afresh. A `Checkpoint` in place of the path tells
-            afterwards how long earlier parts of a resumed run took.
+            resumes from the last saved step. If the file began from other weights or masks, it
+            says so and starts afresh. A `Checkpoint` in place of the path tells afterwards how
+            long earlier parts of a resumed run took.
         progress: Is called with the number of finished steps.
         precision: "bfloat16" computes the network and the loss under autocast; weights, Adam and
             `evaluate` stay float32.
@@ -78,8 +75,9 @@ def train(
         The model, in evaluation mode.
 
     Raises:
-        ValueError: an argument makes no sense, or the file is no checkpoint, or one of another
-            network, other settings or other data.
+        ValueError: an argument makes no sense, or the file is of another network, other settings
+            or other data.
+        CorruptFile: the file is damaged, or no checkpoint.
         FloatingPointError: the loss (of several networks: of every one) is no longer finite.
 
     >>> import lapnb
@@ -88,43 +86,33 @@ def train(
     >>> lapnb.evaluate(model, data)[1] > 50  # % of the test images
     True
     """
-    _check_types(model, data)
-    _check_trainable(model)
-    _check_settings(data, steps, lr, batch_size, seed, stage, progress, precision)
+    _check(model, data, steps, lr, batch_size, seed, precision)
     pruned = [] if masks is None else fitting(model, masks)
-    callbacks = [_check_finite]
-    if progress is not None:
-        callbacks.append(lambda step, losses: progress(step))
-    if checkpoint is not None:
-        if not isinstance(checkpoint, Checkpoint):
-            checkpoint = checkpoint_of_user(checkpoint)
-        callbacks.append(checkpoint)
     device = data.train_images.device
     with _prepared(model, device):
         optimizer = adam(list(model.parameters()), lr)
         zero(pruned)
         start = 0
         if checkpoint is not None:
+            if not isinstance(checkpoint, Checkpoint):
+                checkpoint = Checkpoint(pathlib.Path(checkpoint))
             settings = f"seed {seed}, stage {stage}, lr {lr}, batch size {batch_size}, {precision}"
             facts = facts_of(model, data, masks or [], settings)
             start = checkpoint.resume(model, optimizer, facts, steps)
-        _unfreeze(model)
+        if not model.training:
+            model.train()
         take_step = _step(model, optimizer, pruned, batch_size, device, precision)
-        batches = _batches(data, batch_size, start, seed, stage, _dtype(model))
+        batches = _batches(data, batch_size, start, seed, stage)
         for step, batch in zip(range(start + 1, steps + 1), batches, strict=False):
             losses = take_step(*batch)
             if step % CHUNK == 0 or step == steps:
-                for callback in callbacks:
-                    callback(step, losses)
+                _check_finite(step, losses)
+                if progress is not None:
+                    progress(step)
+                if checkpoint is not None:
+                    checkpoint.save(step)
         optimizer.zero_grad()
     return model.eval()
-
-
-def _unfreeze(model: nn.Module) -> None:
-    """Set modules to train, unless some with parameters are trained and others frozen already."""
-    modes = [m.training for m in model.modules() if [*m.parameters(recurse=False)]]
-    if not any(modes):
-        model.train()
 
 
 def adam(parameters: list[nn.Parameter], lr: float) -> torch.optim.Adam:
@@ -146,7 +134,8 @@ def _step(model, optimizer, pruned, batch_size, device, precision) -> Callable:
     """
     parameters = list(model.parameters())
     kept = [(layer.weight, mask.to(layer.weight)) for layer, mask in pruned]
-    share = torch.full((batch_size,), 1 / batch_size, dtype=_dtype(model), device=device)
+    dtype = parameters[0].dtype
+    share = torch.full((batch_size,), 1 / batch_size, dtype=dtype, device=device)
     low = precision == "bfloat16"
     # casts are not kept for the next step, as weights change in place
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=low, cache_enabled=False)
@@ -154,8 +143,6 @@ def _step(model, optimizer, pruned, batch_size, device, precision) -> Callable:
     def step(images: Tensor, labels: Tensor) -> Tensor:
         with autocast:
             _, losses = _computed(model, images, labels)
-        allowed = "one whose logits depend on parameters that need gradients"
-        require(losses.requires_grad, "model", allowed, type(model).__name__)
         for parameter in parameters:
             parameter.grad = None
         losses.backward(share.expand_as(losses))  # of the mean over each network's batch
@@ -192,27 +179,18 @@ def evaluate(model: nn.Module, data: Data, split: str = "test") -> tuple:
     Returns:
         Two floats; for a model of several networks two tensors, one value per network. The loss of
         a network that has diverged is not finite, whatever its accuracy.
-
-    Raises:
-        ValueError: an argument makes no sense.
     """
-    _check_types(model, data)
-    require(split in ("test", "train"), "split", '"test" or "train"', split)
     images = getattr(data, f"{split}_images")
     labels = getattr(data, f"{split}_labels")
     modes = [(module, module.training) for module in model.modules()]
     loss = correct = 0
     model.eval()
-    try:
-        with torch.autocast(images.device.type, enabled=False):  # the caller's
-            for part, answers in zip(images.split(500), labels.split(500), strict=True):
-                inputs = data.normalise(part).to(_dtype(model))
-                logits, losses = _computed(model, inputs, answers)
-                loss = loss + losses.sum(-1)
-                correct = correct + (logits.argmax(-1) == answers).sum(-1)
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    for part, answers in zip(images.split(500), labels.split(500), strict=True):
+        logits, losses = _computed(model, data.normalise(part), answers)
+        loss = loss + losses.sum(-1)
+        correct = correct + (logits.argmax(-1) == answers).sum(-1)
+    for module, mode in modes:
+        module.training = mode
     loss = loss / len(labels)
     accuracy = 100 * correct.double() / len(labels)
     if loss.ndim > 0:
@@ -220,33 +198,16 @@ def evaluate(model: nn.Module, data: Data, split: str = "test") -> tuple:
     return loss.item(), accuracy.item()
 
 
-def _check_types(model: nn.Module, data: Data) -> None:
-    require(isinstance(model, nn.Module), "model", "a torch.nn.Module", type(model).__name__)
-    allowed = "what load_data(name), Data.from_tensors(…) or Data.from_datasets(train, test) give"
-    require(isinstance(data, Data), "data", allowed, type(data).__name__)
-    for name, p in model.named_parameters():
-        usable = not (nn.parameter.is_lazy(p) or p.is_meta) and is_plain(p)
-        allowed = "a plain, initialised tensor of real numbers with memory of its own"
-        require(usable, name, allowed, f"{p.dtype}, {p.layout}, {p.device}")
-
-
-def _check_trainable(model: nn.Module) -> None:
-    trainable = any(p.requires_grad for p in model.parameters())
-    require(trainable, "model", "one with parameters that need gradients", type(model).__name__)
-    for name, p in model.named_parameters():
-        allowed = 'of 32 or 64 bits (precision="bfloat16" computes in 16)'
-        require(p.dtype not in SHORT, name, allowed, p.dtype)
-        require(not p.is_inference(), name, "made outside inference mode", "one made in it")
-
-
-def _check_settings(data, steps, lr, batch_size, seed, stage, progress, precision) -> None:
+def _check(model, data, steps, lr, batch_size, seed, precision) -> None:
     require_whole("steps", steps, 0)
     require_whole("batch_size", batch_size, 1, len(data.train_labels))
     require_whole("seed", seed, 0)
-    require(isinstance(lr, Real) and 0 < lr < math.inf, "lr", "a number above 0", lr)
+    require(lr is not True and 0 < lr < math.inf, "lr", "a number above 0", lr)
     require(precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}", precision)
-    require(isinstance(stage, str), "stage", "a string", stage)
-    require(progress is None or callable(progress), "progress", "a function", progress)
+    for name, p in model.named_parameters():
+        usable = p.dtype in (torch.float32, torch.float64) and owns_memory(p)
+        allowed = "real numbers of 32 or 64 bits, with memory for each"
+        require(usable, name, allowed, f"{p.dtype}, {p.layout}")
 
 
 @contextlib.contextmanager
@@ -254,26 +215,16 @@ def _prepared(model: nn.Module, device: torch.device) -> Iterator[None]:
     """What training needs of the process: random numbers, precision, denormal numbers as zero."""
     flushing = torch.tensor(1e-40).item() == 0
     gpus = [device] if device.type == "cuda" else []
-    with (
-        torch.random.fork_rng(devices=gpus),
-        torch.autocast(device.type, enabled=False),  # the caller's, which would reach backward too
-        sound_backward(model),
-    ):
+    with torch.random.fork_rng(devices=gpus), sound_backward(model):
         # Adam's moments of weights that get no gradient decay into denormal numbers, which are slow
         torch.set_flush_denormal(True)
         try:
             yield
         finally:
             torch.set_flush_denormal(flushing)
-            torch.clear_autocast_cache()  # of the caller's casts, of weights that have changed
 
 
-def _dtype(model: nn.Module) -> torch.dtype:
-    """What a model takes its images in."""
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-
-
-def _batches(data, batch_size, start, seed, stage, dtype) -> Iterator:
+def _batches(data, batch_size, start, seed, stage) -> Iterator:
     """Normalised images and labels of each step from `start`, without end; seeds dropout, too."""
     labels = data.train_labels
     for chunk in itertools.count(start // CHUNK):
@@ -285,30 +236,17 @@ def _batches(data, batch_size, start, seed, stage, dtype) -> Iterator:
             # non_blocking here and in Data: else a GPU's step would have to end before the copy
             chosen = torch.from_numpy(batch).to(labels.device, non_blocking=True)
             images = augment(data.train_images.index_select(0, chosen), data.augmentation, rng)
-            yield data.normalise(images).to(dtype), labels.index_select(0, chosen)
+            yield data.normalise(images), labels.index_select(0, chosen)
 
 
 def _computed(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Logits, and each image's cross-entropy, never in 16 bits: (batch,) or (networks, batch)."""
-    try:
-        logits = _logits_in(model(images))
-        wide = logits.float() if logits.dtype in SHORT else logits
-        labels = labels.expand(wide.shape[:-1])
-        # the classes' axis second, as cross_entropy wants it
-        return logits, F.cross_entropy(wide.movedim(-1, 1), labels, reduction="none")
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, IndexError) as error:
-        about = f"images of {(*images.shape[1:],)} and labels up to {labels.max()}"
-        raise ValueError(f"model cannot compute the loss of data, {about}: {error}") from error
-
-
-def _logits_in(output: Any) -> Tensor:
-    """The logits of what a model returns; GoogLeNet and Inception return auxiliary ones, too."""
+    output = model(images.to(next(model.parameters()).dtype))
     if isinstance(output, Mapping):
-        output = tuple(output.values())
-    if isinstance(output, tuple | list) and output:
+        output = [*output.values()]
+    if not isinstance(output, Tensor):  # GoogLeNet and Inception return auxiliary logits, too
         output = output[0]
-    allowed = "one that returns logits, alone or first in a tuple or dict"
-    require(isinstance(output, Tensor), "model", allowed, type(output).__name__)
-    return output
+    wide = output.to(torch.promote_types(output.dtype, torch.float32))
+    labels = labels.expand(wide.shape[:-1])
+    # the classes' axis second, as cross_entropy wants it
+    return output, F.cross_entropy(wide.movedim(-1, 1), labels, reduction="none")
