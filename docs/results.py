@@ -85,6 +85,7 @@ def claims() -> str:
         "dense error (%)": map(words.beside, rows.dense, rows.published_dense),
         "surviving (%)": rows.surviving,
         "found [95 %]": rows.found,
+        "over all fractions": rows.area.map("{:+.2f}".format, na_action="ignore"),
         "by fraction": rows.by_fraction,
         "p (Holm)": rows.p_holm.map("{:.2g}".format),
         "detectable": rows.detectable.map("{:.2g}".format),
@@ -108,6 +109,7 @@ def across() -> str:
         "p (sign flips)": rows.p.map("{:.2g}".format),
         "runs of MP worse than all of LAP": rows.collapsed.map("{:.0f}".format),
         "p (collapse)": rows.p_collapse.map("{:.2g}".format),
+        "MP collapses, LAP does not": rows.collapse,
     }
     return markdown(pd.DataFrame({name: [*texts] for name, texts in columns.items()}))
 

@@ -43,9 +43,9 @@ class Claim:
     low: float = -math.inf
     high: float = 0.0
     # Of a method in a seed: "mean" over the rounds; "trend", the change with each halving of the
-    # surviving weights; "kept", the surviving weights (%) down to which at most `loss` points of
-    # accuracy are lost
-    measure: Literal["mean", "trend", "kept"] = "mean"
+    # surviving weights; "area" below the curve over these halvings, by their number; "kept", the
+    # surviving weights (%) down to which at most `loss` points of accuracy are lost
+    measure: Literal["mean", "trend", "area", "kept"] = "mean"
     loss: float = 1.0
     published: float = math.nan  # the number that a baseline "published" stands for
 

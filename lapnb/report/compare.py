@@ -8,7 +8,7 @@ import pandas as pd
 
 from lapnb.checks import require
 from lapnb.paper.protocol import VARIED, Claim
-from lapnb.paper.tables import table
+from lapnb.paper.tables import ALL_ROUNDS, table
 from lapnb.pruning.scores import METHODS
 from lapnb.report import words
 from lapnb.report.words import MEASURED, published
@@ -18,7 +18,7 @@ ROWS = "results must be rows of one table, as lapnb.run and lapnb.recorded retur
 INTERVAL = ["difference", "low", "high", "n", "p", "detectable", "standard_error"]
 VERDICT = """
     table scale network claim surviving sparsity dense published_dense method_mean baseline_mean
-    difference low high n p detectable verdict found by_fraction runs
+    difference low high n p detectable area verdict found by_fraction runs
 """
 LEAST_SEEDS = 3
 
@@ -213,12 +213,15 @@ def per_seed(values: pd.DataFrame, claim: Claim) -> pd.Series:
     if claim.measure == "kept":
         near = (values.round(6) <= claim.loss).cummin(axis=1)
         return near.mul(percent).where(near).min(axis=1)
-    if claim.measure == "trend":
-        slope = math.nan
-        if len(percent) > 1:
-            slope = np.polyfit(-np.log2(percent), values.T, 1)[0]
-        return pd.Series(slope, values.index)
-    return values.mean(axis=1)
+    if claim.measure == "mean":
+        return values.mean(axis=1)
+    if len(percent) < 2:
+        return pd.Series(math.nan, values.index)
+    halvings = -np.log2(percent)
+    if claim.measure == "area":
+        between = np.trapezoid(values, halvings, axis=1)
+        return pd.Series(between / np.ptp(halvings), values.index)
+    return pd.Series(np.polyfit(halvings, values.T, 1)[0], values.index)
 
 
 def alike(found: dict, claim: Claim) -> float:
@@ -270,9 +273,10 @@ def verdicts(results: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Columns: table, scale, network; claim; surviving and sparsity, the fractions that count (%,
         text); dense, the dense networks' test error, and published_dense; method_mean and
-        baseline_mean; difference, low and high, n, p, detectable: see `interval`; verdict; found,
-        these numbers in words; by_fraction, the verdict at each of the fractions; runs, the same
-        for two tables that hold the same runs.
+        baseline_mean; difference, low and high, n, p, detectable: see `interval`; area, the mean
+        difference between the two curves over all fractions, by halvings of the weights; verdict;
+        found, these numbers in words; by_fraction, the verdict at each of the fractions; runs, the
+        same for two tables that hold the same runs.
     """
     return judged(one_source(results))
 
@@ -334,11 +338,14 @@ def _judged(rows: pd.DataFrame, claim: Claim) -> dict:
     if claim.low > -math.inf:
         told["p"] = alike(told, claim)
     told["found"] = words.found(told, claim)
+    told["found"] += words.devices(part[part.method.isin([claim.method, claim.baseline])])
     if claim.measure == "mean":
         apart = ours - theirs
         told["by_fraction"] = words.by_fraction(
             {at: judge(interval(apart[at]), claim) for at in apart}
         )
+        whole = dataclasses.replace(claim, measure="area", rounds=ALL_ROUNDS)
+        told["area"] = endpoint(rows, whole).difference.mean()
     return told
 
 

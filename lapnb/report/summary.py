@@ -251,9 +251,10 @@ def collapse(seeds: pd.DataFrame) -> dict:
     """Count the runs in which MP collapses at the sparsest fraction where LAP does not.
 
     Returns:
-        collapsed, the runs of MP that are worse than the worst of LAP in their network; and
+        collapsed, the runs of MP that are worse than the worst of LAP in their network;
         p_collapse, the probability of so many or more if the methods did not differ, so that the
-        ranks of all runs of a network were in random order.
+        ranks of all runs of a network were in random order; and collapse, the verdict, "reproduced"
+        where it is below 5 %, else "undecided".
     """
     count, chances = 0, np.ones(1)
     for _, part in seeds.groupby("table"):
@@ -261,7 +262,9 @@ def collapse(seeds: pd.DataFrame) -> dict:
         count += int((part.mp > part.lap.max()).sum())
         at_least = [math.comb(2 * n - k, n) / math.comb(2 * n, n) for k in range(n + 2)]
         chances = np.convolve(chances, -np.diff(at_least))
-    return {"collapsed": count, "p_collapse": chances[count:].sum()}
+    p = chances[count:].sum()
+    verdict = "reproduced" if p < 0.05 else "undecided"
+    return {"collapsed": count, "p_collapse": p, "collapse": verdict}
 
 
 def cost_of_masks(times: pd.DataFrame, most: float = 1.5) -> pd.DataFrame:

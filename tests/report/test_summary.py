@@ -96,7 +96,7 @@ def test_collapse_is_judged_by_ranks():
         for n in (3, 4)
         for ranks in [rng.permuted(np.tile(np.arange(2 * n), (100_000, 1)), axis=1)]
     ]
-    assert found["collapsed"] == 5
+    assert found["collapsed"] == 5 and found["collapse"] == "reproduced"
     assert found["p_collapse"] == pytest.approx((sum(counts) >= 5).mean(), abs=0.005)
 
 

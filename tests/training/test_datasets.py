@@ -213,3 +213,11 @@ def test_images_are_decoded_once_and_again_when_they_change(folder, opened):
     os.utime(file, ns=(date, date))
     assert file.stat().st_size == size
     assert content(load_data("cifar10")) != first and len(opened) == 60
+
+
+def test_read_only_data_folder_uses_the_users_cache(folder, tmp_path, opened, monkeypatch):
+    make_jpegs(folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != folder)  # we may be root
+    assert content(load_data("cifar10")) == content(load_data("cifar10")) and len(opened) == 30
+    assert list((tmp_path / "cache/lapnb").glob("cifar10*.safetensors"))
