@@ -86,15 +86,15 @@ def networks_in_words(rows: pd.DataFrame) -> pd.DataFrame:
     """`networks` as text, with the columns that a reader sees; ** stands around bold words."""
     columns = {
         "network and data": rows.network,
-        "scale": rows.scale,
-        "sparsity (%)": rows.sparsity,
-        "n": rows.n,
-        "dense": map(words.beside, rows.dense, rows.published_dense),
+        "LAP better?": rows.verdict.replace({"yes": "**yes**", "no": "**no**"}),
+        "LAP − MP [95 %]": [words.interval_text(row) for _, row in rows.iterrows()],
         "MP": rows.mp.map("{:.1f}".format),
         "LAP": rows.lap.map("{:.1f}".format),
-        "LAP − MP [95 %]": [words.interval_text(row) for _, row in rows.iterrows()],
+        "dense": map(words.beside, rows.dense, rows.published_dense),
         "paper: MP → LAP": map("{:.1f} → {:.1f}".format, rows.published_mp, rows.published_lap),
-        "LAP better?": rows.verdict.replace({"yes": "**yes**", "no": "**no**"}),
+        "n": rows.n,
+        "scale": rows.scale,
+        "sparsity (%)": rows.sparsity,
     }
     found = pd.DataFrame({name: [*texts] for name, texts in columns.items()})
     return found.fillna("–").replace(".*nan.*", "–", regex=True)
