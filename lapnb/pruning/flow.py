@@ -42,21 +42,17 @@ cross terms.
 """
 
 import re
-import sys
 import traceback
-from contextlib import nullcontext
-from dataclasses import is_dataclass
-from functools import partial
+import warnings
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from lapnb.pruning.chains import chain_fault, neighbours
-from lapnb.pruning.flow_rules import SINGLE, Refused, Rules, is_signal, rule_of
-from lapnb.pruning.layers import Layer, called, functional_of, warn
+from lapnb.pruning.flow_rules import Refused, Rules, has_trait, is_signal, rule_of
+from lapnb.pruning.layers import Layer, called, functional_of
 from lapnb.pruning.twin import twin_of
 
 Factors = tuple[Tensor, Tensor]
@@ -81,57 +77,45 @@ def flow(model: nn.Module, example, layers: list[Layer], weights: list[Tensor]) 
         ValueError: the data cannot be followed, or the model does not take the example. The
             sentence names the function and the module that calls it.
     """
-    inputs = _one_sample(example)
-    calls = _walk(model, inputs, layers, weights)
+    if not any(isinstance(value, Tensor) for value in tree_leaves(example)):
+        raise ValueError(f"example must be a batch of inputs, got {type(example).__name__}")
+    calls = _walk(model, example, layers, weights)
     factors = [_factors(*x) for x in zip(layers, weights, calls, strict=True)]
     dense = [layer.name for layer, found in zip(layers, calls, strict=True) if not found]
     if dense:
         reason = "as the input does not reach them or nothing they compute is used"
-        warn(f"left dense, {reason}: {', '.join(dense)}")
+        warnings.warn(f"left dense, {reason}: {', '.join(dense)}", stacklevel=2)
     if not chain_fault(model, layers):  # masks are equal bit for bit where its order says the same
-        close = partial(torch.allclose, rtol=1e-6, atol=0)
         for i, pair in enumerate(factors):
             ordered = neighbours(layers, weights, i)
-            if pair and all(map(close, ordered, pair)):
+            if pair and _close(ordered[0], pair[0]) and _close(ordered[1], pair[1]):
                 factors[i] = ordered
     return factors
 
 
-def _one_sample(example):
-    """The first sample of a batch, or all arguments of a model that wants several."""
-    tensors = [value for value in tree_leaves(example) if isinstance(value, Tensor)]
-    dense = all(value.layout == torch.strided and not value.is_nested for value in tensors)
-    if not (tensors and dense) or any(value.is_meta or not value.numel() for value in tensors):
-        raise ValueError(f"example must be a batch of inputs, got {type(example).__name__}")
-    return example[:1] if isinstance(example, Tensor) else example
+def _close(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a, b, rtol=1e-6, atol=0)
 
 
 @torch.inference_mode(False)
 @torch.enable_grad()
-def _walk(model: nn.Module, inputs, layers: list[Layer], weights: list[Tensor]) -> list:
+def _walk(model: nn.Module, example, layers: list[Layer], weights: list[Tensor]) -> list:
     """The squares (what arrives, what follows) of each layer's calls, as a copy runs."""
-    for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            raise ValueError(f"cannot follow the data in {called(name, module)}: it is scripted")
     twin = twin_of(model, [layer.weight for layer in layers])
     stand_ins = [twin.get_submodule(layer.name).weight for layer in layers]
     walk = _Walk(Rules(layers, weights, stand_ins))
-    devices = {p.device for p in model.parameters() if p.is_cuda}
-    compiles = "torch._dynamo" in sys.modules  # importing it takes seconds
-    eager = torch.compiler.set_stance("force_eager") if compiles else nullcontext()
+    inputs = example[:1] if isinstance(example, Tensor) else example
     unhooked = torch.autograd.graph.disable_saved_tensors_hooks("switch checkpointing off")
     try:
         inputs = tree_map_only(Tensor, walk.as_input, inputs)
         args = inputs if isinstance(inputs, tuple) else (inputs,)
-        with torch.random.fork_rng(devices), eager, unhooked, walk:
+        with torch.random.fork_rng([]), unhooked, walk:
             outputs = twin(**inputs) if isinstance(inputs, dict) else twin(*args)
-        outputs = vars(outputs) if is_dataclass(outputs) else outputs
         return walk.rules.finish(walk.signals(outputs))
     except Refused as reason:
-        where = _innermost(twin, reason)
         raise ValueError(
-            f"cannot follow the data in {where}: {reason}; methods that need no neighbours, such "
-            "as mp, work"
+            f"cannot follow the data in {_innermost(twin, reason)}: {reason}; methods that need no "
+            "neighbours, such as mp, work"
         ) from None
     except Exception as error:  # whatever a model does with an input that it does not take
         where = _innermost(twin, error)
@@ -143,13 +127,13 @@ def _walk(model: nn.Module, inputs, layers: list[Layer], weights: list[Tensor]) 
 
 def _innermost(twin: nn.Module, error: BaseException) -> str:
     """What messages call the innermost module at work when an error came."""
-    names = {module: name for name, module in twin.named_modules()}
-    name = ""
+    innermost = twin
     for frame, _ in traceback.walk_tb(error.__traceback__):
         at_work = frame.f_locals.get("self")
         if isinstance(at_work, nn.Module):
-            name = names.get(at_work, name)
-    return called(name, twin.get_submodule(name))
+            innermost = at_work
+    names = {module: name for name, module in twin.named_modules()}
+    return called(names.get(innermost, ""), innermost)
 
 
 def _factors(layer: Layer, weight: Tensor, calls: list[Factors]) -> Factors | None:
@@ -171,13 +155,11 @@ class _Walk(TorchFunctionMode):
     def __init__(self, rules: Rules):
         super().__init__()
         self.rules = rules
-        self.whole = WeakTensorKeyDictionary()  # whole numbers that come from an input
 
     def as_input(self, value: Tensor) -> Tensor:
         """An input of the model: 1 per unit."""
         if not value.is_floating_point():
-            if value.dtype != torch.bool:
-                self.whole[value] = True
+            value.is_whole_input = value.dtype != torch.bool
             return value
         kind = torch.float32 if value.device.type == "mps" else torch.float64
         units = _units(value, self.rules.layers[0])
@@ -211,20 +193,17 @@ class _Walk(TorchFunctionMode):
     def signals(self, values) -> list[Tensor]:
         """The signals among `values`; refused where one comes from code without rules."""
         signals = [value for value in tree_leaves(values) if is_signal(value)]
-        if any(signal not in self.rules.marks for signal in signals):
+        if not all(hasattr(signal, "labels") for signal in signals):
             raise Refused("what comes before is scripted, compiled or has a gradient of its own")
         return signals
 
     def check(self, func, rule, leaves, signals, args, kwargs) -> None:
         """Refuse what has no rule, or none for these arguments."""
-        if func.__name__ == "__float__":
-            raise Refused("it asks for the value of what it computes")
         if rule is None:
             raise Refused(f"{_name(func)} has no rule")
         single = len(signals) == 1 and signals[0] is args[0]
-        if rule in SINGLE and not single:
-            what = "weight" if rule == "weighted" else "parameter"
-            why = f"its {what} is computed from the data"
+        if not (single or has_trait(rule, "takes several")):
+            why = "its weight or another parameter is computed from the data"
             raise Refused(f"{_name(func)} has no rule for these arguments ({why})")
         if rule != "convert":  # x.to(weight) looks at its type alone
             self.check_weights(func, leaves, args, kwargs)
@@ -249,7 +228,7 @@ class _Walk(TorchFunctionMode):
         if rule == "constant" or not isinstance(out, Tensor) or any(out is x for x in leaves):
             return out
         self.check_weights(func, leaves, args, kwargs)
-        if any(isinstance(x, Tensor) and x in self.whole for x in leaves):
+        if any(getattr(x, "is_whole_input", False) for x in leaves):
             return self.as_input(out)
         return out
 

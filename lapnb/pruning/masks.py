@@ -1,9 +1,9 @@
 """From scores to boolean masks, and masks on weights and gradients."""
 
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,9 @@ from torch.utils.hooks import RemovableHandle
 
 from lapnb.checks import require, require_whole
 from lapnb.pruning.chains import chain_layers, check_chain, neighbours
-from lapnb.pruning.data_statistics import data_statistics, hessian_modules, values_of
+from lapnb.pruning.data_statistics import check_kind, data_statistics, values_of
 from lapnb.pruning.flow import flow
-from lapnb.pruning.layers import Layer, dense_parameters, prunable_layers, warn
+from lapnb.pruning.layers import DENSE, Layer, modules_by_name, prunable_layers
 from lapnb.pruning.linear_product import check_linear, whole_network
 from lapnb.pruning.scores import METHODS, Method
 
@@ -79,7 +79,7 @@ def prune_masks(
         statistics = data_statistics(model, criterion.looks_at, batches)
     _warn_of_dense(model, layers)
     with torch.inference_mode(False), torch.no_grad():
-        scores = _Scores(model, layers, method, example, statistics, seed)
+        scores = _Scores(model, layers, criterion, example, statistics, seed)
         if scope == "global":
             return _rank_over_all(scores, fractions[0])
         return _rank_within_layers(scores, fractions)
@@ -94,10 +94,9 @@ def check_method(model: nn.Module, method, scope="layer", example=None, statisti
     require(method in [*METHODS], "method", f"one of {', '.join(METHODS)}", method)
     require(scope in ("layer", "global"), "scope", '"layer" or "global"', scope)
     criterion = METHODS[method]
-    if scope == "global" and criterion.order:
-        raise ValueError(f"method {method} prunes layer after layer, so it has no global scope")
-    if scope == "global" and criterion.within == "row":
-        raise ValueError(f"method {method} ranks within output units, so it has no global scope")
+    if scope == "global" and (criterion.order or criterion.within == "row"):
+        within = "layer after layer" if criterion.order else "within output units"
+        raise ValueError(f"method {method} ranks {within}, so it has no global scope")
     layers = prunable_layers(model)
     for layer in layers:
         if criterion.within == "row" and layer.transposed:  # its rows are not its output units
@@ -106,8 +105,8 @@ def check_method(model: nn.Module, method, scope="layer", example=None, statisti
         check_chain(model)
     if criterion.neighbours == "all":
         check_linear(model)
-    if criterion.looks_at == "curvature" and statistics is None:
-        hessian_modules(model)
+    if statistics is None:
+        check_kind(model, criterion.looks_at)
     return layers
 
 
@@ -118,12 +117,13 @@ def _is_ordered(criterion: Method, example) -> bool:
 
 
 def _warn_of_dense(model: nn.Module, layers: list[Layer]) -> None:
-    kinds = {type(module).__name__ for _, module, _ in dense_parameters(model)}
-    if kinds:
+    dense = [m for _, m in modules_by_name(model, "prunable") if isinstance(m, DENSE)]
+    if dense:
+        kinds = sorted({type(module).__name__ for module in dense})
         prunable = sum(layer.weight.numel() for layer in layers)
         total = sum(parameter.numel() for parameter in model.parameters())
         about = f"{prunable} of {total} parameters are prunable"
-        warn(f"left dense: {', '.join(sorted(kinds))}; {about}")
+        warnings.warn(f"left dense: {', '.join(kinds)}; {about}", stacklevel=3)
 
 
 class _Scores:
@@ -133,20 +133,23 @@ class _Scores:
     data: what the criterion knows of the data for each layer; 1 without.
     """
 
-    def __init__(self, model, layers: list[Layer], method: str, example, statistics, seed: int):
+    def __init__(self, model, layers: list[Layer], criterion: Method, example, statistics, seed):
+        self.model = model
         self.layers = layers
-        self.criterion = METHODS[method]
-        self.follow = partial(flow, model, example, layers)
+        self.criterion = criterion
+        self.example = example
         self.factors: list = []  # of flow
-        self.is_ordered = _is_ordered(self.criterion, example)
+        self.is_ordered = _is_ordered(criterion, example)
         self.chain = chain_layers(model) if self.is_ordered else layers
         self.weights = {layer.module: values_of(layer) for layer in self.chain}
         self.data = [self.weights[layer.module].new_ones(()) for layer in layers]
-        if self.criterion.random:
+        if criterion.random:
             self._rank_noise(seed)
-        if self.criterion.looks_at:
+        if criterion.looks_at:
             self._look_at(statistics)
-        self._rescale()
+        if self.is_ordered:  # keep products of weights from under- and overflow
+            unit = _unit(self.weights.values())
+            self.weights = {module: weight / unit for module, weight in self.weights.items()}
 
     def _rank_noise(self, seed: int) -> None:
         generator = torch.Generator("cpu").manual_seed(int(seed))
@@ -156,22 +159,13 @@ class _Scores:
             self.weights[module] = noise * (weight != 0)  # what is pruned does not return
 
     def _look_at(self, statistics) -> None:
-        try:
-            for i, (layer, numbers) in enumerate(zip(self.layers, statistics, strict=True)):
-                weight = self.weights[layer.module]
-                self.data[i] = numbers.to(weight).expand_as(weight)
-                if self.criterion.neighbours:
-                    self.weights[layer.module] = self.data[i] * weight
-        except (TypeError, AttributeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"statistics must be a tensor per layer, in shape: {error}") from error
-
-    def _rescale(self) -> None:
-        """Keep products of weights from under- and overflow."""
-        unit = _unit(self.weights.values())
-        follows = self.criterion.neighbours and not self.is_ordered
-        for module, weight in self.weights.items() if unit != 1 else ():
-            # Neighbours that `flow` knows alone are not rescaled, so it needs a wider range
-            self.weights[module] = weight.double() if follows else weight / unit
+        one_each = isinstance(statistics, list) and len(statistics) == len(self.layers)
+        require(one_each, "statistics", "a list of one tensor per layer", type(statistics).__name__)
+        for i, layer in enumerate(self.layers):
+            weight = self.weights[layer.module]
+            self.data[i] = statistics[i].to(weight).expand_as(weight)
+            if self.criterion.neighbours:
+                self.weights[layer.module] = self.data[i] * weight
 
     def of(self, i: int) -> Tensor | None:
         """The scores of layer i; None where the data does not reach it."""
@@ -184,7 +178,8 @@ class _Scores:
         if not largest.isfinite():
             raise ValueError(f"scores must be finite, but weights or data of {layer.name} are not")
         if not largest:
-            warn(f"{layer.name}: all scores are 0, lowest indices are kept")
+            message = f"{layer.name}: all scores are 0, lowest indices are kept"
+            warnings.warn(message, stacklevel=4)
         return score
 
     def _neighbours(self, i: int) -> tuple[Tensor, Tensor] | None:
@@ -198,10 +193,10 @@ class _Scores:
         if self.is_ordered:
             return neighbours(self.chain, weights, place)
         if self.criterion.order or not self.factors:
-            self.factors = self.follow(weights)
+            self.factors = flow(self.model, self.example, self.layers, weights)
         if self.factors[i] is None:
             return None
-        before, after = (factor.to(weights[i]) for factor in self.factors[i])
+        before, after = self.factors[i]
         return before / _unit([before]), after / _unit([after])
 
 
@@ -239,7 +234,8 @@ def _rank_over_all(scores: _Scores, fraction: float) -> list[Tensor]:
     for i, part in zip(compared, parts, strict=True):
         masks[i] = part.view_as(masks[i]).to(masks[i].device)
         if not part.any():
-            warn(f"the global ranking leaves {scores.layers[i].name} empty")
+            message = f"the global ranking leaves {scores.layers[i].name} empty"
+            warnings.warn(message, stacklevel=3)
     return masks
 
 
@@ -334,32 +330,21 @@ def keep_masks(
     stepped = _stepped(pairs, optimizer) if is_hooked else []
     allowed = "a torch.optim.Optimizer that steps prunable weights of the model, no wrapper of one"
     require(stepped != [], "optimizer", allowed, type(optimizer).__name__)
-    names = [layer.name for layer, _ in stepped]
-    for layer, _ in pairs:
-        if layer.weight.requires_grad and layer.name not in names:
-            warn(f"optimizer does not step {layer.name}, which is masked")
+    trained = [pair for pair in pairs if pair[0].weight.requires_grad]
+    for layer, _ in trained:
+        if all(layer is not other for other, _ in stepped):
+            warnings.warn(f"optimizer does not step {layer.name}, which is masked", stacklevel=2)
     zero(pairs)
-    handle = mask_gradients(pairs)
-    hook = optimizer.register_step_post_hook(lambda *_: zero(_stepped(pairs, optimizer)))
-    handle.hooks.append(hook)
-    return handle
+    with torch.inference_mode(False):
+        hooks = [_mask_gradient(layer.weight, mask) for layer, mask in trained]
+    hooks.append(optimizer.register_step_post_hook(lambda *_: zero(_stepped(pairs, optimizer))))
+    return MaskHandle(hooks)
 
 
 def _stepped(pairs: list, optimizer) -> list[tuple[Layer, Tensor]]:
     """The layers, with their masks, whose weights an optimizer steps."""
     ids = {id(p) for group in optimizer.param_groups for p in group["params"]}
     return [pair for pair in pairs if id(pair[0].weight) in ids]
-
-
-@torch.inference_mode(False)
-def mask_gradients(pairs: list[tuple[Layer, Tensor]]) -> MaskHandle:
-    """Zero gradients outside masks as soon as they are computed, until `remove()` of the handle.
-
-    Args:
-        pairs: layers with their masks, as `fitting` returns them.
-    """
-    trained = [(layer.weight, mask) for layer, mask in pairs if layer.weight.requires_grad]
-    return MaskHandle([_mask_gradient(weight, mask) for weight, mask in trained])
 
 
 def _mask_gradient(weight: Tensor, mask: Tensor) -> RemovableHandle:
@@ -404,15 +389,13 @@ def to_torch_prune(model: nn.Module, masks: list[Tensor]) -> nn.Module:
 def fitting(model: nn.Module, masks: list[Tensor]) -> list[tuple[Layer, Tensor]]:
     """Return each prunable layer with its mask; ValueError when they do not fit."""
     layers = prunable_layers(model)
-    several = isinstance(masks, list | tuple)
-    one_each = several and len(masks) == len(layers)
-    given = len(masks) if several else masks
-    require(one_each, "masks", f"a list of one per prunable layer ({len(layers)})", given)
+    allowed = f"a list of one per prunable layer ({len(layers)})"
+    require(len(masks) == len(layers), "masks", allowed, len(masks))
     pairs = list(zip(layers, masks, strict=True))
     for layer, mask in pairs:
-        is_mask = isinstance(mask, Tensor) and mask.dtype == torch.bool and not mask.is_meta
-        shape = tuple(layer.values.shape)
-        allowed = f"a bool tensor of shape {shape}, with values"
+        shape = layer.weight.shape
+        is_mask = isinstance(mask, Tensor) and mask.dtype == torch.bool
+        allowed = f"a bool tensor of shape {tuple(shape)}"
         fits = is_mask and mask.shape == shape
         require(fits, f"mask of {layer.name}", allowed, getattr(mask, "shape", mask))
     return pairs
@@ -441,8 +424,6 @@ def _fractions(keep, layers: int, scope: str) -> list[float]:
         fractions = torch.as_tensor(keep, dtype=torch.double, device="cpu").expand(count).tolist()
     except (TypeError, ValueError, RuntimeError):
         fractions = [math.nan]
-    allowed = "a number in [0, 1] in global scope"
-    if scope == "layer":
-        allowed = f"a number in [0, 1] or {count} of them, one per layer"
+    allowed = f"a number in [0, 1] or, in layer scope, one for each of {layers} layers"
     require(all(0 <= fraction <= 1 for fraction in fractions), "keep", allowed, keep)
     return fractions
