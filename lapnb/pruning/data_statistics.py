@@ -13,9 +13,9 @@ from lapnb.pruning.chains import chain_layers
 from lapnb.pruning.layers import Layer, prunable_layers, sound_backward
 from lapnb.pruning.twin import twin_of
 
-NO_ACTIVATIONS = "GLU", "MultiheadAttention", "Softmax", "Softmax2d", "LogSoftmax", "Softmin"
+ACTIVATIONS = nn.ReLU, nn.Sigmoid, nn.Tanh  # of our networks
 # What BackPACK computes the Hessian of in our networks
-HESSIAN_MODULES = nn.Linear, nn.Conv2d, nn.ReLU, nn.Sigmoid, nn.Tanh, nn.MaxPool2d, nn.Flatten
+HESSIAN_MODULES = nn.Linear, nn.Conv2d, nn.MaxPool2d, nn.Flatten, *ACTIVATIONS
 NEEDS = "obd and obd_lap serve the fully-connected networks and Conv-6 of this project"
 
 
@@ -57,10 +57,7 @@ def data_statistics(model: nn.Module, kind: str, batches: Iterable) -> list[Tens
     network = twin_of(model).to(values)
     layers = prunable_layers(network)
     with torch.autocast(values.device.type, enabled=False), sound_backward(network):
-        try:
-            tensors = STATISTICS[kind](network, layers, _moved(batches, layers[0].weight))
-        except (RuntimeError, IndexError) as error:
-            raise ValueError(f"batches do not fit the model: {error}") from error
+        tensors = STATISTICS[kind](network, layers, _moved(batches, layers[0].weight))
     pairs = zip(tensors, originals, strict=True)
     return [tensor.to(layer.weight.device) for tensor, layer in pairs]
 
@@ -93,47 +90,44 @@ def _moved(batches: Iterable, weight: Tensor) -> Iterator[tuple[Tensor, Tensor |
     require(pair is not None, "batches", allowed, "none")
 
 
-class _Activity:
-    """Tells, while a network runs, where the first activation after each layer is above 0.
+def _watch(network: nn.Module) -> dict[str, Tensor]:
+    """Tell, while a network runs, where the first activation after each layer is above 0.
 
-    active: layer's name → where its activation is above 0: everywhere, until an activation comes.
-    last: the layer that has run last, without an activation since.
+    Returns:
+        Name of a layer → where that is: everywhere, as long as no activation has come.
     """
+    active: dict[str, Tensor] = {}
+    waiting: list[str] = []  # the layer that has run last, until an activation comes
 
-    def __init__(self, network: nn.Module):
-        self.active: dict[str, Tensor] = {}
-        self.last = ""
-        names = {layer.module: layer.name for layer in chain_layers(network)}
-        for module in network.modules():
-            is_activation = type(module).__module__ == nn.ReLU.__module__
-            if is_activation and type(module).__name__ not in NO_ACTIVATIONS:
-                module.register_forward_hook(self.activate)
-            elif module in names:
-                module.register_forward_hook(partial(self.start, names[module]))
+    def start(name, module, inputs, output):
+        active[name] = torch.ones_like(output, dtype=torch.bool)
+        waiting[:] = [name]
 
-    def start(self, name, module, inputs, output) -> None:
-        self.last = name
-        self.active[name] = torch.ones_like(output, dtype=torch.bool)
+    def end(module, inputs, output):
+        while waiting:
+            active[waiting.pop()] = output > 0
 
-    def activate(self, module, inputs, output) -> None:
-        if self.last:
-            self.active[self.last] = output > 0
-        self.last = ""
+    for layer in chain_layers(network):
+        layer.module.register_forward_hook(partial(start, layer.name))
+    for module in network.modules():
+        if isinstance(module, ACTIVATIONS):
+            module.register_forward_hook(end)
+    return active
 
 
 @torch.no_grad()
 def _activity(network: nn.Module, layers: list[Layer], batches) -> list[Tensor]:
-    watch = _Activity(network)
-    counts = dict.fromkeys([layer.name for layer in layers], 0)
+    active = _watch(network)
+    counts = [0] * len(layers)
     inputs = 0
     for images, _ in batches:
         network(images)
         inputs += len(images)
-        for name in counts:
-            counts[name] = counts[name] + watch.active[name].sum(0)
+        for i, layer in enumerate(layers):
+            counts[i] = counts[i] + active[layer.name].sum(0)
     factors = []
-    for layer in layers:
-        p = counts[layer.name].double() / inputs
+    for layer, count in zip(layers, counts, strict=True):
+        p = count.double() / inputs
         factor = p.sqrt().reshape(layer.outputs, -1).sum(1)
         factors.append(layer.per_output(factor).to(layer.weight))
     factors[-1].fill_(1)
@@ -186,18 +180,14 @@ def hessian_modules(model: nn.Module) -> list[nn.Module]:
     Raises:
         ValueError: for another network, naming the module that is at fault.
     """
-    children = [*model.named_children()]
-    is_ours = getattr(model, "definition_order", False) and len(children) == 1
-    if not (is_ours and isinstance(children[0][1], nn.Sequential)):
+    sequence = getattr(model, "layers", None)
+    is_ours = getattr(model, "definition_order", False)
+    if not (is_ours and isinstance(sequence, nn.Sequential)):
         raise ValueError(f"{NEEDS}, unlike {type(model).__name__}")
-    prefix, sequence = children[0]
-    modules: list[nn.Module] = []
-    for name, module in sequence.named_children():
-        if type(module) is nn.Identity:
-            continue
+    modules = [module for module in sequence if type(module) is not nn.Identity]
+    for module in modules:
         if type(module) not in HESSIAN_MODULES:
-            raise ValueError(f"{NEEDS}, unlike {prefix}.{name}: {module}")
-        modules.append(module)
+            raise ValueError(f"{NEEDS}, which hold no {module}")
     if isinstance(modules[0], nn.Linear):
         modules.insert(0, nn.Flatten())
     return modules

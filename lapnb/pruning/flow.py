@@ -47,7 +47,6 @@ import warnings
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lapnb.pruning.chains import chain_fault, neighbours
@@ -103,7 +102,7 @@ def _walk(model: nn.Module, example, layers: list[Layer], weights: list[Tensor])
     """The squares (what arrives, what follows) of each layer's calls, as a copy runs."""
     twin = twin_of(model, [layer.weight for layer in layers])
     stand_ins = [twin.get_submodule(layer.name).weight for layer in layers]
-    walk = _Walk(Rules(layers, weights, stand_ins))
+    walk = _Walk(layers, weights, stand_ins)
     inputs = example[:1] if isinstance(example, Tensor) else example
     unhooked = torch.autograd.graph.disable_saved_tensors_hooks("switch checkpointing off")
     try:
@@ -111,7 +110,7 @@ def _walk(model: nn.Module, example, layers: list[Layer], weights: list[Tensor])
         args = inputs if isinstance(inputs, tuple) else (inputs,)
         with torch.random.fork_rng([]), unhooked, walk:
             outputs = twin(**inputs) if isinstance(inputs, dict) else twin(*args)
-        return walk.rules.finish(walk.signals(outputs))
+        return walk.finish(walk.signals(outputs))
     except Refused as reason:
         raise ValueError(
             f"cannot follow the data in {_innermost(twin, reason)}: {reason}; methods that need no "
@@ -149,22 +148,16 @@ def _factors(layer: Layer, weight: Tensor, calls: list[Factors]) -> Factors | No
     return before, after.sqrt().to(weight)
 
 
-class _Walk(TorchFunctionMode):
+class _Walk(Rules):
     """Runs functions of signals by their rules, all others as they are."""
 
-    def __init__(self, rules: Rules):
-        super().__init__()
-        self.rules = rules
-
     def as_input(self, value: Tensor) -> Tensor:
-        """An input of the model: 1 per unit."""
+        """An input of the model: 1 per unit. Whole numbers stay as they are."""
         if not value.is_floating_point():
-            value.is_whole_input = value.dtype != torch.bool
             return value
         kind = torch.float32 if value.device.type == "mps" else torch.float64
-        units = _units(value, self.rules.layers[0])
-        shape = [n if d in units else 1 for d, n in enumerate(value.shape)]
-        return self.rules.emit(value.new_ones(shape, dtype=kind), value.shape)
+        shape = _units(value, self.layers[0])
+        return self.emit(value.new_ones(shape, dtype=kind), value.shape)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
@@ -174,20 +167,24 @@ class _Walk(TorchFunctionMode):
         signals = self.signals(leaves)
         rule = rule_of(func)
         if not signals and rule != "embedding":
-            return self.constant(func, rule, leaves, args, kwargs)
+            out = func(*args, **kwargs)
+            if rule != "constant" and isinstance(out, Tensor) and id(out) not in map(id, leaves):
+                self.check_weights(func, leaves, args)
+            return out
         if func.__name__ == "__get__":
             return self.attribute(func, args[0])
-        self.check(func, rule, leaves, signals, args, kwargs)
-        device = torch.device(self.rules.weights[0].device)  # whatever the default is
+        self.check(func, rule, signals, args)
+        if rule != "convert":  # x.to(weight) looks at its type alone
+            self.check_weights(func, leaves, args)
         in_place = kwargs.pop("inplace", False) or re.fullmatch("[a-z].*_", func.__name__)
         try:
-            with torch.enable_grad(), device:
-                out = getattr(self.rules, rule)(func, *args, **kwargs)
+            with torch.enable_grad():
+                out = getattr(self, rule)(func, *args, **kwargs)
                 if in_place and out is not args[0]:
-                    out = self.rules.written(args[0], out)
+                    out = self.written(args[0], out)
         except (TypeError, NotImplementedError) as error:
             raise Refused(f"{_name(func)} has no rule for these arguments ({error})") from error
-        self.rules.set_gates(out, func, rule, signals, args)
+        self.set_gates(out, func, rule, signals, args)
         return out
 
     def signals(self, values) -> list[Tensor]:
@@ -197,7 +194,7 @@ class _Walk(TorchFunctionMode):
             raise Refused("what comes before is scripted, compiled or has a gradient of its own")
         return signals
 
-    def check(self, func, rule, leaves, signals, args, kwargs) -> None:
+    def check(self, func, rule, signals, args) -> None:
         """Refuse what has no rule, or none for these arguments."""
         if rule is None:
             raise Refused(f"{_name(func)} has no rule")
@@ -205,42 +202,30 @@ class _Walk(TorchFunctionMode):
         if not (single or has_trait(rule, "takes several")):
             why = "its weight or another parameter is computed from the data"
             raise Refused(f"{_name(func)} has no rule for these arguments ({why})")
-        if rule != "convert":  # x.to(weight) looks at its type alone
-            self.check_weights(func, leaves, args, kwargs)
 
-    def check_weights(self, func, leaves, args, kwargs) -> None:
+    def check_weights(self, func, leaves, args) -> None:
         """Refuse a function that computes with a layer's weight, unless it is the layer's own."""
         for value in leaves:
-            layer = self.rules.layer_of(value)
-            if layer is None or func.__name__ == "multi_head_attention_forward":
+            i = self.index.get(id(value))
+            if i is None or func.__name__ == "multi_head_attention_forward":
                 continue
-            takes = [*args[1:2], kwargs.get("weight")]
-            itself = any(value is x for x in takes) and id(value) in self.rules.index
-            if not (itself and func.__name__ == functional_of(layer.module)):
+            layer = self.layers[i]
+            takes = any(value is x for x in args[1:2])
+            if not takes or func.__name__ != functional_of(layer.module):
                 raise Refused(
                     f"{_name(func)} computes with the weight of {called(layer.name, layer.module)} "
                     "(set its prunable = False to leave it dense)"
                 )
 
-    def constant(self, func, rule, leaves, args, kwargs):
-        """A function of constants is run, but what whole numbers are turned into is an input."""
-        out = func(*args, **kwargs)
-        if rule == "constant" or not isinstance(out, Tensor) or any(out is x for x in leaves):
-            return out
-        self.check_weights(func, leaves, args, kwargs)
-        if any(getattr(x, "is_whole_input", False) for x in leaves):
-            return self.as_input(out)
-        return out
-
     def attribute(self, func, signal):
         """An attribute of a signal; that it is no activation is not to be seen."""
         name = func.__self__.__name__
-        hidden = {"requires_grad": False, "data": signal}
-        hidden["dtype"] = self.rules.layers[0].weight.dtype
+        dtype = self.layers[0].weight.dtype
+        hidden = {"requires_grad": False, "data": signal, "dtype": dtype}
         if name in hidden:
             return hidden[name]
         out = func(signal)
-        return self.rules.moved(func, signal) if is_signal(out) else out
+        return self.moved(func, signal) if is_signal(out) else out
 
 
 def _name(func) -> str:
@@ -250,9 +235,12 @@ def _name(func) -> str:
 
 
 def _units(value: Tensor, first: Layer) -> list[int]:
-    """The dimensions of an input along which units lie, judged by the model's first layer."""
+    """The shape of an input's units, 1 along positions, judged by the model's first layer."""
+    shape = [1] * value.ndim
     if not isinstance(first.module, nn.Linear):
-        return [1]
-    if value.ndim < 4 or value.shape[-1] == first.module.in_features:
-        return [value.ndim - 1]
-    return list(range(1, value.ndim))  # all are flattened or rearranged
+        shape[1] = value.shape[1]
+    elif value.ndim < 4 or value.shape[-1] == first.module.in_features:
+        shape[-1] = value.shape[-1]
+    else:  # all are flattened or rearranged
+        shape[1:] = value.shape[1:]
+    return shape

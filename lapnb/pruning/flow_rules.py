@@ -12,13 +12,13 @@ gate: as what it counts in a product: 0 it is homogeneous in the weights that ma
 root: the same object for all elementwise functions of one signal.
 """
 
-import inspect
 import math
 import re
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lapnb.pruning.layers import (
@@ -54,13 +54,12 @@ NAMES = {
     # makes constants
     "constant": "zeros_like ones_like empty_like full_like new_zeros new_ones new_empty new_full",
     "cat": "cat concat concatenate",
-    "reduce": "mean sum max amax norm linalg_norm linalg_vector_norm",
+    "reduce": "mean sum max amax norm linalg_norm linalg_vector_norm std var",
     "pool": "max_pool adaptive_avg_pool adaptive_max_pool interpolate upsample",
     "norm": "layer_norm rms_norm",
     "batch_norm": "batch_norm instance_norm",
     "weighted": "linear conv conv_transpose",
     "product": "matmul rmatmul mm bmm mv einsum tensordot inner outer",
-    "product_added": "addmm baddbmm",
     "end": "softmax log_softmax fold scaled_dot_product_attention",
     "embedding": "embedding embedding_bag",
     # called as the function is
@@ -74,8 +73,9 @@ TRAITS = {
     "elementwise": "activation homogeneous identity convert power add rsub multiply divide",
     # all others take the first of their arguments alone, and no parameter of theirs is a signal
     "takes several": "convert add rsub multiply divide moved constant cat stack product "
-    "product_added end embedding addcmul where masked_fill multi_head_attention_forward",
+    "end embedding addcmul where masked_fill multi_head_attention_forward",
 }
+AMOUNTS = "mean", "sum", "max", "amax"
 SATURATING = "sigmoid", "hardsigmoid", "softmax"
 
 
@@ -93,13 +93,14 @@ class Refused(BaseException):
     """Why the data cannot be followed. No `except Exception` of a model holds it up."""
 
 
-class Rules:
+class Rules(TorchFunctionMode):
     """What is counted, and a method per rule, which takes the function and its arguments.
 
     `stand_ins` are the layers' weights in the model that runs, in whose place `weights` count.
     """
 
     def __init__(self, layers: list[Layer], weights: list[Tensor], stand_ins: list[Tensor]):
+        super().__init__()
         self.layers, self.weights = layers, weights
         self.index = {id(stand_in): i for i, stand_in in enumerate(stand_ins)}
         self.random = torch.Generator("cpu").manual_seed(0)
@@ -149,23 +150,15 @@ class Rules:
         labels = torch.zeros(like.shape, dtype=torch.double, device="cpu")
         return 1 + labels.uniform_(generator=self.random).to(like)
 
-    def layer_of(self, weight) -> Layer | None:
-        """The layer whose weight, or a view of it, this is."""
-        for tensor in (weight, getattr(weight, "_base", None)):
-            if id(tensor) in self.index:
-                return self.layers[self.index[id(tensor)]]
-        return None
-
     def set_gates(self, out, func, rule: str, signals: list[Tensor], args) -> None:
         """Note what products will ask of the signals in `out`."""
         gate = _gate_of(func, rule, args)
         root = object()
-        elementwise = has_trait(rule, "elementwise")
-        if elementwise and len({id(signal.root) for signal in signals}) == 1:
+        if has_trait(rule, "elementwise") and len({id(signal.root) for signal in signals}) == 1:
             root = signals[0].root
         if rule in ("moved", "divide"):  # of x.expand_as(y) the first counts
             signals = signals[:1]
-        if rule == "moved" or elementwise:
+        if rule == "moved" or has_trait(rule, "elementwise"):
             gate = max(gate, min(signal.gate for signal in signals))
         for value in filter(is_signal, tree_leaves(out)):
             value.gate = gate
@@ -225,7 +218,7 @@ class Rules:
     def weighted(self, func, x, weight, bias=None, *args, **kwargs):
         """A layer takes what arrives, weighs it with its columns and emits its rows."""
         i = self.index.get(id(weight))
-        if i is None and not is_parameter(weight):
+        if i is None and weight.shape[1] == 1 and not is_parameter(weight):  # such as a blur
             return self.product(func, x, weight, None, *args, **kwargs)
         values = at_least_float(weight) if i is None else self.weights[i]
         out = func(meta(x), meta(weight), None, *args, **kwargs)
@@ -255,31 +248,28 @@ class Rules:
 
     def multi_head_attention_forward(self, func, *args, **kwargs):
         """Its projections are layers, between them the block ends."""
-        given = inspect.signature(func).bind(*args, **kwargs).arguments
-        if given["in_proj_weight"] is None:
-            raise NotImplementedError("its projections have weights of their own")
-        weights = given["in_proj_weight"].chunk(3)
-        for name, weight in zip(("query", "key", "value"), weights, strict=True):
-            if is_signal(given[name]):
-                self.weighted(functional.linear, given[name], weight)
-        one = given["query"].new_ones(())
-        args, kwargs = tree_map_only(Tensor, meta, (args, kwargs))
-        out, scores = func(*args, **kwargs)
+        queries_keys_values = args[:3]
+        weights = args[5].chunk(3)
+        for x, weight in zip(queries_keys_values, weights, strict=True):
+            if is_signal(x):
+                self.weighted(functional.linear, x, weight)
+        one = self.total.new_ones(())
+        meta_args, meta_kwargs = tree_map_only(Tensor, meta, (args, kwargs))
+        out, scores = func(*meta_args, **meta_kwargs)
         out = self.emit(one, out.shape)
-        out = self.weighted(functional.linear, out, given["out_proj_weight"])
+        out = self.weighted(functional.linear, out, args[11])
         return out, scores if scores is None else self.emit(one, scores.shape)
 
     # Linear maps by constants, and products of signals
 
     def product(self, func, *args, **kwargs):
-        """A linear map by constants multiplies by their squares; a parameter is a layer."""
+        """A linear map by constants over positions multiplies by their squares."""
         leaves = tree_leaves((args, kwargs))
         operands = [value for value in leaves if isinstance(value, Tensor)]
         signal, *others = filter(is_signal, operands)
         if others:
             return self.end(func, *args, **kwargs)
         labels = signal.labels
-        ones = torch.ones_like(labels)
 
         def run(values, change):
             """The function of `values` in place of the signal, its constants changed."""
@@ -290,25 +280,16 @@ class Rules:
             new_args, new_kwargs = tree_map_only(Tensor, replaced, (args, kwargs))
             return func(*new_args, **new_kwargs)
 
-        out = run(signal, torch.square)
-        count = run(ones, torch.ones_like)
+        count = run(torch.ones_like(labels), torch.ones_like)
         mean = run(labels, torch.ones_like) / count
         mean_square = run(labels.square(), torch.ones_like) / count
-        if not differ(mean_square, mean.square()).any():  # it adds up positions alone
-            if len(operands) == 1 or "conv" in func.__name__:  # a sum or a filter, such as a blur
-                sizes = run(signal.detach().sqrt(), torch.abs)
-                out = out * ratio(sizes.square(), out)
-            return self.mark(out, mean)
-        labels = run(labels, self.new_labels)
-        self.mark(out, labels)
-        if any(map(is_parameter, operands)):
-            self.count([out])
-            rows = run(ones, torch.square)
-            return self.emit(rows, rows.shape, labels)
-        return out
-
-    def product_added(self, func, x, a, b):
-        return self.add(func, x, self.product(torch.matmul, a, b))
+        if differ(mean_square, mean.square()).any():
+            raise NotImplementedError("it mixes units by a matrix that is no layer's weight")
+        out = run(signal, torch.square)
+        if len(operands) == 1 or "conv" in func.__name__:  # a sum or a filter, such as a blur
+            sizes = run(signal.detach().sqrt(), torch.abs)
+            out = out * ratio(sizes.square(), out)
+        return self.mark(out, mean)
 
     def end(self, func, *args, **kwargs):
         """What cannot be followed ends the block; what comes out of it counts as 1."""
@@ -429,14 +410,16 @@ class Rules:
             rule = self.end if units else self.moved
             return rule(func, x, *args, **kwargs)
         shape = func(meta(x), *args, **kwargs).shape
-        if "norm" in name:
-            out = x.sum(dims)
-        else:
+        size = math.prod(x.shape[dim] for dim in dims)
+        if name in ("mean", "sum"):
             out = x
             for dim in dims:
                 out = self.sum_over(out, dim)
-        if name == "mean":
-            out = out / math.prod(x.shape[dim] for dim in dims) ** 2
+        else:
+            out = x.sum(dims)
+        out = out / {"mean": size**2, "std": size, "var": size}.get(name, 1)
+        if name == "var":
+            out = out.square()
         return self.mark(out.view(shape), x.labels.mean(dims).view(shape))
 
     def pool(self, func, x, *args, **kwargs):
@@ -552,7 +535,7 @@ def _gate_of(func, rule: str, args) -> int:
         return 2
     if "clamp" in name or rule in ("add", "rsub"):  # those of zero are homogeneous
         return int(numbers)
-    return int(rule == "activation" or (rule == "reduce" and "norm" in name))
+    return int(rule == "activation" or (rule == "reduce" and name not in AMOUNTS))
 
 
 def ratio(a: Tensor, b: Tensor) -> Tensor:

@@ -21,7 +21,6 @@ PRUNABLE = nn.Linear, *CONVOLUTIONS, *TRANSPOSED
 EMBEDDINGS = nn.Embedding, nn.EmbeddingBag
 DENSE = nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Bilinear, *EMBEDDINGS
 BATCH_NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
-USED = "forward", "_conv_forward"  # the methods in which a layer uses its weight
 
 
 @dataclass
@@ -44,10 +43,7 @@ class Layer:
 
     @property
     def values(self) -> Tensor:
-        """The weight, detached, in float32 or better; ValueError where it is on the meta device."""
-        if self.weight.is_meta:
-            about = called(self.name, self.module)
-            raise ValueError(f"cannot prune {about}: its weight, on the meta device, has no values")
+        """The weight, detached, in float32 or better."""
         return at_least_float(self.weight.detach())
 
     def per_output(self, units: Tensor) -> Tensor:
@@ -155,9 +151,9 @@ def _fault(module: nn.Module, uses: Counter) -> str:
         return "shares its weight"
     if not (weight.numel() and is_plain(weight)):
         return f"has a weight of {weight.dtype}, {tuple(weight.shape)}, no plain real numbers"
-    base = next(kind for kind in type(module).__mro__ if kind.__module__.startswith("torch.nn.mod"))
-    methods = [getattr(getattr(module, f, None), "__func__", None) for f in USED]
-    if methods != [getattr(base, f, None) for f in USED] and not _takes_weight(module):
+    is_usual = type(module).__module__.startswith("torch.nn.modules")
+    is_changed = "forward" in vars(module) or not is_usual
+    if is_changed and not _takes_weight(module):
         return "has a forward of its own, which may change its weight"
     return ""
 

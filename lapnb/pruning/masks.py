@@ -77,7 +77,7 @@ def prune_masks(
         if batches is None:
             raise ValueError(f"method {method} looks at data: pass batches= of (images, labels)")
         statistics = data_statistics(model, criterion.looks_at, batches)
-    _warn_of_dense(model, layers)
+    _warn_of_dense(model)
     with torch.inference_mode(False), torch.no_grad():
         scores = _Scores(model, layers, criterion, example, statistics, seed)
         if scope == "global":
@@ -116,14 +116,11 @@ def _is_ordered(criterion: Method, example) -> bool:
     return criterion.neighbours in ("chain", "all") and not by_example
 
 
-def _warn_of_dense(model: nn.Module, layers: list[Layer]) -> None:
+def _warn_of_dense(model: nn.Module) -> None:
     dense = [m for _, m in modules_by_name(model, "prunable") if isinstance(m, DENSE)]
     if dense:
         kinds = sorted({type(module).__name__ for module in dense})
-        prunable = sum(layer.weight.numel() for layer in layers)
-        total = sum(parameter.numel() for parameter in model.parameters())
-        about = f"{prunable} of {total} parameters are prunable"
-        warnings.warn(f"left dense: {', '.join(kinds)}; {about}", stacklevel=3)
+        warnings.warn(f"left dense: {', '.join(kinds)}", stacklevel=3)
 
 
 class _Scores:
