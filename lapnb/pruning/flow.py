@@ -18,17 +18,18 @@ cross terms.
 
 - The model's input counts as 1 per unit, its outputs as consumers of norm 1: the first layer's
   `before` and the last one's `after` are the paper's. An identity path reaches through to them.
-  Whole numbers are an input where they are turned into others, or look up an embedding.
+  Whole numbers are an input where they look up an embedding.
 - Labels (`flow_rules`) tell units from positions, never values.
 - A batch norm multiplies by γ²/(running_var + ε), other norm layers by γ²: the scale that they
-  compute from the data counts as 1. Any linear map by constants multiplies by their squares. A
-  matrix that is a parameter of the model is a weighted layer, and so a neighbour.
+  compute from the data counts as 1. A linear map of positions by constants multiplies by their
+  squares. Whatever weight a linear layer or a convolution has, it is a neighbour; only a filter of
+  each channel by constants is such a linear map.
 - Activations, dropout, resizing, pooling and averages over positions are the identity of each unit.
   Positions of one unit move together: a sum over n of them, as a filter makes it, counts as n².
 - An average over n units is 1/n² of the sum of theirs; padded units hold nothing, padded positions
   more of the same. Norms and deviations over positions are sums and means of squares. What takes a
   power of activations takes it of squares.
-- A constant beside units counts as 1, as an input does, and as 0 where it is 0.
+- A constant beside units counts as 1, as an input does, or as 0 if all of it is 0.
 - In a product of signals each is multiplied by the other's square: so weights on either side may be
   rescaled, as around relu(a)·b or x·linear(mean(x)).
 - But what comes from a sigmoid, or from another activation that is not homogeneous, is a gate: in
@@ -36,8 +37,9 @@ cross terms.
   sigmoid is the gate, or the one that is broadcast.
 - A block ends, with the factor 1 on either side, at what cannot be followed: matrix products of
   signals, attention, softmax, maxima over units.
-- What has no rule is refused, and so is a `forward` that asks for the value of a signal or computes
-  with a layer's weight elsewhere than in that layer.
+- What has no rule is refused, and so is a `forward` that asks for the value of a signal, writes
+  one into a constant, mixes units by a matrix that is no layer's weight, or computes with a layer's
+  weight elsewhere than in that layer.
 - A layer that is called twice gets the sum of before²·after² over its calls.
 """
 
@@ -74,13 +76,15 @@ def flow(model: nn.Module, example, layers: list[Layer], weights: list[Tensor]) 
 
     Raises:
         ValueError: the data cannot be followed, or the model does not take the example. The
-            sentence names the function and the module that calls it.
+            sentence names the function and the module that calls it. Or no layer is reached.
     """
     if not any(isinstance(value, Tensor) for value in tree_leaves(example)):
         raise ValueError(f"example must be a batch of inputs, got {type(example).__name__}")
     calls = _walk(model, example, layers, weights)
     factors = [_factors(*x) for x in zip(layers, weights, calls, strict=True)]
     dense = [layer.name for layer, found in zip(layers, calls, strict=True) if not found]
+    if len(dense) == len(layers):
+        raise ValueError("example reaches no layer: pass a batch of inputs, images as floats")
     if dense:
         reason = "as the input does not reach them or nothing they compute is used"
         warnings.warn(f"left dense, {reason}: {', '.join(dense)}", stacklevel=2)

@@ -32,10 +32,11 @@ class Layer:
     batch_norm: nn.Module | None = None
 
     def __post_init__(self):
-        self.groups: int = getattr(self.module, "groups", 1)
         # whether the weight's first dimension is that of the inputs
         self.transposed: bool = isinstance(self.module, TRANSPOSED)
-        self.outputs: int = getattr(self.module, "out_features", 0) or self.module.out_channels
+        is_linear = isinstance(self.module, nn.Linear)
+        self.groups: int = 1 if is_linear else self.module.groups
+        self.outputs: int = self.module.out_features if is_linear else self.module.out_channels
 
     @property
     def weight(self) -> Tensor:

@@ -156,8 +156,8 @@ class _Scores:
             self.weights[module] = noise * (weight != 0)  # what is pruned does not return
 
     def _look_at(self, statistics) -> None:
-        one_each = isinstance(statistics, list) and len(statistics) == len(self.layers)
-        require(one_each, "statistics", "a list of one tensor per layer", type(statistics).__name__)
+        one_each = len(statistics) == len(self.layers)
+        require(one_each, "statistics", "one tensor per prunable layer", len(statistics))
         for i, layer in enumerate(self.layers):
             weight = self.weights[layer.module]
             self.data[i] = statistics[i].to(weight).expand_as(weight)

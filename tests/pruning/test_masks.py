@@ -2,7 +2,6 @@
 
 import copy
 
-import numpy as np
 import pytest
 import torch
 from reference import (
@@ -50,14 +49,6 @@ def test_lap_keeps_the_weights_whose_removal_distorts_most(net, method, brute, p
         net.layers[2 * i].prunable = False
     for i, mask in zip(pruned, lapnb.prune_masks(net, method, 0.4), strict=True):
         assert torch.equal(mask, largest(brute(layers, i), round(0.4 * mask.numel())))
-
-
-@pytest.mark.parametrize("name", ["conv6", "vgg11", "resnet18", "wrn16_8"])
-def test_a_dense_layer_is_a_neighbour_all_the_same(name):
-    model = randomised(lapnb.build_model(name, 0.05))
-    masks = lapnb.prune_masks(model, "lap", 0.4)
-    prunable_layers(model)[3].module.prunable = False
-    assert same(masks[:3] + masks[4:], lapnb.prune_masks(model, "lap", 0.4))
 
 
 @pytest.mark.parametrize(
@@ -178,22 +169,17 @@ def test_random_masks_depend_on_the_seed_only(net):
     assert same(first, again) and not same(first, other)
 
 
-@pytest.mark.parametrize("scope", ["layer", "global"])
-@pytest.mark.parametrize("method", ["mp", "rp", "lap", "lamp", "ria"])
-def test_settings_of_torch_do_not_matter(net, method, scope):
-    masks, dense = lapnb.prune_masks(net, method, 0.5, scope), copy.deepcopy(net)
-    optimizer = torch.optim.SGD(net.parameters(), 1)
+@pytest.mark.parametrize("method", ["mp", "rp", "lap", "lamp"])
+def test_settings_of_torch_do_not_matter(net, method):
+    masks, there = lapnb.prune_masks(net, method, 0.5), copy.deepcopy(net)
     with odd_torch():
-        made_there = copy.deepcopy(net)
-        again = lapnb.prune_masks(net, method, 0.5, scope)
-        lapnb.keep_masks(net, again, optimizer)
-    lapnb.apply_masks(made_there, masks)
-    assert same(weights(made_there), weights(net))
+        again = lapnb.prune_masks(there, method, 0.5)
+        lapnb.keep_masks(there, again, torch.optim.SGD(there.parameters(), 1))
+    lapnb.apply_masks(net, masks)
     assert same(masks, again) and not any(mask.is_inference() for mask in again)
-    lapnb.apply_masks(dense, masks)
-    assert same(weights(dense), weights(net))
-    net(torch.ones(2, 8)).sum().backward(create_graph=True)
-    assert not any(layer.weight.grad[~mask].any() for layer, mask in fitting(net, masks))
+    assert same(weights(there), weights(net))
+    there(torch.ones(2, 8)).sum().backward(create_graph=True)
+    assert not any(layer.weight.grad[~mask].any() for layer, mask in fitting(there, masks))
 
 
 class Apple(torch.Tensor):
@@ -237,24 +223,14 @@ def test_what_is_pruned_does_not_return(net, method, scope):
         assert not any((b & ~a).any() for a, b in zip(first, again, strict=True))
 
 
-@pytest.mark.parametrize(
-    "keep", [torch.tensor([0.5]), torch.tensor([0.5] * 3), (0.5,) * 3, np.float32(0.5)]
-)
-def test_a_number_is_a_number(net, keep):
-    assert same(lapnb.prune_masks(net, "lap", keep), lapnb.prune_masks(net, "lap", 0.5))
-
-
 @pytest.mark.parametrize("factor", [1e-30, 1e15])
 @pytest.mark.parametrize("scope", ["layer", "global"])
-@pytest.mark.parametrize("method", ["mp", "lap", "lap_all", "lamp_lap", "lap_flow"])
+@pytest.mark.parametrize("method", ["mp", "lap", "lap_all"])
 def test_a_common_factor_does_not_matter(net, method, scope, factor):
-    example = None
-    if method in ("lamp_lap", "lap_flow"):
-        net, example = Branches(), torch.rand(2, 4)
-    expected = lapnb.prune_masks(net.double(), method, 0.3, scope, example)
+    expected = lapnb.prune_masks(net.double(), method, 0.3, scope)
     for weight in weights(net):
         weight.mul_(factor)
-    assert same(expected, lapnb.prune_masks(net.float(), method, 0.3, scope, example))
+    assert same(expected, lapnb.prune_masks(net.float(), method, 0.3, scope))
 
 
 def test_layers_that_are_empty_or_without_scores_are_named(net):
@@ -291,14 +267,11 @@ def test_an_example_gives_the_neighbours_of_any_network(net, method):
     with pytest.warns(UserWarning, match="unused"):
         masks = lapnb.prune_masks(Branches(), method, 0.5, example=torch.rand(2, 4))
     assert [int(mask.sum()) for mask in masks] == [10, 15, 15, 36, 9]  # unused stays dense
-    for method in ("mp", "rp", "lamp", "ria"):  # need no neighbours
-        masks = lapnb.prune_masks(Branches(), method, 0.5)
-        assert [int(mask.sum()) for mask in masks] == [10, 15, 15, 18, 9]
 
 
 def test_modules_that_no_mask_is_for_are_named():
     model = nn.Sequential(nn.Embedding(7, 4), nn.LSTM(4, 8), nn.Linear(8, 3))
-    with pytest.warns(UserWarning, match="dense: Embedding, LSTM; 24 of 503 parameters are prun"):
+    with pytest.warns(UserWarning, match="left dense: Embedding, LSTM$"):
         lapnb.prune_masks(model, "mp", 0.5)
 
 
@@ -328,23 +301,6 @@ def test_masks_are_kept_by_an_optimizer_that_has_trained_before(net):
     assert not torch.equal(before, weights(net)[0])
     handle.remove()
     assert stray()
-
-
-def test_a_line_search_sees_no_gradients_of_pruned_weights(net):
-    optimizer = torch.optim.LBFGS(net.parameters(), line_search_fn="strong_wolfe")
-    masks, losses = lapnb.prune_masks(net, "mp", 0.5), []
-    lapnb.keep_masks(net, masks, optimizer)
-
-    def closure():
-        optimizer.zero_grad()
-        (loss := loss_of(net)).backward()
-        losses.append(float(loss))
-        assert not outside(net, masks)
-        return loss
-
-    for _ in range(3):
-        optimizer.step(closure)
-    assert losses[-1] < losses[0] / 10
 
 
 def test_one_optimizer_for_each_layer_steps_during_the_backward_pass(net):
@@ -386,28 +342,23 @@ def test_torch_prune_form(net):
     assert torch.nn.utils.prune.is_pruned(converted)
     assert torch.equal(converted(x), pruned(x))
     assert torch.equal(converted.layers[0].weight_mask.bool(), masks[0])
-    for work in (lapnb.apply_masks, lambda model, _: lapnb.prune_masks(model, "lap_act", 0.5)):
-        with pytest.raises(ValueError, match=r"layers\.0 \(Linear\).*: it computes its"):
-            work(converted, masks)
-
-
-NUMBER = r"keep must be a number in \[0, 1\] or 3 of them, one per layer; got"
-SEED = "seed must be a whole number of at least 0"
+    with pytest.raises(ValueError, match=r"layers\.0 \(Linear\).*: it computes its"):
+        lapnb.prune_masks(converted, "mp", 0.5)
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (dict(method="lapp"), "method must be one of mp, rp"),
-        (dict(method=["lap"]), "method must be one of mp, rp"),
-        *[(dict(keep=x), NUMBER) for x in (1.5, -0.1, float("nan"), [0.5] * 2, "half", None)],
-        *[(dict(seed=seed), SEED) for seed in ("x", True, -1, 0.5, 2**63)],
+        *[(dict(keep=x), "keep must be a number") for x in (1.5, float("nan"), [0.5] * 2, "half")],
+        *[(dict(seed=seed), "seed must be a whole number") for seed in ("x", -1, 2**63)],
         (dict(scope="all"), "scope must be"),
-        (dict(keep=[0.5] * 3, scope="global"), r"number in \[0, 1\] in global scope; got"),
+        (dict(keep=[0.5] * 3, scope="global"), "keep must be a number"),
         (dict(method="lap_forward", scope="global"), "layer after layer, so it has no global"),
         (dict(method="wanda", scope="global"), "output units, so it has no global scope"),
         (dict(method="lap_act"), "pass batches="),
-        (dict(method="obd", statistics=[torch.ones(1)]), "statistics must be a tensor per layer"),
+        (dict(method="lap_flow"), "pass example="),
+        (dict(method="obd", statistics=[torch.ones(1)]), "statistics must be one tensor per"),
     ],
 )
 def test_bad_arguments(net, arguments, words):
@@ -422,7 +373,7 @@ UP = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ConvTranspose2d(2, 3, 3))
     ("model", "method", "words"),
     [
         (lapnb.build_model("vgg11", 0.05), "lap_all", r"norm; layers\.0 is Conv2d"),
-        (lapnb.build_model("vgg11", 0.05), "obd", r"unlike layers\.1: BatchNorm2d"),
+        (lapnb.build_model("vgg11", 0.05), "obd", "which hold no BatchNorm2d"),
         (UP, "wanda", "wanda cannot rank within units of 1"),
     ],
 )
@@ -434,16 +385,11 @@ def test_what_cannot_be_pruned_is_known_before_anything_is_trained(model, method
 
 def test_masks_and_models_that_do_not_fit(net):
     masks = lapnb.prune_masks(net, "mp", 0.5)
-    for wrong in (masks[:2], None):
-        with pytest.raises(ValueError, match=r"one per prunable layer \(3\); got"):
-            lapnb.apply_masks(net, wrong)
+    with pytest.raises(ValueError, match=r"one per prunable layer \(3\); got 2"):
+        lapnb.apply_masks(net, masks[:2])
     for wrong in (masks[0].float(), masks[0].T, 1):
         with pytest.raises(ValueError, match=r"layers\.0 must be"):
             lapnb.apply_masks(net, [wrong, *masks[1:]])
     net.layers[0].weight.data[0, 0] = float("nan")
     with pytest.raises(ValueError, match=r"finite.* layers\.0"):
         lapnb.prune_masks(net, "mp", 0.5)
-    net.layers[2].to("meta")
-    for work in (lapnb.apply_masks, lambda model, _: lapnb.prune_masks(model, "mp", 0.5)):
-        with pytest.raises(ValueError, match=r"prune layers\.2 \(Linear\): .* on the meta device"):
-            work(net, masks)
