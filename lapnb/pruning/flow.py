@@ -173,13 +173,13 @@ class _Walk(Rules):
         if not signals and rule != "embedding":
             out = func(*args, **kwargs)
             if rule != "constant" and isinstance(out, Tensor) and id(out) not in map(id, leaves):
-                self.check_weights(func, leaves, args)
+                self.check_weights(func, leaves, args, kwargs)
             return out
         if func.__name__ == "__get__":
             return self.attribute(func, args[0])
         self.check(func, rule, signals, args)
         if rule != "convert":  # x.to(weight) looks at its type alone
-            self.check_weights(func, leaves, args)
+            self.check_weights(func, leaves, args, kwargs)
         in_place = kwargs.pop("inplace", False) or re.fullmatch("[a-z].*_", func.__name__)
         try:
             with torch.enable_grad():
@@ -207,14 +207,14 @@ class _Walk(Rules):
             why = "its weight or another parameter is computed from the data"
             raise Refused(f"{_name(func)} has no rule for these arguments ({why})")
 
-    def check_weights(self, func, leaves, args) -> None:
+    def check_weights(self, func, leaves, args, kwargs) -> None:
         """Refuse a function that computes with a layer's weight, unless it is the layer's own."""
         for value in leaves:
             i = self.index.get(id(value))
             if i is None or func.__name__ == "multi_head_attention_forward":
                 continue
             layer = self.layers[i]
-            takes = any(value is x for x in args[1:2])
+            takes = any(value is x for x in [*args[1:2], kwargs.get("weight")])
             if not takes or func.__name__ != functional_of(layer.module):
                 raise Refused(
                     f"{_name(func)} computes with the weight of {called(layer.name, layer.module)} "

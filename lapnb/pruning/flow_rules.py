@@ -314,9 +314,8 @@ class Rules(TorchFunctionMode):
     def convert(self, func, x, *args, **kwargs):
         if not is_signal(x):  # a constant takes the type of a signal
             return x.to(self.layers[0].weight)
-        converted = func(x.detach(), *args, **kwargs)
-        if not isinstance(converted, Tensor) or not converted.is_floating_point():
-            raise NotImplementedError("it asks for a value or whole numbers")
+        if not torch.is_floating_point(func(x.detach(), *args, **kwargs)):
+            raise NotImplementedError("it asks for whole numbers")
         return self.identity(func, x)
 
     def power(self, func, x, exponent=None):
@@ -573,6 +572,6 @@ def without_constant(value) -> Tensor:
 def dimensions(x: Tensor, args, dim=None, **_) -> list[int]:
     """The dimensions that a reduction sums over."""
     dim = args[0] if args and dim is None else dim
-    if dim is None or isinstance(dim, bool):
+    if dim is None:
         return list(range(x.ndim))
     return [dim] if isinstance(dim, int) else list(dim)

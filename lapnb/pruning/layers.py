@@ -167,34 +167,28 @@ def functional_of(module: nn.Module) -> str:
     return f"{kind}{module.weight.ndim - 2}d"
 
 
-class _Uses(TorchFunctionMode):
-    """Collects the names of the functions that compute something from a weight."""
-
-    def __init__(self, weight: Tensor):
-        super().__init__()
-        self.weight = weight
-        self.names: set[str] = set()
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        takes = any(value is self.weight for value in tree_leaves((args, kwargs)))
-        if takes and isinstance(out, Tensor) and out is not self.weight:
-            self.names.add(func.__name__)
-        return out
-
-
 def _takes_weight(module: nn.Module) -> bool:
     """Whether a forward of its own hands the weight itself to its function, and to no other."""
     trial = copy.deepcopy(module).to("meta").eval()
+    names = set()  # of the functions that compute something from the weight
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            takes = any(value is trial.weight for value in tree_leaves((args, kwargs)))
+            if takes and isinstance(out, Tensor) and out is not trial.weight:
+                names.add(func.__name__)
+            return out
+
     units = trial.in_features if isinstance(trial, nn.Linear) else trial.in_channels
     positions = [64] * (trial.weight.ndim - 2)
     image = torch.zeros([1, units, *positions], dtype=trial.weight.dtype, device="meta")
     try:
-        with _Uses(trial.weight) as uses, torch.no_grad():
+        with Watch(), torch.no_grad():
             trial.forward(image)
     except Exception:  # whatever a forward does with an input that is not its own
         return False
-    return uses.names == {functional_of(module)}
+    return names == {functional_of(module)}
 
 
 def sound_backward(model: nn.Module) -> contextlib.AbstractContextManager:

@@ -126,7 +126,8 @@ def _warn_of_dense(model: nn.Module) -> None:
 class _Scores:
     """The scores of each layer, and what they are computed from.
 
-    weights: what is ranked in each module, and the weights of a chain's layers that stay dense.
+    weights: what is ranked in each layer, and the weights of a chain's layers that stay dense.
+    places: where in `weights` those of each layer are.
     data: what the criterion knows of the data for each layer; 1 without.
     """
 
@@ -138,59 +139,59 @@ class _Scores:
         self.factors: list = []  # of flow
         self.is_ordered = _is_ordered(criterion, example)
         self.chain = chain_layers(model) if self.is_ordered else layers
-        self.weights = {layer.module: values_of(layer) for layer in self.chain}
-        self.data = [self.weights[layer.module].new_ones(()) for layer in layers]
+        self.weights = [values_of(layer) for layer in self.chain]
+        modules = [layer.module for layer in self.chain]
+        self.places = [modules.index(layer.module) for layer in layers]
+        self.data = [weight.new_ones(()) for weight in self.weights]
         if criterion.random:
             self._rank_noise(seed)
         if criterion.looks_at:
             self._look_at(statistics)
         if self.is_ordered:  # keep products of weights from under- and overflow
-            unit = _unit(self.weights.values())
-            self.weights = {module: weight / unit for module, weight in self.weights.items()}
+            unit = _unit(self.weights)
+            self.weights = [weight / unit for weight in self.weights]
 
     def _rank_noise(self, seed: int) -> None:
         generator = torch.Generator("cpu").manual_seed(int(seed))
-        for module, weight in self.weights.items():
+        for i, weight in enumerate(self.weights):
             kind = dict(dtype=torch.float32, device="cpu", generator=generator)
             noise = torch.rand(weight.shape, **kind).to(weight)
-            self.weights[module] = noise * (weight != 0)  # what is pruned does not return
+            self.weights[i] = noise * (weight != 0)  # what is pruned does not return
 
     def _look_at(self, statistics) -> None:
         one_each = len(statistics) == len(self.layers)
         require(one_each, "statistics", "one tensor per prunable layer", len(statistics))
-        for i, layer in enumerate(self.layers):
-            weight = self.weights[layer.module]
-            self.data[i] = statistics[i].to(weight).expand_as(weight)
+        for place, numbers in zip(self.places, statistics, strict=True):
+            weight = self.weights[place]
+            self.data[place] = numbers.to(weight).expand_as(weight)
             if self.criterion.neighbours:
-                self.weights[layer.module] = self.data[i] * weight
+                self.weights[place] = self.data[place] * weight
 
     def of(self, i: int) -> Tensor | None:
         """The scores of layer i; None where the data does not reach it."""
         factors = self._neighbours(i)
         if factors is None:  # flow has warned
             return None
-        layer = self.layers[i]
-        score = self.criterion.score(self.weights[layer.module], *factors)
+        name = self.layers[i].name
+        score = self.criterion.score(self.weights[self.places[i]], *factors)
         largest = score.max()  # NaN if any is
         if not largest.isfinite():
-            raise ValueError(f"scores must be finite, but weights or data of {layer.name} are not")
+            raise ValueError(f"scores must be finite, but weights or data of {name} are not")
         if not largest:
-            message = f"{layer.name}: all scores are 0, lowest indices are kept"
-            warnings.warn(message, stacklevel=4)
+            warnings.warn(f"{name}: all scores are 0, lowest indices are kept", stacklevel=4)
         return score
 
     def _neighbours(self, i: int) -> tuple[Tensor, Tensor] | None:
         """`before` and `after` of layer i."""
-        weights = [*self.weights.values()]
-        place = [*self.weights].index(self.layers[i].module)
+        place = self.places[i]
         if not self.criterion.neighbours:
-            return self.data[i], self.data[i].new_ones(())
+            return self.data[place], self.data[place].new_ones(())
         if self.criterion.neighbours == "all":
-            return whole_network(weights, place)
+            return whole_network(self.weights, place)
         if self.is_ordered:
-            return neighbours(self.chain, weights, place)
+            return neighbours(self.chain, self.weights, place)
         if self.criterion.order or not self.factors:
-            self.factors = flow(self.model, self.example, self.layers, weights)
+            self.factors = flow(self.model, self.example, self.layers, self.weights)
         if self.factors[i] is None:
             return None
         before, after = self.factors[i]
@@ -204,14 +205,14 @@ def _rank_within_layers(scores: _Scores, fractions: list[float]) -> list[Tensor]
     if scores.criterion.order == "backward":
         numbers = reversed(numbers)
     for i in numbers:
-        layer = scores.layers[i]
         score = scores.of(i)
         if score is None:
             continue
-        mask = pick(score, round(fractions[i] * score.numel()), values_of(layer))
+        mask = pick(score, round(fractions[i] * score.numel()), values_of(scores.layers[i]))
         if scores.criterion.order:
-            scores.weights[layer.module] = scores.weights[layer.module] * mask
-        masks[i] = mask.to(layer.weight.device)
+            place = scores.places[i]
+            scores.weights[place] = scores.weights[place] * mask
+        masks[i] = mask.to(masks[i].device)
     return masks
 
 
