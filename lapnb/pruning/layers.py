@@ -49,18 +49,21 @@ class Layer:
 
     def per_output(self, units: Tensor) -> Tensor:
         """One number per output unit, shaped to multiply the weight."""
-        return self._along(int(self.transposed), units)
+        return self._along(units, self.transposed)
 
     def per_input(self, units: Tensor) -> Tensor:
         """One number per input unit, shaped to multiply the weight."""
-        return self._along(int(not self.transposed), units)
+        return self._along(units, not self.transposed)
 
-    def _along(self, dimension: int, units: Tensor) -> Tensor:
+    def _along(self, units: Tensor, is_second: bool) -> Tensor:
+        """Numbers along the first dimension of the weight or the second, which holds a group's."""
         rest = [1] * (self.weight.ndim - 2)
-        if dimension == 0:
+        if not is_second:
             return units.view(-1, 1, *rest)
-        factor, rows = units.view(self.groups, -1, *rest), len(self.weight) // self.groups
-        return factor.repeat_interleave(rows, dim=0) if self.groups > 1 else factor  # in a group
+        factor = units.view(self.groups, -1, *rest)
+        if self.groups > 1:
+            factor = factor.repeat_interleave(len(self.weight) // self.groups, dim=0)
+        return factor
 
 
 def at_least_float(weight: Tensor) -> Tensor:

@@ -95,8 +95,7 @@ def check_method(model: nn.Module, method, scope="layer", example=None, statisti
     require(scope in ("layer", "global"), "scope", '"layer" or "global"', scope)
     criterion = METHODS[method]
     if scope == "global" and (criterion.order or criterion.within == "row"):
-        within = "layer after layer" if criterion.order else "within output units"
-        raise ValueError(f"method {method} ranks {within}, so it has no global scope")
+        raise ValueError(f"method {method} has no global scope")
     layers = prunable_layers(model)
     for layer in layers:
         if criterion.within == "row" and layer.transposed:  # its rows are not its output units
@@ -112,8 +111,8 @@ def check_method(model: nn.Module, method, scope="layer", example=None, statisti
 
 def _is_ordered(criterion: Method, example) -> bool:
     """Whether the order of definition says which layers are neighbours."""
-    by_example = criterion.neighbours == "chain" and example is not None
-    return criterion.neighbours in ("chain", "all") and not by_example
+    by_order = criterion.neighbours == "chain" and example is None
+    return by_order or criterion.neighbours == "all"
 
 
 def _warn_of_dense(model: nn.Module) -> None:
@@ -129,6 +128,7 @@ class _Scores:
     weights: what is ranked in each layer, and the weights of a chain's layers that stay dense.
     places: where in `weights` those of each layer are.
     data: what the criterion knows of the data for each layer; 1 without.
+    masks: what survives; all, until a layer is ranked.
     """
 
     def __init__(self, model, layers: list[Layer], criterion: Method, example, statistics, seed):
@@ -143,6 +143,7 @@ class _Scores:
         modules = [layer.module for layer in self.chain]
         self.places = [modules.index(layer.module) for layer in layers]
         self.data = [weight.new_ones(()) for weight in self.weights]
+        self.masks = [torch.ones_like(layer.weight, dtype=torch.bool) for layer in layers]
         if criterion.random:
             self._rank_noise(seed)
         if criterion.looks_at:
@@ -200,8 +201,7 @@ class _Scores:
 
 def _rank_within_layers(scores: _Scores, fractions: list[float]) -> list[Tensor]:
     pick = keep_in_rows if scores.criterion.within == "row" else keep_largest
-    masks = _dense_masks(scores.layers)
-    numbers = range(len(masks))
+    numbers = range(len(fractions))
     if scores.criterion.order == "backward":
         numbers = reversed(numbers)
     for i in numbers:
@@ -212,33 +212,27 @@ def _rank_within_layers(scores: _Scores, fractions: list[float]) -> list[Tensor]
         if scores.criterion.order:
             place = scores.places[i]
             scores.weights[place] = scores.weights[place] * mask
-        masks[i] = mask.to(masks[i].device)
-    return masks
+        scores.masks[i] = mask.to(scores.masks[i].device)
+    return scores.masks
 
 
 def _rank_over_all(scores: _Scores, fraction: float) -> list[Tensor]:
-    masks = _dense_masks(scores.layers)
     compared = {}
-    for i in range(len(masks)):
+    for i in range(len(scores.layers)):
         score = scores.of(i)
         if score is not None:
             compared[i] = _comparable(score.flatten(), scores.criterion)
-    if not compared:
-        return masks
     flat = torch.cat([*compared.values()])
     values = [values_of(scores.layers[i]) for i in compared]
     mask = keep_largest(flat, round(fraction * len(flat)), *values)
     parts = mask.split([len(score) for score in compared.values()])
     for i, part in zip(compared, parts, strict=True):
-        masks[i] = part.view_as(masks[i]).to(masks[i].device)
+        dense = scores.masks[i]
+        scores.masks[i] = part.view_as(dense).to(dense.device)
         if not part.any():
             message = f"the global ranking leaves {scores.layers[i].name} empty"
             warnings.warn(message, stacklevel=3)
-    return masks
-
-
-def _dense_masks(layers: list[Layer]) -> list[Tensor]:
-    return [torch.ones_like(layer.weight, dtype=torch.bool) for layer in layers]
+    return scores.masks
 
 
 def keep_largest(score: Tensor, count: int, *weights: Tensor) -> Tensor:
@@ -303,7 +297,7 @@ def keep_masks(
 
     They are zero from now on: their gradients are masked as soon as they are computed, so moments,
     clipping and line searches see none of them, and each step of the optimizer ends by zeroing
-    those of its weights that are outside. With several optimizers call it once for each.
+    them. With several optimizers call it once for each.
 
     After `load_state_dict` of dense weights, masked weights live until the next step. Copies that
     average weights (EMA) need `apply_masks` too. A deep copy of an optimizer loses the hooks. An
@@ -324,25 +318,20 @@ def keep_masks(
             it is a wrapper, whose hooks never run.
     """
     pairs = fitting(model, masks)
-    is_hooked = getattr(getattr(type(optimizer), "step", None), "hooked", False)
-    stepped = _stepped(pairs, optimizer) if is_hooked else []
-    allowed = "a torch.optim.Optimizer that steps prunable weights of the model, no wrapper of one"
-    require(stepped != [], "optimizer", allowed, type(optimizer).__name__)
     trained = [pair for pair in pairs if pair[0].weight.requires_grad]
-    for layer, _ in trained:
-        if all(layer is not other for other, _ in stepped):
-            warnings.warn(f"optimizer does not step {layer.name}, which is masked", stacklevel=2)
+    stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    others = [layer.name for layer, _ in trained if id(layer.weight) not in stepped]
+    is_hooked = getattr(type(optimizer).step, "hooked", False)
+    allowed = "a torch.optim.Optimizer that steps prunable weights of the model, no wrapper of one"
+    fits = is_hooked and len(others) < len(trained)
+    require(fits, "optimizer", allowed, type(optimizer).__name__)
+    if others:
+        warnings.warn(f"optimizer does not step {', '.join(others)}, masked too", stacklevel=2)
     zero(pairs)
     with torch.inference_mode(False):
         hooks = [_mask_gradient(layer.weight, mask) for layer, mask in trained]
-    hooks.append(optimizer.register_step_post_hook(lambda *_: zero(_stepped(pairs, optimizer))))
+    hooks.append(optimizer.register_step_post_hook(lambda *_: zero(pairs)))
     return MaskHandle(hooks)
-
-
-def _stepped(pairs: list, optimizer) -> list[tuple[Layer, Tensor]]:
-    """The layers, with their masks, whose weights an optimizer steps."""
-    ids = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    return [pair for pair in pairs if id(pair[0].weight) in ids]
 
 
 def _mask_gradient(weight: Tensor, mask: Tensor) -> RemovableHandle:
@@ -391,11 +380,10 @@ def fitting(model: nn.Module, masks: list[Tensor]) -> list[tuple[Layer, Tensor]]
     require(len(masks) == len(layers), "masks", allowed, len(masks))
     pairs = list(zip(layers, masks, strict=True))
     for layer, mask in pairs:
-        shape = layer.weight.shape
-        is_mask = isinstance(mask, Tensor) and mask.dtype == torch.bool
-        allowed = f"a bool tensor of shape {tuple(shape)}"
-        fits = is_mask and mask.shape == shape
-        require(fits, f"mask of {layer.name}", allowed, getattr(mask, "shape", mask))
+        shape = tuple(layer.weight.shape)
+        fits = isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.shape == shape
+        given = getattr(mask, "shape", mask)
+        require(fits, f"mask of {layer.name}", f"a bool tensor of shape {shape}", given)
     return pairs
 
 
