@@ -9,8 +9,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from lapnb.checks import require
-from lapnb.pruning.chains import chain_layers
-from lapnb.pruning.layers import Layer, prunable_layers, sound_backward
+from lapnb.pruning.chains import ORDERED
+from lapnb.pruning.layers import (
+    PRUNABLE,
+    Layer,
+    modules_by_name,
+    prunable_layers,
+    sound_backward,
+)
 from lapnb.pruning.twin import twin_of
 
 ACTIVATIONS = nn.ReLU, nn.Sigmoid, nn.Tanh  # of our networks
@@ -70,7 +76,7 @@ def values_of(layer: Layer) -> Tensor:
 
 def check_kind(model: nn.Module, kind: str) -> None:
     """Raise ValueError where it is known beforehand that a kind cannot be computed for a model."""
-    if kind == "activity" and not getattr(model, "definition_order", False):
+    if kind == "activity" and not getattr(model, ORDERED, False):
         raise ValueError(f"lap_act serves networks of this project, unlike {type(model).__name__}")
     if kind == "curvature":
         hessian_modules(model)
@@ -90,44 +96,37 @@ def _moved(batches: Iterable, weight: Tensor) -> Iterator[tuple[Tensor, Tensor |
     require(pair is not None, "batches", allowed, "none")
 
 
-def _watch(network: nn.Module) -> dict[str, Tensor]:
-    """Tell, while a network runs, where the first activation after each layer is above 0.
-
-    Returns:
-        Name of a layer → where that is: everywhere, as long as no activation has come.
-    """
-    active: dict[str, Tensor] = {}
-    waiting: list[str] = []  # the layer that has run last, until an activation comes
-
-    def start(name, module, inputs, output):
-        active[name] = torch.ones_like(output, dtype=torch.bool)
-        waiting[:] = [name]
-
-    def end(module, inputs, output):
-        while waiting:
-            active[waiting.pop()] = output > 0
-
-    for layer in chain_layers(network):
-        layer.module.register_forward_hook(partial(start, layer.name))
-    for module in network.modules():
-        if isinstance(module, ACTIVATIONS):
-            module.register_forward_hook(end)
-    return active
+def _activations(network: nn.Module) -> dict[str, nn.Module]:
+    """Name of each layer → the first activation that is defined after it, or else itself."""
+    modules: dict[str, nn.Module] = {}
+    last = ""
+    for name, module in modules_by_name(network, ORDERED):
+        if isinstance(module, PRUNABLE):
+            last = name
+            modules[last] = module
+        elif isinstance(module, ACTIVATIONS) and last:
+            modules[last] = module
+            last = ""
+    return modules
 
 
 @torch.no_grad()
 def _activity(network: nn.Module, layers: list[Layer], batches) -> list[Tensor]:
-    active = _watch(network)
-    counts = [0] * len(layers)
+    counts: dict[str, Tensor] = {}
+
+    def count(name, module, inputs, output):
+        active = output > 0 if isinstance(module, ACTIVATIONS) else torch.ones_like(output)
+        counts[name] = counts.get(name, 0) + active.sum(0, dtype=torch.double)
+
+    for name, module in _activations(network).items():
+        module.register_forward_hook(partial(count, name))
     inputs = 0
     for images, _ in batches:
         network(images)
         inputs += len(images)
-        for i, layer in enumerate(layers):
-            counts[i] = counts[i] + active[layer.name].sum(0)
     factors = []
-    for layer, count in zip(layers, counts, strict=True):
-        p = count.double() / inputs
+    for layer in layers:
+        p = counts[layer.name] / inputs
         factor = p.sqrt().reshape(layer.outputs, -1).sum(1)
         factors.append(layer.per_output(factor).to(layer.weight))
     factors[-1].fill_(1)
@@ -181,7 +180,7 @@ def hessian_modules(model: nn.Module) -> list[nn.Module]:
         ValueError: for another network, naming the module that is at fault.
     """
     sequence = getattr(model, "layers", None)
-    is_ours = getattr(model, "definition_order", False)
+    is_ours = getattr(model, ORDERED, False)
     if not (is_ours and isinstance(sequence, nn.Sequential)):
         raise ValueError(f"{NEEDS}, unlike {type(model).__name__}")
     modules = [module for module in sequence if type(module) is not nn.Identity]
