@@ -58,20 +58,11 @@ def data_statistics(model: nn.Module, kind: str, batches: Iterable) -> list[Tens
     """
     require(kind in [*STATISTICS], "kind", f"one of {', '.join(STATISTICS)}", kind)
     check_kind(model, kind)
-    originals = prunable_layers(model)
-    values = values_of(originals[0])
+    values = prunable_layers(model)[0].values
     network = twin_of(model).to(values)
     layers = prunable_layers(network)
     with torch.autocast(values.device.type, enabled=False), sound_backward(network):
-        tensors = STATISTICS[kind](network, layers, _moved(batches, layers[0].weight))
-    pairs = zip(tensors, originals, strict=True)
-    return [tensor.to(layer.weight.device) for tensor, layer in pairs]
-
-
-def values_of(layer: Layer) -> Tensor:
-    """Return a layer's values, on the CPU if its device has no numbers of 64 bits (Apple's)."""
-    values = layer.values
-    return values if values.device.type in ("cpu", "cuda") else values.cpu()
+        return STATISTICS[kind](network, layers, _moved(batches, values))
 
 
 def check_kind(model: nn.Module, kind: str) -> None:

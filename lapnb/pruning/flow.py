@@ -159,9 +159,8 @@ class _Walk(Rules):
         """An input of the model: 1 per unit. Whole numbers stay as they are."""
         if not value.is_floating_point():
             return value
-        kind = torch.float32 if value.device.type == "mps" else torch.float64
         shape = _units(value, self.layers[0])
-        return self.emit(value.new_ones(shape, dtype=kind), value.shape)
+        return self.emit(value.new_ones(shape, dtype=torch.double), value.shape)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lapnb.checks import require, require_whole
 from lapnb.pruning.chains import chain_layers, check_chain, neighbours
-from lapnb.pruning.data_statistics import check_kind, data_statistics, values_of
+from lapnb.pruning.data_statistics import check_kind, data_statistics
 from lapnb.pruning.flow import flow
 from lapnb.pruning.layers import DENSE, Layer, modules_by_name, prunable_layers
 from lapnb.pruning.linear_product import check_linear, whole_network
@@ -139,7 +139,7 @@ class _Scores:
         self.factors: list = []  # of flow
         self.is_ordered = _is_ordered(criterion, example)
         self.chain = chain_layers(model) if self.is_ordered else layers
-        self.weights = [values_of(layer) for layer in self.chain]
+        self.weights = [layer.values for layer in self.chain]
         modules = [layer.module for layer in self.chain]
         self.places = [modules.index(layer.module) for layer in layers]
         self.data = [weight.new_ones(()) for weight in self.weights]
@@ -208,11 +208,11 @@ def _rank_within_layers(scores: _Scores, fractions: list[float]) -> list[Tensor]
         score = scores.of(i)
         if score is None:
             continue
-        mask = pick(score, round(fractions[i] * score.numel()), values_of(scores.layers[i]))
+        mask = pick(score, round(fractions[i] * score.numel()), scores.layers[i].values)
         if scores.criterion.order:
             place = scores.places[i]
             scores.weights[place] = scores.weights[place] * mask
-        scores.masks[i] = mask.to(scores.masks[i].device)
+        scores.masks[i] = mask
     return scores.masks
 
 
@@ -223,12 +223,11 @@ def _rank_over_all(scores: _Scores, fraction: float) -> list[Tensor]:
         if score is not None:
             compared[i] = _comparable(score.flatten(), scores.criterion)
     flat = torch.cat([*compared.values()])
-    values = [values_of(scores.layers[i]) for i in compared]
+    values = [scores.layers[i].values for i in compared]
     mask = keep_largest(flat, round(fraction * len(flat)), *values)
     parts = mask.split([len(score) for score in compared.values()])
     for i, part in zip(compared, parts, strict=True):
-        dense = scores.masks[i]
-        scores.masks[i] = part.view_as(dense).to(dense.device)
+        scores.masks[i] = part.view_as(scores.masks[i])
         if not part.any():
             message = f"the global ranking leaves {scores.layers[i].name} empty"
             warnings.warn(message, stacklevel=3)

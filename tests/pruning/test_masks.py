@@ -182,35 +182,6 @@ def test_settings_of_torch_do_not_matter(net, method):
     assert not any(layer.weight.grad[~mask].any() for layer, mask in fitting(there, masks))
 
 
-class Apple(torch.Tensor):
-    """Says that it is on an Apple GPU, which has no numbers of 64 bits."""
-
-    @classmethod
-    def __torch_function__(cls, func, types, args=(), kwargs=None):
-        if func == torch.Tensor.device.__get__:
-            return torch.device("mps")
-        assert func.__name__ not in ("numpy", "double")
-        if func.__name__ == "cpu" or (func.__name__ == "to" and type(args[1]) is torch.Tensor):
-            with torch._C.DisableTorchFunctionSubclass():
-                return args[0].as_subclass(torch.Tensor)
-        return super().__torch_function__(func, types, args, kwargs or {})
-
-
-@pytest.mark.parametrize("method", ["mp", "rp", "lap", "lamp"])
-@pytest.mark.parametrize("scope", ["layer", "global"])
-def test_masks_on_an_apple_gpu_are_those_of_a_cpu(net, method, scope, monkeypatch):
-    masks = lapnb.prune_masks(net, method, 0.5, scope)
-    for layer in prunable_layers(net):
-        layer.module.weight = nn.Parameter(layer.values.as_subclass(Apple))
-    move = torch.Tensor.to
-
-    def to(tensor, *where):
-        return tensor if where == (torch.device("mps"),) else move(tensor, *where)
-
-    monkeypatch.setattr(torch.Tensor, "to", to)
-    assert same(masks, lapnb.prune_masks(net, method, 0.5, scope))
-
-
 @pytest.mark.parametrize("scope", ["layer", "global"])
 @pytest.mark.parametrize("method", ["mp", "rp", "lap", "lamp", "ria", "wanda"])
 def test_what_is_pruned_does_not_return(net, method, scope):
