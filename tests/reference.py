@@ -99,50 +99,6 @@ def dense_kernel(module):
     return kernel
 
 
-def parts(model):
-    """Per layer: its dense kernel, what a batch norm between flatten and layer makes of its columns
-    (in the kernel's shape) and the diagonal matrix of the batch norm after it, signs included.
-
-    The linear layer after a flatten sees each channel at S positions: its kernel has the shape
-    (outputs, channels, S).
-    """
-    kernels, columns, diagonals, flattened = [], [], [], None
-    for module in model:
-        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear):
-            kernel = dense_kernel(module)
-            scale = torch.ones_like(kernel) if flattened is None else flattened[None, :, None]
-            flattened = None
-            channels = len(kernels[-1]) if kernels else kernel.shape[1]
-            kernels.append(kernel.reshape(len(kernel), channels, -1))
-            columns.append(scale.expand_as(kernel).reshape(kernels[-1].shape))
-            diagonals.append(torch.eye(len(kernel), dtype=torch.double))
-        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            gamma = module.weight.detach() if module.affine else torch.ones(module.num_features)
-            scale = gamma / (module.running_var + module.eps) ** 0.5
-            if len(scale) == len(kernels[-1]):
-                diagonals[-1] = torch.diag(scale)
-            else:
-                flattened = scale
-    return kernels, columns, diagonals
-
-
-def contraction(model, i):
-    """T[o,p,q,r,c] of layers i-1, i, i+1, contracted over channels, kernel positions kept.
-
-    Batch norms between the three layers and after the last layer of the model count, one before
-    layer i-1 does not.
-    """
-    kernels, columns, diagonals = parts(model)
-    kernel = torch.einsum("ak,kjq->ajq", diagonals[i], kernels[i] * columns[i])
-    outputs, inputs = kernel.shape[:2]
-    first, last = (torch.eye(n, dtype=torch.double)[:, :, None] for n in (inputs, outputs))
-    if i > 0:
-        first = torch.einsum("aj,jcr->acr", diagonals[i - 1], kernels[i - 1])
-    if i + 1 < len(kernels):
-        last = kernels[i + 1] * columns[i + 1]
-    return torch.einsum("okp,kjq,jcr->opqrc", last, kernel, first)
-
-
 def hessian_diagonals(model, names, batches):
     """Per parameter the diagonal of the mean loss's whole Hessian, summed over the batches."""
     weights = [dict(model.named_parameters())[name].detach() for name in names]

@@ -1,9 +1,9 @@
-"""Which layers are prunable, and the factors of chains against brute force: zero one weight."""
+"""Which layers are prunable, and the factors of chains against slopes computed by autograd."""
 
 import pytest
 import torch
 import torchvision.models
-from reference import contraction, distortions, randomised
+from reference import randomised, unit_distortions
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
@@ -12,24 +12,45 @@ from lapnb.pruning.chains import chain_layers, check_chain, neighbours
 from lapnb.pruning.layers import prunable_layers
 from lapnb.training.networks import NETWORKS, Network, build_model
 
-FORMS = {
-    "linear": lambda: [
-        *(nn.Linear(5, 4), nn.BatchNorm1d(4, 0.1), nn.ReLU(), nn.Linear(4, 6), nn.Identity()),
-        *(nn.BatchNorm1d(6, affine=False), nn.PReLU(), nn.Linear(6, 3), nn.BatchNorm1d(3)),
+FORMS = {  # the shape of an input and the modules of a chain
+    "linear": [
+        (1, 5),
+        nn.Linear(5, 4),
+        nn.BatchNorm1d(4, 0.1),
+        nn.Linear(4, 6),
+        nn.Identity(),
+        nn.BatchNorm1d(6, affine=False),
+        nn.Linear(6, 3),
+        nn.BatchNorm1d(3),
     ],
-    "convolutions": lambda: [
-        *(nn.Conv2d(2, 3, 3, stride=2, padding=1), nn.BatchNorm2d(3), nn.ELU(), nn.Dropout(0.5)),
-        *(nn.Conv2d(3, 4, (1, 2), dilation=2), nn.BatchNorm2d(4, 0.3), nn.MaxPool2d(3, 2, 1)),
-        *(nn.Conv2d(4, 2, (3, 1), padding=(2, 0), bias=False), nn.ZeroPad2d(1)),
+    "convolutions": [
+        (1, 2, 7, 7),
+        nn.Conv2d(2, 3, 3, stride=2, padding=1),
+        nn.BatchNorm2d(3),
+        nn.Dropout(0.5),
+        nn.Conv2d(3, 4, (1, 2), dilation=2),
+        nn.BatchNorm2d(4, 0.3),
+        nn.Conv2d(4, 2, (3, 1), padding=(2, 0), bias=False),
     ],
-    "flatten, batch norm": lambda: [
-        *(nn.Conv2d(2, 3, 2), nn.Conv2d(3, 2, 2), nn.Flatten(), nn.BatchNorm1d(8)),
-        *(nn.Linear(8, 4), nn.Linear(4, 2)),
+    "flatten, batch norm": [
+        (1, 2, 4, 4),
+        nn.Conv2d(2, 3, 2),
+        nn.Conv2d(3, 2, 2),
+        nn.Flatten(),
+        nn.BatchNorm1d(8),
+        nn.Linear(8, 4),
+        nn.Linear(4, 2),
     ],
-    "grouped": lambda: [
-        *(nn.Conv2d(4, 6, 2, groups=2), nn.BatchNorm2d(6), nn.Conv2d(6, 4, 2, groups=2)),
-        *(nn.Conv2d(4, 8, 1, groups=4), nn.Conv2d(8, 4, 2), nn.Conv2d(4, 4, 2, groups=4)),
-        *(nn.Flatten(), nn.Linear(8, 3)),
+    "grouped": [
+        (1, 4, 6, 6),
+        nn.Conv2d(4, 6, 2, groups=2),
+        nn.BatchNorm2d(6),
+        nn.Conv2d(6, 4, 2, groups=2),
+        nn.Conv2d(4, 8, 1, groups=4),
+        nn.Conv2d(8, 4, 2),
+        nn.Conv2d(4, 4, 2, groups=4),
+        nn.Flatten(),
+        nn.Linear(16, 3),
     ],
 }
 
@@ -45,11 +66,11 @@ def scores(model):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_score_is_the_distortion_of_the_block(form):
-    model = randomised(nn.Sequential(*FORMS[form]()).double())
-    layers = prunable_layers(model)
-    for i, score in enumerate(scores(model)):
-        expected = distortions(layers[i].weight, lambda i=i: contraction(model, i))
-        torch.testing.assert_close(score, expected, rtol=1e-9, atol=1e-12)
+    shape, *modules = FORMS[form]
+    model = randomised(nn.Sequential(*modules).double())
+    expected = unit_distortions(model, torch.rand(shape, dtype=torch.double))
+    for score, literal in zip(scores(model), expected.values(), strict=True):
+        torch.testing.assert_close(score, literal, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
