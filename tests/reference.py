@@ -245,10 +245,6 @@ def squared_slopes(units, variables):
 # Random networks -------------------------------------------------------------------------------
 
 
-def numbers(rows, columns=4):
-    return torch.arange(1.0, 1 + rows * columns).cos().view(rows, columns)
-
-
 def mask(x):
     return (torch.arange(x.shape[1]) > 0).float().view(-1, *[1] * (x.ndim - 2))
 
@@ -264,17 +260,15 @@ EXACT = {  # of an input x and two layers f and g; the last dimension holds unit
     "largest": lambda x, f, g: g(x) + f(x).amax(1, True),
     "masked": lambda x, f, g: g(x) + (f(x) * mask(x)).sum(1, True) / mask(x).sum(),
     "mean of units": lambda x, f, g: torch.cat([f(x), g(x).mean(-1, True)], -1),
-    "scaled": lambda x, f, g: f(x) * numbers(1, x.shape[-1]),
-    "permuted": lambda x, f, g: x + torch.eye(x.shape[-2]).roll(1, 0) @ f(x),
+    "scaled": lambda x, f, g: f(x) * torch.arange(1.0, 1 + x.shape[-1]),
 }
 CHAINS = {  # units of f may be multiplied where the columns of g are divided
     "relu": lambda x, f, g: x + g(F.leaky_relu(f(x))),
     "largest": lambda x, f, g: g(f(x).relu().amax(1, True)).expand_as(x),
     "deviation": lambda x, f, g: g(f(x).std(1, keepdim=True)) + x,
     "length": lambda x, f, g: torch.cat([x, g(f(x).norm(dim=1, keepdim=True)).expand_as(x)], -1),
-    "graph": lambda x, f, g: g(numbers(x.shape[-2], x.shape[-2]) @ f(x)),
     "squeeze": lambda x, f, g: x * torch.sigmoid(g(f(x).mean(1, True).relu())),
-    "scaled": lambda x, f, g: F.silu(x) * g(torch.einsum("...c->...c", f(x))),
+    "scaled": lambda x, f, g: F.silu(x) * g(f(x)),
 }
 GATES = {  # units of f may be multiplied where the rows of g are divided
     "relu": lambda x, f, g: f(x).relu() * g(x),

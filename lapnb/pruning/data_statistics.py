@@ -79,10 +79,9 @@ def _moved(batches: Iterable, weight: Tensor) -> Iterator[tuple[Tensor, Tensor |
     pair = None
     for pair in batches:
         is_pair = isinstance(pair, list | tuple) and len(pair) == 2
-        images = pair[0] if is_pair else None
-        is_batch = isinstance(images, Tensor) and images.is_floating_point()
+        is_batch = is_pair and torch.is_tensor(pair[0]) and pair[0].is_floating_point()
         require(is_batch, "batches", allowed, type(pair).__name__)
-        labels = pair[1]
+        images, labels = pair
         yield images.detach().to(weight), None if labels is None else labels.to(weight.device)
     require(pair is not None, "batches", allowed, "none")
 

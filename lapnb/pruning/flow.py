@@ -21,9 +21,9 @@ cross terms.
   Whole numbers are an input where they look up an embedding.
 - Labels (`flow_rules`) tell units from positions, never values.
 - A batch norm multiplies by γ²/(running_var + ε), other norm layers by γ²: the scale that they
-  compute from the data counts as 1. A linear map of positions by constants multiplies by their
-  squares. Whatever weight a linear layer or a convolution has, it is a neighbour; only a filter of
-  each channel by constants is such a linear map.
+  compute from the data counts as 1.
+- Whatever weight a linear layer or a convolution has, it is a neighbour. Only a filter of each
+  channel by constants, such as a blur, multiplies by their squares.
 - Activations, dropout, resizing, pooling and averages over positions are the identity of each unit.
   Positions of one unit move together: a sum over n of them, as a filter makes it, counts as n².
 - An average over n units is 1/n² of the sum of theirs; padded units hold nothing, padded positions
@@ -38,8 +38,8 @@ cross terms.
 - A block ends, with the factor 1 on either side, at what cannot be followed: matrix products of
   signals, attention, softmax, maxima over units.
 - What has no rule is refused, and so is a `forward` that asks for the value of a signal, writes
-  one into a constant, mixes units by a matrix that is no layer's weight, or computes with a layer's
-  weight elsewhere than in that layer.
+  one into a constant, multiplies it by a matrix that is no layer's weight, or computes with a
+  layer's weight elsewhere than in that layer.
 - A layer that is called twice gets the sum of before²·after² over its calls.
 """
 

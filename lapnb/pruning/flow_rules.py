@@ -54,12 +54,13 @@ NAMES = {
     # makes constants
     "constant": "zeros_like ones_like empty_like full_like new_zeros new_ones new_empty new_full",
     "cat": "cat concat concatenate",
-    "reduce": "mean sum max amax norm linalg_norm linalg_vector_norm std var",
+    "reduce": "mean sum norm linalg_norm linalg_vector_norm std var",
+    "largest": "max amax",
     "pool": "max_pool adaptive_avg_pool adaptive_max_pool interpolate upsample",
     "norm": "layer_norm rms_norm",
     "batch_norm": "batch_norm instance_norm",
     "weighted": "linear conv conv_transpose",
-    "product": "matmul rmatmul mm bmm mv einsum tensordot inner outer",
+    "product": "matmul rmatmul mm bmm baddbmm einsum",
     "end": "softmax log_softmax fold scaled_dot_product_attention",
     "embedding": "embedding embedding_bag",
     # called as the function is
@@ -75,7 +76,7 @@ TRAITS = {
     "takes several": "convert add rsub multiply divide moved constant cat stack product "
     "end embedding addcmul where masked_fill multi_head_attention_forward",
 }
-AMOUNTS = "mean", "sum", "max", "amax"
+SUMS = "mean", "sum"
 SATURATING = "sigmoid", "hardsigmoid", "softmax"
 
 
@@ -147,8 +148,8 @@ class Rules(TorchFunctionMode):
         return self.mark(out, labels.expand(shape).clone())
 
     def new_labels(self, like: Tensor) -> Tensor:
-        labels = torch.zeros(like.shape, dtype=torch.double, device="cpu")
-        return 1 + labels.uniform_(generator=self.random).to(like)
+        kind = dict(dtype=torch.double, device="cpu", generator=self.random)
+        return 1 + torch.rand(like.shape, **kind).to(like)
 
     def set_gates(self, out, func, rule: str, signals: list[Tensor], args) -> None:
         """Note what products will ask of the signals in `out`."""
@@ -218,14 +219,15 @@ class Rules(TorchFunctionMode):
     def weighted(self, func, x, weight, bias=None, *args, **kwargs):
         """A layer takes what arrives, weighs it with its columns and emits its rows."""
         i = self.index.get(id(weight))
-        if i is None and weight.shape[1] == 1 and not is_parameter(weight):  # such as a blur
-            return self.product(func, x, weight, None, *args, **kwargs)
+        transposed = "transpose" in func.__name__
+        if weight.shape[1] == 1 and not (transposed or is_parameter(weight)):
+            return self.filtered(func, x, weight, *args, **kwargs)
         values = at_least_float(weight) if i is None else self.weights[i]
         out = func(meta(x), meta(weight), None, *args, **kwargs)
         channel = 1 - weight.ndim
         inputs = x.shape[channel]
         groups = inputs // weight.shape[1]
-        if "transpose" in func.__name__:
+        if transposed:
             groups = out.shape[channel] // weight.shape[1]
             values = values.unflatten(0, (groups, -1))
             values = values.transpose(1, 2).flatten(0, 1)
@@ -260,36 +262,24 @@ class Rules(TorchFunctionMode):
         out = self.weighted(functional.linear, out, args[11])
         return out, scores if scores is None else self.emit(one, scores.shape)
 
-    # Linear maps by constants, and products of signals
+    def filtered(self, func, x, weight, *args, **kwargs):
+        """A filter of each channel by constants, such as a blur: positions move together."""
+
+        def run(values, filters):
+            return func(values, filters.to(values), None, *args, **kwargs)
+
+        out = run(x, weight.square())
+        sizes = run(x.detach().sqrt(), weight.abs())
+        ones = torch.ones_like(weight)
+        labels = run(x.labels, ones) / run(torch.ones_like(x.labels), ones)
+        return self.mark(out * ratio(sizes.square(), out), labels)
+
+    # Products of signals
 
     def product(self, func, *args, **kwargs):
-        """A linear map by constants over positions multiplies by their squares."""
-        leaves = tree_leaves((args, kwargs))
-        operands = [value for value in leaves if isinstance(value, Tensor)]
-        signal, *others = filter(is_signal, operands)
-        if others:
-            return self.end(func, *args, **kwargs)
-        labels = signal.labels
-
-        def run(values, change):
-            """The function of `values` in place of the signal, its constants changed."""
-
-            def replaced(x):
-                return values if x is signal else change(x.to(labels))
-
-            new_args, new_kwargs = tree_map_only(Tensor, replaced, (args, kwargs))
-            return func(*new_args, **new_kwargs)
-
-        count = run(torch.ones_like(labels), torch.ones_like)
-        mean = run(labels, torch.ones_like) / count
-        mean_square = run(labels.square(), torch.ones_like) / count
-        if differ(mean_square, mean.square()).any():
-            raise NotImplementedError("it mixes units by a matrix that is no layer's weight")
-        out = run(signal, torch.square)
-        if len(operands) == 1 or "conv" in func.__name__:  # a sum or a filter, such as a blur
-            sizes = run(signal.detach().sqrt(), torch.abs)
-            out = out * ratio(sizes.square(), out)
-        return self.mark(out, mean)
+        if sum(map(is_signal, tree_leaves((args, kwargs)))) == 1:
+            raise NotImplementedError("a factor is a matrix that is no layer's weight")
+        return self.end(func, *args, **kwargs)
 
     def end(self, func, *args, **kwargs):
         """What cannot be followed ends the block; what comes out of it counts as 1."""
@@ -366,12 +356,11 @@ class Rules(TorchFunctionMode):
         if not is_signal(b):
             factor = torch.as_tensor(b).to(a)
             return self.joined(a * factor.square(), a)
-        ranks = [self.gate_rank(a, b), self.gate_rank(b, a)]
-        if ranks[0] == ranks[1]:
+        rank = self.gate_rank(a, b)
+        other = self.gate_rank(b, a)
+        if rank == other:
             return self.joined(a * b, a, b)
-        x, gate = a, b
-        if ranks[0] > ranks[1]:
-            x, gate = b, a
+        x, gate = (b, a) if rank > other else (a, b)
         if x.root is gate.root:  # an activation, such as x·sigmoid(x)
             return self.joined(x.clone(), x)
         slope = gate - gate.detach()  # the gate counts as 1
@@ -400,17 +389,19 @@ class Rules(TorchFunctionMode):
 
     # Sums, pooling and rearrangements
 
+    def largest(self, func, x, *args, **kwargs):
+        """A maximum over positions is the identity of each unit; over units it ends the block."""
+        units = any(self.has_units(x, dim) for dim in dimensions(x, args, **kwargs))
+        rule = self.end if units else self.moved
+        return rule(func, x, *args, **kwargs)
+
     def reduce(self, func, x, *args, **kwargs):
         """Over positions the identity of each unit; over n units a mean is 1/n² of their sum."""
         name = func.__name__
         dims = dimensions(x, args[1:] if "norm" in name else args, **kwargs)
-        if "max" in name:
-            units = any(self.has_units(x, dim) for dim in dims)
-            rule = self.end if units else self.moved
-            return rule(func, x, *args, **kwargs)
         shape = func(meta(x), *args, **kwargs).shape
         size = math.prod(x.shape[dim] for dim in dims)
-        if name in ("mean", "sum"):
+        if name in SUMS:
             out = x
             for dim in dims:
                 out = self.sum_over(out, dim)
@@ -528,13 +519,13 @@ def _gate_of(func, rule: str, args) -> int:
     """As what the outputs of a function count in a product, whatever its inputs are."""
     name = func.__name__.strip("_")
     numbers = any(isinstance(x, int | float) and x for x in args)
-    if rule == "scale_of_data":
-        return 3
     if name in SATURATING:
         return 2
     if "clamp" in name or rule in ("add", "rsub"):  # those of zero are homogeneous
         return int(numbers)
-    return int(rule == "activation" or (rule == "reduce" and name not in AMOUNTS))
+    if rule == "reduce":
+        return int(name not in SUMS)
+    return {"activation": 1, "scale_of_data": 3}.get(rule, 0)
 
 
 def ratio(a: Tensor, b: Tensor) -> Tensor:
