@@ -171,8 +171,8 @@ class _Walk(Rules):
         rule = rule_of(func)
         if not signals and rule != "embedding":
             out = func(*args, **kwargs)
-            if rule != "constant" and isinstance(out, Tensor) and id(out) not in map(id, leaves):
-                self.check_weights(func, leaves, args, kwargs)
+            if rule != "constant":
+                self.check_made(out, func, leaves, args, kwargs)
             return out
         if func.__name__ == "__get__":
             return self.attribute(func, args[0])
@@ -205,6 +205,11 @@ class _Walk(Rules):
         if not (single or has_trait(rule, "takes several")):
             why = "its weight or another parameter is computed from the data"
             raise Refused(f"{_name(func)} has no rule for these arguments ({why})")
+
+    def check_made(self, out, func, leaves, args, kwargs) -> None:
+        """Refuse a constant that is computed with a layer's weight."""
+        if isinstance(out, Tensor) and all(out is not value for value in leaves):
+            self.check_weights(func, leaves, args, kwargs)
 
     def check_weights(self, func, leaves, args, kwargs) -> None:
         """Refuse a function that computes with a layer's weight, unless it is the layer's own."""

@@ -376,7 +376,8 @@ def fitting(model: nn.Module, masks: list[Tensor]) -> list[tuple[Layer, Tensor]]
     """Return each prunable layer with its mask; ValueError when they do not fit."""
     layers = prunable_layers(model)
     allowed = f"a list of one per prunable layer ({len(layers)})"
-    require(len(masks) == len(layers), "masks", allowed, len(masks))
+    given = len(masks) if isinstance(masks, list | tuple) else type(masks).__name__
+    require(given == len(layers), "masks", allowed, given)
     pairs = list(zip(layers, masks, strict=True))
     for layer, mask in pairs:
         shape = tuple(layer.weight.shape)
