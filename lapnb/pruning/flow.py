@@ -91,7 +91,7 @@ def flow(model: nn.Module, example, layers: list[Layer], weights: list[Tensor]) 
     if not chain_fault(model, layers):  # masks are equal bit for bit where its order says the same
         for i, pair in enumerate(factors):
             ordered = neighbours(layers, weights, i)
-            if pair and _close(ordered[0], pair[0]) and _close(ordered[1], pair[1]):
+            if pair and all(map(_close, ordered, pair)):
                 factors[i] = ordered
     return factors
 

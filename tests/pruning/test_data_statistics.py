@@ -118,9 +118,7 @@ def test_the_model_is_untouched(kind):
     assert torch.equal(torch.random.get_rng_state(), state)
     assert same(before.state_dict().values(), model.state_dict().values())
     for old, new in zip(before.modules(), model.modules(), strict=True):
-        assert vars(old).keys() == vars(new).keys() and old.training == new.training
-        assert repr(old) == repr(new)  # in place or not
-        assert not (new._forward_hooks or new._forward_pre_hooks or new._backward_hooks)
+        assert repr(vars(old)) == repr(vars(new))  # hooks, in place or not, training or not
     assert [p.requires_grad for p in model.parameters()][:2] == [False, True]
     assert not any(hasattr(p, "diag_h") or p.grad is not None for p in model.parameters())
 
