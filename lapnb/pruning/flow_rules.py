@@ -60,7 +60,7 @@ NAMES = {
     "norm": "layer_norm rms_norm",
     "batch_norm": "batch_norm instance_norm",
     "weighted": "linear conv conv_transpose",
-    "product": "matmul rmatmul mm bmm baddbmm einsum",
+    "product": "matmul rmatmul mm bmm einsum",
     "end": "softmax log_softmax fold scaled_dot_product_attention",
     "embedding": "embedding embedding_bag",
     # called as the function is
