@@ -33,8 +33,8 @@ def data_statistics(model: nn.Module, kind: str, batches: Iterable) -> list[Tens
 
     - "activity" (lap_act): sqrt(p) per output unit, with p the fraction of inputs for which the
       first activation after the layer is above 0; 1 where none comes before the next layer.
-      Channels have the sum of sqrt(p) over positions, the last layer 1. This serves the networks of
-      this project, which run their layers in the order of definition.
+      Channels have the sum of sqrt(p) over positions. This serves the networks of this project,
+      which run their layers in the order of definition.
     - "curvature" (obd, obd_lap): sqrt(h), 0 where h < 0, per weight, with h the diagonal of the
       mean cross entropy's Hessian, by BackPACK's DiagHessian, summed over the batches. This serves
       `build_model("fcn")` and `build_model("conv6")`.
@@ -119,7 +119,6 @@ def _activity(network: nn.Module, layers: list[Layer], batches) -> list[Tensor]:
         p = counts[layer.name] / inputs
         factor = p.sqrt().reshape(layer.outputs, -1).sum(1)
         factors.append(layer.per_output(factor).to(layer.weight))
-    factors[-1].fill_(1)
     return factors
 
 

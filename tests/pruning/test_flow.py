@@ -131,6 +131,12 @@ def test_on_chains_masks_are_those_of_the_order_of_definition(name):
         assert same(masks, lapnb.prune_masks(model, method, 0.1))
 
 
+def test_additions_count_in_our_residual_networks():
+    model = randomised(lapnb.build_model("resnet18", width=0.05))
+    by_flow = lapnb.prune_masks(model, "lap_flow", 0.5, example=torch.rand(1, 3, 32, 32))
+    assert not same(by_flow, lapnb.prune_masks(model, "lap", 0.5))
+
+
 @pytest.mark.parametrize(
     "between",
     [
@@ -209,6 +215,7 @@ def test_a_block_ends_at_attention():
         (lambda x: torch.sub(x, x.clone(), alpha=2), [5**0.5] * 3),
         (lambda x: F.conv2d(x, torch.full((3, 1, 2, 2), 0.5), groups=3), [2] * 3),
         (lambda x: x.sum((2, 3), keepdim=True), [16] * 3),
+        (lambda x: x[:, :1].expand_as(x).clone().mul_(0).add_(x).mean(1, True), [3**-0.5]),
     ],
 )
 def test_what_arrives_from_an_input_of_three_channels(function, before):

@@ -92,6 +92,8 @@ def test_a_layer_has_the_one_batch_norm_that_follows_it():
     assert norms["layer2.0.conv2"] == "layer2.0.bn2"
     assert norms["layer2.0.downsample.0"] == "layer2.0.downsample.1"
     assert norms["fc"] is None
+    densenet = norms_of(torchvision.models.densenet121())
+    assert densenet["features.denseblock1.denselayer1.conv2"] is None  # of it and others
     norms = norms_of(build_model("resnet18", width=0.05))
     assert norms["layers.7.body.3"] == "layers.7.body.4" and len(norms) == 18  # no shortcut
     norms = norms_of(build_model("wrn16_8", width=0.05))  # before activation and layer
@@ -125,7 +127,7 @@ class Standardised(nn.Conv2d):
 
 class Same(nn.Conv2d):
     def forward(self, x):
-        return F.conv2d(F.pad(x, (1, 1)).to(self.weight.dtype), self.weight, self.bias)
+        return F.conv2d(F.pad(x, (1, 1)), self.weight.to(x.dtype), self.bias)
 
 
 def test_a_layer_has_one_name_and_may_have_a_forward_that_takes_its_weight():
