@@ -1,7 +1,6 @@
 """Slow, literal versions of what the package computes fast: what the tests compare it with."""
 
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import itertools
@@ -98,50 +97,6 @@ def dense_kernel(module):
         first = k // (outputs // groups) * inputs
         kernel[k, first : first + inputs] = weight[k]
     return kernel
-
-
-def parts(model):
-    """Per layer: its dense kernel, what a batch norm between flatten and layer makes of its columns
-    (in the kernel's shape) and the diagonal matrix of the batch norm after it, signs included.
-
-    The linear layer after a flatten sees each channel at S positions: its kernel has the shape
-    (outputs, channels, S).
-    """
-    kernels, columns, diagonals, flattened = [], [], [], None
-    for module in model:
-        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear):
-            kernel = dense_kernel(module)
-            scale = torch.ones_like(kernel) if flattened is None else flattened[None, :, None]
-            flattened = None
-            channels = len(kernels[-1]) if kernels else kernel.shape[1]
-            kernels.append(kernel.reshape(len(kernel), channels, -1))
-            columns.append(scale.expand_as(kernel).reshape(kernels[-1].shape))
-            diagonals.append(torch.eye(len(kernel), dtype=torch.double))
-        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            gamma = module.weight.detach() if module.affine else torch.ones(module.num_features)
-            scale = gamma / (module.running_var + module.eps) ** 0.5
-            if len(scale) == len(kernels[-1]):
-                diagonals[-1] = torch.diag(scale)
-            else:
-                flattened = scale
-    return kernels, columns, diagonals
-
-
-def contraction(model, i):
-    """T[o,p,q,r,c] of layers i-1, i, i+1, contracted over channels, kernel positions kept.
-
-    Batch norms between the three layers and after the last layer of the model count, one before
-    layer i-1 does not.
-    """
-    kernels, columns, diagonals = parts(model)
-    kernel = torch.einsum("ak,kjq->ajq", diagonals[i], kernels[i] * columns[i])
-    outputs, inputs = kernel.shape[:2]
-    first, last = (torch.eye(n, dtype=torch.double)[:, :, None] for n in (inputs, outputs))
-    if i > 0:
-        first = torch.einsum("aj,jcr->acr", diagonals[i - 1], kernels[i - 1])
-    if i + 1 < len(kernels):
-        last = kernels[i + 1] * columns[i + 1]
-    return torch.einsum("okp,kjq,jcr->opqrc", last, kernel, first)
 
 
 def hessian_diagonals(model, names, batches):
@@ -255,7 +210,6 @@ def unit_distortions(model, example):
     outputs = model(variables[0])
     for hook in hooks:
         hook.remove()
-    outputs = vars(outputs) if dataclasses.is_dataclass(outputs) else outputs
     entered += torch.utils._pytree.tree_leaves(outputs)
     between = [squared_slopes(units_first(ends), variables) for ends in entered]
     kernels = [dense_kernel(layer.module).square().sum(2) for layer in called]
@@ -291,19 +245,8 @@ def squared_slopes(units, variables):
 # Random networks -------------------------------------------------------------------------------
 
 
-def numbers(rows, columns=4):
-    return torch.arange(1.0, 1 + rows * columns).cos().view(rows, columns)
-
-
 def mask(x):
     return (torch.arange(x.shape[1]) > 0).float().view(-1, *[1] * (x.ndim - 2))
-
-
-def written(x, y):
-    buffer = x.new_zeros(x.shape)
-    buffer[..., 1:] = x[..., 1:]
-    buffer[..., :1] += y[..., :1]
-    return buffer
 
 
 EXACT = {  # of an input x and two layers f and g; the last dimension holds units
@@ -317,19 +260,15 @@ EXACT = {  # of an input x and two layers f and g; the last dimension holds unit
     "largest": lambda x, f, g: g(x) + f(x).amax(1, True),
     "masked": lambda x, f, g: g(x) + (f(x) * mask(x)).sum(1, True) / mask(x).sum(),
     "mean of units": lambda x, f, g: torch.cat([f(x), g(x).mean(-1, True)], -1),
-    "scaled": lambda x, f, g: f(x) * numbers(1, x.shape[-1]),
-    "product": lambda x, f, g: torch.einsum("...c,cd->...d", g(x), numbers(x.shape[-1])),
-    "permuted": lambda x, f, g: x + torch.eye(x.shape[-2]).roll(1, 0) @ f(x),
-    "written": lambda x, f, g: written(f(x), g(x)),
+    "scaled": lambda x, f, g: f(x) * torch.arange(1.0, 1 + x.shape[-1]),
 }
 CHAINS = {  # units of f may be multiplied where the columns of g are divided
     "relu": lambda x, f, g: x + g(F.leaky_relu(f(x))),
     "largest": lambda x, f, g: g(f(x).relu().amax(1, True)).expand_as(x),
     "deviation": lambda x, f, g: g(f(x).std(1, keepdim=True)) + x,
     "length": lambda x, f, g: torch.cat([x, g(f(x).norm(dim=1, keepdim=True)).expand_as(x)], -1),
-    "graph": lambda x, f, g: g(numbers(x.shape[-2], x.shape[-2]) @ f(x)),
     "squeeze": lambda x, f, g: x * torch.sigmoid(g(f(x).mean(1, True).relu())),
-    "scaled": lambda x, f, g: F.silu(x) * g(torch.einsum("...c->...c", f(x))),
+    "scaled": lambda x, f, g: F.silu(x) * g(f(x)),
 }
 GATES = {  # units of f may be multiplied where the rows of g are divided
     "relu": lambda x, f, g: f(x).relu() * g(x),

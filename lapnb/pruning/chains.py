@@ -1,21 +1,20 @@
 """The neighbours of each layer where layers are called in the order of their definition."""
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor, nn
 
 from lapnb.pruning.layers import (
-    BATCH_NORMS,
     CONVOLUTIONS,
     Layer,
     batch_norm_scale,
     called,
     column_norms,
+    layers_with_norms,
+    modules_by_name,
     row_norms,
 )
 
-PASS_EXAMPLE = "pass example=, a batch of the model's inputs, to find neighbours by following it"
+ORDERED = "definition_order"  # the attribute by which a model says that its layers are a chain
 
 
 def chain_layers(model: nn.Module) -> list[Layer]:
@@ -25,14 +24,7 @@ def chain_layers(model: nn.Module) -> list[Layer]:
     with the attribute `definition_order = False` is not, such as the shortcuts of our ResNets: the
     paper's protocol ignores them.
     """
-    layers: list[Layer] = []
-    for name, module in _modules_in_order(model):
-        if isinstance(module, (nn.Linear, *CONVOLUTIONS)):
-            layers.append(Layer(name, module))
-        is_norm = isinstance(module, BATCH_NORMS) and module.running_var is not None
-        if is_norm and layers and layers[-1].batch_norm is None:
-            layers[-1].batch_norm = module
-    return layers
+    return layers_with_norms(modules_by_name(model, ORDERED), (nn.Linear, *CONVOLUTIONS))
 
 
 def check_chain(model: nn.Module) -> None:
@@ -41,33 +33,24 @@ def check_chain(model: nn.Module) -> None:
     It is known of models that say so by the attribute `definition_order = True`, our own, as long
     as the layers and batch norms of the chain hold all their weights.
     """
-    if fault := chain_fault(model, chain_layers(model)):
-        raise ValueError(f"cannot tell the neighbours of layers {fault}: {PASS_EXAMPLE}")
+    fault = chain_fault(model, chain_layers(model))
+    if fault:
+        raise ValueError(
+            f"cannot tell the neighbours of layers {fault}: pass example=, a batch of the model's "
+            "inputs, to find neighbours by following it"
+        )
 
 
 def chain_fault(model: nn.Module, layers: list[Layer]) -> str:
     """Return where it is not known that `layers` are called in this order; "" if it is known."""
-    if not getattr(model, "definition_order", False):
+    if not getattr(model, ORDERED, False):
         return f"in {type(model).__name__}"
     members = [module for layer in layers for module in (layer.module, layer.batch_norm)]
-    for name, module in _modules_in_order(model):
+    for name, module in modules_by_name(model, ORDERED):
         tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
         if tensors and module not in members:
             return f"around {called(name, module)}"
-    for first, second in pairwise(layers):
-        if second.weight.shape[1] * second.groups % first.outputs:
-            return f"around {second.name}, which does not fit {first.name}"
     return ""
-
-
-def _modules_in_order(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    aside = {
-        below
-        for module in model.modules()
-        if not getattr(module, "definition_order", True)
-        for below in module.modules()
-    }
-    return [(name, module) for name, module in model.named_modules() if module not in aside]
 
 
 @torch.no_grad()

@@ -18,17 +18,18 @@ cross terms.
 
 - The model's input counts as 1 per unit, its outputs as consumers of norm 1: the first layer's
   `before` and the last one's `after` are the paper's. An identity path reaches through to them.
-  Whole numbers are an input where they are turned into others, or look up an embedding.
+  Whole numbers are an input where they look up an embedding.
 - Labels (`flow_rules`) tell units from positions, never values.
 - A batch norm multiplies by γ²/(running_var + ε), other norm layers by γ²: the scale that they
-  compute from the data counts as 1. Any linear map by constants multiplies by their squares. A
-  matrix that is a parameter of the model is a weighted layer, and so a neighbour.
+  compute from the data counts as 1.
+- Whatever weight a linear layer or a convolution has, it is a neighbour. Only a filter of each
+  channel by constants, such as a blur, multiplies by their squares.
 - Activations, dropout, resizing, pooling and averages over positions are the identity of each unit.
   Positions of one unit move together: a sum over n of them, as a filter makes it, counts as n².
 - An average over n units is 1/n² of the sum of theirs; padded units hold nothing, padded positions
   more of the same. Norms and deviations over positions are sums and means of squares. What takes a
   power of activations takes it of squares.
-- A constant beside units counts as 1, as an input does, and as 0 where it is 0.
+- A constant beside units counts as 1, as an input does, or as 0 if all of it is 0.
 - In a product of signals each is multiplied by the other's square: so weights on either side may be
   rescaled, as around relu(a)·b or x·linear(mean(x)).
 - But what comes from a sigmoid, or from another activation that is not homogeneous, is a gate: in
@@ -36,27 +37,23 @@ cross terms.
   sigmoid is the gate, or the one that is broadcast.
 - A block ends, with the factor 1 on either side, at what cannot be followed: matrix products of
   signals, attention, softmax, maxima over units.
-- What has no rule is refused, and so is a `forward` that asks for the value of a signal or computes
-  with a layer's weight elsewhere than in that layer.
+- What has no rule is refused, and so is a `forward` that asks for the value of a signal, writes
+  one into a constant, multiplies it by a matrix that is no layer's weight, or computes with a
+  layer's weight elsewhere than in that layer.
 - A layer that is called twice gets the sum of before²·after² over its calls.
 """
 
 import re
-import sys
 import traceback
-from contextlib import nullcontext
-from dataclasses import is_dataclass
-from functools import partial
+import warnings
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from lapnb.pruning.chains import chain_fault, neighbours
-from lapnb.pruning.flow_rules import SINGLE, Refused, Rules, is_signal, rule_of
-from lapnb.pruning.layers import Layer, called, functional_of, warn
+from lapnb.pruning.flow_rules import Refused, Rules, has_trait, is_signal, rule_of
+from lapnb.pruning.layers import Layer, called, functional_of
 from lapnb.pruning.twin import twin_of
 
 Factors = tuple[Tensor, Tensor]
@@ -79,59 +76,49 @@ def flow(model: nn.Module, example, layers: list[Layer], weights: list[Tensor]) 
 
     Raises:
         ValueError: the data cannot be followed, or the model does not take the example. The
-            sentence names the function and the module that calls it.
+            sentence names the function and the module that calls it. Or no layer is reached.
     """
-    inputs = _one_sample(example)
-    calls = _walk(model, inputs, layers, weights)
+    if not any(isinstance(value, Tensor) for value in tree_leaves(example)):
+        raise ValueError(f"example must be a batch of inputs, got {type(example).__name__}")
+    calls = _walk(model, example, layers, weights)
     factors = [_factors(*x) for x in zip(layers, weights, calls, strict=True)]
     dense = [layer.name for layer, found in zip(layers, calls, strict=True) if not found]
+    if len(dense) == len(layers):
+        raise ValueError("example reaches no layer: pass a batch of inputs, images as floats")
     if dense:
         reason = "as the input does not reach them or nothing they compute is used"
-        warn(f"left dense, {reason}: {', '.join(dense)}")
+        warnings.warn(f"left dense, {reason}: {', '.join(dense)}", stacklevel=2)
     if not chain_fault(model, layers):  # masks are equal bit for bit where its order says the same
-        close = partial(torch.allclose, rtol=1e-6, atol=0)
         for i, pair in enumerate(factors):
             ordered = neighbours(layers, weights, i)
-            if pair and all(map(close, ordered, pair)):
+            if pair and all(map(_close, ordered, pair)):
                 factors[i] = ordered
     return factors
 
 
-def _one_sample(example):
-    """The first sample of a batch, or all arguments of a model that wants several."""
-    tensors = [value for value in tree_leaves(example) if isinstance(value, Tensor)]
-    dense = all(value.layout == torch.strided and not value.is_nested for value in tensors)
-    if not (tensors and dense) or any(value.is_meta or not value.numel() for value in tensors):
-        raise ValueError(f"example must be a batch of inputs, got {type(example).__name__}")
-    return example[:1] if isinstance(example, Tensor) else example
+def _close(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a, b, rtol=1e-6, atol=0)
 
 
 @torch.inference_mode(False)
 @torch.enable_grad()
-def _walk(model: nn.Module, inputs, layers: list[Layer], weights: list[Tensor]) -> list:
+def _walk(model: nn.Module, example, layers: list[Layer], weights: list[Tensor]) -> list:
     """The squares (what arrives, what follows) of each layer's calls, as a copy runs."""
-    for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            raise ValueError(f"cannot follow the data in {called(name, module)}: it is scripted")
     twin = twin_of(model, [layer.weight for layer in layers])
     stand_ins = [twin.get_submodule(layer.name).weight for layer in layers]
-    walk = _Walk(Rules(layers, weights, stand_ins))
-    devices = {p.device for p in model.parameters() if p.is_cuda}
-    compiles = "torch._dynamo" in sys.modules  # importing it takes seconds
-    eager = torch.compiler.set_stance("force_eager") if compiles else nullcontext()
+    walk = _Walk(layers, weights, stand_ins)
+    inputs = example[:1] if isinstance(example, Tensor) else example
     unhooked = torch.autograd.graph.disable_saved_tensors_hooks("switch checkpointing off")
     try:
         inputs = tree_map_only(Tensor, walk.as_input, inputs)
         args = inputs if isinstance(inputs, tuple) else (inputs,)
-        with torch.random.fork_rng(devices), eager, unhooked, walk:
+        with torch.random.fork_rng([]), unhooked, walk:
             outputs = twin(**inputs) if isinstance(inputs, dict) else twin(*args)
-        outputs = vars(outputs) if is_dataclass(outputs) else outputs
-        return walk.rules.finish(walk.signals(outputs))
+        return walk.finish(walk.signals(outputs))
     except Refused as reason:
-        where = _innermost(twin, reason)
         raise ValueError(
-            f"cannot follow the data in {where}: {reason}; methods that need no neighbours, such "
-            "as mp, work"
+            f"cannot follow the data in {_innermost(twin, reason)}: {reason}; methods that need no "
+            "neighbours, such as mp, work"
         ) from None
     except Exception as error:  # whatever a model does with an input that it does not take
         where = _innermost(twin, error)
@@ -143,13 +130,13 @@ def _walk(model: nn.Module, inputs, layers: list[Layer], weights: list[Tensor]) 
 
 def _innermost(twin: nn.Module, error: BaseException) -> str:
     """What messages call the innermost module at work when an error came."""
-    names = {module: name for name, module in twin.named_modules()}
-    name = ""
+    innermost = twin
     for frame, _ in traceback.walk_tb(error.__traceback__):
         at_work = frame.f_locals.get("self")
         if isinstance(at_work, nn.Module):
-            name = names.get(at_work, name)
-    return called(name, twin.get_submodule(name))
+            innermost = at_work
+    names = {module: name for name, module in twin.named_modules()}
+    return called(names.get(innermost, ""), innermost)
 
 
 def _factors(layer: Layer, weight: Tensor, calls: list[Factors]) -> Factors | None:
@@ -165,24 +152,15 @@ def _factors(layer: Layer, weight: Tensor, calls: list[Factors]) -> Factors | No
     return before, after.sqrt().to(weight)
 
 
-class _Walk(TorchFunctionMode):
+class _Walk(Rules):
     """Runs functions of signals by their rules, all others as they are."""
 
-    def __init__(self, rules: Rules):
-        super().__init__()
-        self.rules = rules
-        self.whole = WeakTensorKeyDictionary()  # whole numbers that come from an input
-
     def as_input(self, value: Tensor) -> Tensor:
-        """An input of the model: 1 per unit."""
+        """An input of the model: 1 per unit. Whole numbers stay as they are."""
         if not value.is_floating_point():
-            if value.dtype != torch.bool:
-                self.whole[value] = True
             return value
-        kind = torch.float32 if value.device.type == "mps" else torch.float64
-        units = _units(value, self.rules.layers[0])
-        shape = [n if d in units else 1 for d, n in enumerate(value.shape)]
-        return self.rules.emit(value.new_ones(shape, dtype=kind), value.shape)
+        shape = _units(value, self.layers[0])
+        return self.emit(value.new_ones(shape, dtype=torch.double), value.shape)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
@@ -192,76 +170,70 @@ class _Walk(TorchFunctionMode):
         signals = self.signals(leaves)
         rule = rule_of(func)
         if not signals and rule != "embedding":
-            return self.constant(func, rule, leaves, args, kwargs)
+            out = func(*args, **kwargs)
+            if rule != "constant":
+                self.check_made(out, func, leaves, args, kwargs)
+            return out
         if func.__name__ == "__get__":
             return self.attribute(func, args[0])
-        self.check(func, rule, leaves, signals, args, kwargs)
-        device = torch.device(self.rules.weights[0].device)  # whatever the default is
+        self.check(func, rule, signals, args)
+        if rule != "convert":  # x.to(weight) looks at its type alone
+            self.check_weights(func, leaves, args, kwargs)
         in_place = kwargs.pop("inplace", False) or re.fullmatch("[a-z].*_", func.__name__)
         try:
-            with torch.enable_grad(), device:
-                out = getattr(self.rules, rule)(func, *args, **kwargs)
+            with torch.enable_grad():
+                out = getattr(self, rule)(func, *args, **kwargs)
                 if in_place and out is not args[0]:
-                    out = self.rules.written(args[0], out)
+                    out = self.written(args[0], out)
         except (TypeError, NotImplementedError) as error:
             raise Refused(f"{_name(func)} has no rule for these arguments ({error})") from error
-        self.rules.set_gates(out, func, rule, signals, args)
+        self.set_gates(out, func, rule, signals, args)
         return out
 
     def signals(self, values) -> list[Tensor]:
         """The signals among `values`; refused where one comes from code without rules."""
         signals = [value for value in tree_leaves(values) if is_signal(value)]
-        if any(signal not in self.rules.marks for signal in signals):
+        if not all(hasattr(signal, "labels") for signal in signals):
             raise Refused("what comes before is scripted, compiled or has a gradient of its own")
         return signals
 
-    def check(self, func, rule, leaves, signals, args, kwargs) -> None:
+    def check(self, func, rule, signals, args) -> None:
         """Refuse what has no rule, or none for these arguments."""
-        if func.__name__ == "__float__":
-            raise Refused("it asks for the value of what it computes")
         if rule is None:
             raise Refused(f"{_name(func)} has no rule")
         single = len(signals) == 1 and signals[0] is args[0]
-        if rule in SINGLE and not single:
-            what = "weight" if rule == "weighted" else "parameter"
-            why = f"its {what} is computed from the data"
+        if not (single or has_trait(rule, "takes several")):
+            why = "its weight or another parameter is computed from the data"
             raise Refused(f"{_name(func)} has no rule for these arguments ({why})")
-        if rule != "convert":  # x.to(weight) looks at its type alone
+
+    def check_made(self, out, func, leaves, args, kwargs) -> None:
+        """Refuse a constant that is computed with a layer's weight."""
+        if isinstance(out, Tensor) and all(out is not value for value in leaves):
             self.check_weights(func, leaves, args, kwargs)
 
     def check_weights(self, func, leaves, args, kwargs) -> None:
         """Refuse a function that computes with a layer's weight, unless it is the layer's own."""
         for value in leaves:
-            layer = self.rules.layer_of(value)
-            if layer is None or func.__name__ == "multi_head_attention_forward":
+            i = self.index.get(id(value))
+            if i is None or func.__name__ == "multi_head_attention_forward":
                 continue
-            takes = [*args[1:2], kwargs.get("weight")]
-            itself = any(value is x for x in takes) and id(value) in self.rules.index
-            if not (itself and func.__name__ == functional_of(layer.module)):
+            layer = self.layers[i]
+            takes = any(value is x for x in [*args[1:2], kwargs.get("weight")])
+            if not takes or func.__name__ != functional_of(layer.module):
                 raise Refused(
                     f"{_name(func)} computes with the weight of {called(layer.name, layer.module)} "
                     "(set its prunable = False to leave it dense)"
                 )
 
-    def constant(self, func, rule, leaves, args, kwargs):
-        """A function of constants is run, but what whole numbers are turned into is an input."""
-        out = func(*args, **kwargs)
-        if rule == "constant" or not isinstance(out, Tensor) or any(out is x for x in leaves):
-            return out
-        self.check_weights(func, leaves, args, kwargs)
-        if any(isinstance(x, Tensor) and x in self.whole for x in leaves):
-            return self.as_input(out)
-        return out
-
     def attribute(self, func, signal):
         """An attribute of a signal; that it is no activation is not to be seen."""
         name = func.__self__.__name__
-        hidden = {"requires_grad": False, "data": signal}
-        hidden["dtype"] = self.rules.layers[0].weight.dtype
+        dtype = self.layers[0].weight.dtype
+        hidden = {"requires_grad": False, "data": signal, "dtype": dtype}
         if name in hidden:
             return hidden[name]
         out = func(signal)
-        return self.rules.moved(func, signal) if is_signal(out) else out
+        return self.moved(func, signal) if is_signal(out) else out
 
 
 def _name(func) -> str:
@@ -271,9 +243,12 @@ def _name(func) -> str:
 
 
 def _units(value: Tensor, first: Layer) -> list[int]:
-    """The dimensions of an input along which units lie, judged by the model's first layer."""
+    """The shape of an input's units, 1 along positions, judged by the model's first layer."""
+    shape = [1] * value.ndim
     if not isinstance(first.module, nn.Linear):
-        return [1]
-    if value.ndim < 4 or value.shape[-1] == first.module.in_features:
-        return [value.ndim - 1]
-    return list(range(1, value.ndim))  # all are flattened or rearranged
+        shape[1] = value.shape[1]
+    elif value.ndim < 4 or value.shape[-1] == first.module.in_features:
+        shape[-1] = value.shape[-1]
+    else:  # all are flattened or rearranged
+        shape[1:] = value.shape[1:]
+    return shape

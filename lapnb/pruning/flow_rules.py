@@ -1,21 +1,25 @@
 """What functions do to the signals of `flow`, which are squared norms in place of activations.
 
 A signal is a tensor that depends, for autograd, on what a layer emitted or the model was given; all
-else is a constant. Each signal has labels, a random number per unit, in its own shape. They move
-with the signal where it is rearranged, and constants leave them alone. So neighbours along a
-dimension whose labels differ are two units, and those with the same label are two positions of one.
+else is a constant. Each signal has these attributes:
+
+labels: a random number per unit, in the signal's own shape; 0 where there is nothing. They move
+    with the signal where it is rearranged, and constants leave them alone. So neighbours along a
+    dimension whose labels differ are two units, and those with the same label are two positions of
+    one.
+gate: as what it counts in a product: 0 it is homogeneous in the weights that make it, 1 an
+    activation made it that is not, 2 one that saturates, 3 it is a scale computed from data.
+root: the same object for all elementwise functions of one signal.
 """
 
-import inspect
 import math
 import re
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from lapnb.pruning.layers import (
     Layer,
@@ -48,36 +52,32 @@ NAMES = {
     "size dim ndimension numel stride is_contiguous is_floating_point is_complex element_size "
     "get_device len hash repr format",
     # makes constants
-    "constant": "zeros_like ones_like empty_like full_like new_zeros new_ones new_empty new_full "
-    "new_tensor isfinite isnan isinf",
+    "constant": "zeros_like ones_like empty_like full_like new_zeros new_ones new_empty new_full",
     "cat": "cat concat concatenate",
-    "reduce": "mean sum max amax norm linalg_norm linalg_vector_norm std var",
+    "reduce": "mean sum norm linalg_norm linalg_vector_norm std var",
+    "largest": "max amax",
     "pool": "max_pool adaptive_avg_pool adaptive_max_pool interpolate upsample",
     "norm": "layer_norm rms_norm",
     "batch_norm": "batch_norm instance_norm",
     "weighted": "linear conv conv_transpose",
-    "product": "matmul rmatmul mm bmm mv einsum tensordot inner outer",
-    "product_added": "addmm baddbmm",
+    "product": "matmul rmatmul mm bmm einsum",
     "end": "softmax log_softmax fold scaled_dot_product_attention",
     "embedding": "embedding embedding_bag",
     # called as the function is
-    "": "avg_pool stack pad addcmul glu group_norm var_mean where masked_fill "
-    "setitem copy multi_head_attention_forward",
+    "": "avg_pool stack pad addcmul glu group_norm where masked_fill multi_head_attention_forward",
 }
 RULES = {}
 for _rule, _names in NAMES.items():
     for _name in _names.split():
         RULES[_name] = _rule or _name
-ELEMENTWISE = {"activation", "homogeneous", "identity", "convert", "power", "add", "rsub"}
-ELEMENTWISE |= {"multiply", "divide"}
-# of several signals these take the first only, and no parameter of theirs is computed from data
-SINGLE = {"activation", "homogeneous", "identity", "power", "scale_of_data", "reduce", "pool"}
-SINGLE |= {"norm", "group_norm", "batch_norm", "weighted", "glu", "avg_pool"}
-SINGLE |= {
-    "max_pool",
-    "var_mean",
+TRAITS = {
+    "elementwise": "activation homogeneous identity convert power add rsub multiply divide",
+    # all others take the first of their arguments alone, and no parameter of theirs is a signal
+    "takes several": "convert add rsub multiply divide moved constant cat stack product "
+    "end embedding addcmul where masked_fill multi_head_attention_forward",
 }
-SATURATING = {"sigmoid", "hardsigmoid", "softmax"}
+SUMS = "mean", "sum"
+SATURATING = "sigmoid", "hardsigmoid", "softmax"
 
 
 def rule_of(func) -> str | None:
@@ -86,35 +86,24 @@ def rule_of(func) -> str | None:
     return RULES.get(re.sub(r"_as$|[123]d$", "", name))
 
 
+def has_trait(rule: str, trait: str) -> bool:
+    return rule in TRAITS[trait].split()
+
+
 class Refused(BaseException):
     """Why the data cannot be followed. No `except Exception` of a model holds it up."""
 
 
-@dataclass
-class Mark:
-    """What is known of a signal besides its squares.
-
-    labels: a number per unit; 0 where there is nothing.
-    gate: as what it counts in a product: 0 it is homogeneous in the weights that make it, 1 an
-        activation made it that is not, 2 one that saturates, 3 it is a scale computed from data.
-    root: the same object for all elementwise functions of one signal.
-    """
-
-    labels: Tensor
-    gate: int
-    root: object
-
-
-class Rules:
+class Rules(TorchFunctionMode):
     """What is counted, and a method per rule, which takes the function and its arguments.
 
     `stand_ins` are the layers' weights in the model that runs, in whose place `weights` count.
     """
 
     def __init__(self, layers: list[Layer], weights: list[Tensor], stand_ins: list[Tensor]):
+        super().__init__()
         self.layers, self.weights = layers, weights
         self.index = {id(stand_in): i for i, stand_in in enumerate(stand_ins)}
-        self.marks = WeakTensorKeyDictionary()
         self.random = torch.Generator("cpu").manual_seed(0)
         self.calls: list[tuple] = []  # number of the layer, what arrives, source of what it emits
         self.total = weights[0].new_zeros(())  # Σ of ⟨‖W[:, k]‖², what arrives⟩
@@ -123,13 +112,12 @@ class Rules:
         """The squares (what arrives, what follows) of each layer's calls; [] where it is unused."""
         self.count(outputs)
         pairs: list[list] = [[] for _ in self.weights]
-        if not self.calls or not is_signal(self.total):
-            return pairs
-        sources = [source for _, _, source in self.calls]
-        slopes = torch.autograd.grad(self.total, sources, allow_unused=True)
-        for (i, arrived, _), slope in zip(self.calls, slopes, strict=True):
-            if slope is not None:
-                pairs[i].append((arrived, slope))
+        if self.calls:
+            sources = [source for _, _, source in self.calls]
+            slopes = torch.autograd.grad(self.total, sources, allow_unused=True)
+            for (i, arrived, _), slope in zip(self.calls, slopes, strict=True):
+                if slope is not None:
+                    pairs[i].append((arrived, slope))
         return pairs
 
     def count(self, ends: list[Tensor]) -> None:
@@ -141,23 +129,14 @@ class Rules:
 
     # Signals and their labels
 
-    def mark(self, out, labels, gate: int = 0):
+    def mark(self, out, labels):
         """`out`, its signals marked with labels."""
         for value, label in zip(tree_leaves(out), tree_leaves(labels), strict=True):
             if is_signal(value):
-                self.marks[value] = Mark(label, gate, object())
+                value.labels = label
+                value.gate = 0
+                value.root = object()
         return out
-
-    def labels(self, signal: Tensor) -> Tensor:
-        return self.marks[signal].labels
-
-    def with_labels(self, values, change=lambda x: x):
-        """`values` with labels in place of signals, and constants changed."""
-
-        def replaced(x):
-            return self.labels(x) if is_signal(x) else change(x)
-
-        return tree_map_only(Tensor, replaced, values)
 
     def emit(self, values: Tensor, shape, labels: Tensor | None = None) -> Tensor:
         """A new signal: `values`, of new units, in a shape."""
@@ -169,61 +148,39 @@ class Rules:
         return self.mark(out, labels.expand(shape).clone())
 
     def new_labels(self, like: Tensor) -> Tensor:
-        labels = torch.zeros(like.shape, dtype=torch.double, device="cpu")
-        return 1 + labels.uniform_(generator=self.random).to(like)
-
-    def layer_of(self, weight) -> Layer | None:
-        """The layer whose weight, or a view of it, this is."""
-        if not isinstance(weight, Tensor):
-            return None
-        for tensor in (weight, weight._base):
-            if id(tensor) in self.index:
-                return self.layers[self.index[id(tensor)]]
-        return None
+        kind = dict(dtype=torch.double, device="cpu", generator=self.random)
+        return 1 + torch.rand(like.shape, **kind).to(like)
 
     def set_gates(self, out, func, rule: str, signals: list[Tensor], args) -> None:
         """Note what products will ask of the signals in `out`."""
         gate = _gate_of(func, rule, args)
         root = object()
-        marks = [self.marks[signal] for signal in signals]
-        roots = {id(mark.root) for mark in marks}
-        if rule in ELEMENTWISE and len(roots) == 1:
-            root = marks[0].root
+        if has_trait(rule, "elementwise") and len({id(signal.root) for signal in signals}) == 1:
+            root = signals[0].root
         if rule in ("moved", "divide"):  # of x.expand_as(y) the first counts
-            marks = marks[:1]
-        if rule == "moved" or rule in ELEMENTWISE:
-            gate = max(gate, min(mark.gate for mark in marks))
+            signals = signals[:1]
+        if rule == "moved" or has_trait(rule, "elementwise"):
+            gate = max(gate, min(signal.gate for signal in signals))
         for value in filter(is_signal, tree_leaves(out)):
-            self.marks[value].gate = gate
-            self.marks[value].root = root
+            value.gate = gate
+            value.root = root
 
     def written(self, x: Tensor, out: Tensor) -> Tensor:
         """x, and its labels, once `out` is written into it in place."""
-        labels = self.marks[out].labels
+        if not is_signal(x):
+            raise NotImplementedError("it writes into a constant")
         x.copy_(out)
-        if x in self.marks:
-            self.labels(x).copy_(labels)
-            return x
-        self.mark(x, labels)
-        base = x._base
-        if base is not None and base not in self.marks:  # a constant, of which a part is a signal
-            whole = torch.zeros_like(base, dtype=labels.dtype)
-            part = whole.as_strided(x.shape, x.stride(), x.storage_offset())
-            self.mark([base, x], [whole, part.copy_(labels)])
+        x.labels.copy_(out.labels)
         return x
 
     def joined(self, out: Tensor, *parts) -> Tensor:
         """`out`, an elementwise function of parts; its labels are the sums of theirs."""
-        signals = [part for part in parts if is_signal(part)]
-        labels = self.labels(signals[0])
-        labels = labels.expand(out.shape).clone()
-        for signal in signals[1:]:
-            labels += self.labels(signal)
-        return self.mark(out, labels)
+        labels = sum(part.labels for part in parts if is_signal(part))
+        return self.mark(out, labels.expand(out.shape).clone())
 
     def borders(self, x: Tensor, dim: int) -> Tensor:
         """Where along a dimension a new unit begins, for each pair of neighbours."""
-        labels = self.labels(x).movedim(dim, 0).flatten(1)
+        labels = x.labels.movedim(dim, 0).flatten(1)
         first = labels[:-1]
         second = labels[1:]
         both = (first != 0) & (second != 0)
@@ -245,7 +202,7 @@ class Rules:
     def mean_of_units(self, x: Tensor, dim: int) -> Tensor:
         """One entry per unit along a dimension: the mean over its positions."""
         count = self.of_units(x, torch.ones_like(x.detach()), dim)
-        labels = self.of_units(x, self.labels(x), dim) / count
+        labels = self.of_units(x, x.labels, dim) / count
         return self.mark(self.of_units(x, x, dim) / count, labels)
 
     def sum_over(self, x: Tensor, dim: int) -> Tensor:
@@ -254,7 +211,7 @@ class Rules:
         sizes = self.of_units(x, x.detach().sqrt(), dim)
         together = ratio(sizes.square(), squares)
         out = (squares * together).sum(dim, keepdim=True)
-        labels = self.labels(x).mean(dim, keepdim=True)
+        labels = x.labels.mean(dim, keepdim=True)
         return self.mark(out, labels)
 
     # Layers
@@ -262,14 +219,15 @@ class Rules:
     def weighted(self, func, x, weight, bias=None, *args, **kwargs):
         """A layer takes what arrives, weighs it with its columns and emits its rows."""
         i = self.index.get(id(weight))
-        if i is None and not is_parameter(weight):
-            return self.product(func, x, weight, None, *args, **kwargs)
+        transposed = "transpose" in func.__name__
+        if weight.shape[1] == 1 and not (transposed or is_parameter(weight)):
+            return self.filtered(func, x, weight, *args, **kwargs)
         values = at_least_float(weight) if i is None else self.weights[i]
         out = func(meta(x), meta(weight), None, *args, **kwargs)
         channel = 1 - weight.ndim
         inputs = x.shape[channel]
         groups = inputs // weight.shape[1]
-        if "transpose" in func.__name__:
+        if transposed:
             groups = out.shape[channel] // weight.shape[1]
             values = values.unflatten(0, (groups, -1))
             values = values.transpose(1, 2).flatten(0, 1)
@@ -292,78 +250,43 @@ class Rules:
 
     def multi_head_attention_forward(self, func, *args, **kwargs):
         """Its projections are layers, between them the block ends."""
-        given = inspect.signature(func).bind(*args, **kwargs).arguments
-        weights = [given.get(f"{name}_proj_weight") for name in "qkv"]
-        if not given.get("use_separate_proj_weight"):
-            weights = given["in_proj_weight"].chunk(3)
-        for name, weight in zip(("query", "key", "value"), weights, strict=True):
-            if is_signal(given[name]):
-                self.weighted(functional.linear, given[name], weight)
-        one = given["query"].new_ones(())
-        args, kwargs = tree_map_only(Tensor, meta, (args, kwargs))
-        out, scores = func(*args, **kwargs)
+        queries_keys_values = args[:3]
+        weights = args[5].chunk(3)
+        for x, weight in zip(queries_keys_values, weights, strict=True):
+            if is_signal(x):
+                self.weighted(functional.linear, x, weight)
+        one = self.total.new_ones(())
+        meta_args, meta_kwargs = tree_map_only(Tensor, meta, (args, kwargs))
+        out, scores = func(*meta_args, **meta_kwargs)
         out = self.emit(one, out.shape)
-        out = self.weighted(functional.linear, out, given["out_proj_weight"])
+        out = self.weighted(functional.linear, out, args[11])
         return out, scores if scores is None else self.emit(one, scores.shape)
 
-    # Linear maps by constants, and products of signals
+    def filtered(self, func, x, weight, *args, **kwargs):
+        """A filter of each channel by constants, such as a blur: positions move together."""
+
+        def run(values, filters):
+            return func(values, filters.to(values), None, *args, **kwargs)
+
+        out = run(x, weight.square())
+        sizes = run(x.detach().sqrt(), weight.abs())
+        ones = torch.ones_like(weight)
+        labels = run(x.labels, ones) / run(torch.ones_like(x.labels), ones)
+        return self.mark(out * ratio(sizes.square(), out), labels)
+
+    # Products of signals
 
     def product(self, func, *args, **kwargs):
-        """A linear map by constants multiplies by their squares; a parameter is a layer."""
-        leaves = tree_leaves((args, kwargs))
-        operands = [value for value in leaves if isinstance(value, Tensor)]
-        signal, *others = filter(is_signal, operands)
-        if others:
-            return self.end(func, *args, **kwargs)
-        labels = self.labels(signal)
-        ones = torch.ones_like(labels)
-
-        def run(values, change):
-            """The function of `values` in place of the signal, its constants changed."""
-
-            def replaced(x):
-                return values if x is signal else change(x.to(labels))
-
-            new_args, new_kwargs = tree_map_only(Tensor, replaced, (args, kwargs))
-            return func(*new_args, **new_kwargs)
-
-        out = run(signal, torch.square)
-        count = run(ones, torch.ones_like)
-        mean = run(labels, torch.ones_like) / count
-        mean_square = run(labels.square(), torch.ones_like) / count
-        if not differ(mean_square, mean.square()).any():  # it adds up positions alone
-            if len(operands) == 1 or "conv" in func.__name__:  # a sum or a filter, such as a blur
-                sizes = run(signal.detach().sqrt(), torch.abs)
-                out = out * ratio(sizes.square(), out)
-            return self.mark(out, mean)
-        labels = run(labels, self.new_labels)
-        self.mark(out, labels)
-        if any(map(is_parameter, operands)):
-            self.count([out])
-            rows = run(ones, torch.square)
-            return self.emit(rows, rows.shape, labels)
-        return out
-
-    def product_added(
-        self,
-        func,
-        x,
-        a,
-        b,
-        *,
-        beta=1,
-        alpha=1,
-    ):
-        multiply = self.product if is_signal(a) or is_signal(b) else self.constant
-        x = self.multiply(func, x, beta) if is_signal(x) else x
-        return self.add(func, x, multiply(torch.matmul, a, b), alpha)
+        if sum(map(is_signal, tree_leaves((args, kwargs)))) == 1:
+            raise NotImplementedError("a factor is a matrix that is no layer's weight")
+        return self.end(func, *args, **kwargs)
 
     def end(self, func, *args, **kwargs):
         """What cannot be followed ends the block; what comes out of it counts as 1."""
         signals = [value for value in tree_leaves((args, kwargs)) if is_signal(value)]
         self.count(signals)
         one = signals[0].new_ones(())
-        args, kwargs = self.with_labels((args, kwargs), _as_double)
+        args, kwargs = with_labels((args, kwargs))
         labels = func(*args, **kwargs)
 
         def emitted(label):
@@ -379,12 +302,11 @@ class Rules:
     activation = homogeneous = identity
 
     def convert(self, func, x, *args, **kwargs):
-        for kind in (*args, *kwargs.values()):
-            if isinstance(kind, torch.dtype) and not kind.is_floating_point:
-                raise NotImplementedError("it asks for whole numbers")
-        if is_signal(x):
-            return self.identity(func, x)
-        return x.to(self.layers[0].weight)
+        if not is_signal(x):  # a constant takes the type of a signal
+            return x.to(self.layers[0].weight)
+        if not torch.is_floating_point(func(x.detach(), *args, **kwargs)):
+            raise NotImplementedError("it asks for whole numbers")
+        return self.identity(func, x)
 
     def power(self, func, x, exponent=None):
         """A homogeneous function of another degree than 1."""
@@ -425,8 +347,8 @@ class Rules:
         added = alpha**2 * without_constant(b)
         return self.joined(without_constant(a) + added, a, b)
 
-    def rsub(self, func, a, b, alpha=1):
-        return self.add(func, b, a, alpha)
+    def rsub(self, func, a, b):
+        return self.add(func, a, b)
 
     def multiply(self, func, a, b):
         if not is_signal(a):
@@ -434,23 +356,21 @@ class Rules:
         if not is_signal(b):
             factor = torch.as_tensor(b).to(a)
             return self.joined(a * factor.square(), a)
-        ranks = [self.gate_rank(a, b), self.gate_rank(b, a)]
-        if ranks[0] == ranks[1]:
+        rank = self.gate_rank(a, b)
+        other = self.gate_rank(b, a)
+        if rank == other:
             return self.joined(a * b, a, b)
-        x, gate = a, b
-        if ranks[0] > ranks[1]:
-            x, gate = b, a
-        if self.marks[x].root is self.marks[gate].root:  # an activation, such as x·sigmoid(x)
+        x, gate = (b, a) if rank > other else (a, b)
+        if x.root is gate.root:  # an activation, such as x·sigmoid(x)
             return self.joined(x.clone(), x)
         slope = gate - gate.detach()  # the gate counts as 1
         return self.joined(x + x.detach() * slope, x, gate)
 
     def gate_rank(self, x: Tensor, other: Tensor) -> int:
         """Of two factors the one of higher rank is the gate; with equal ranks both count."""
-        gate = self.marks[x].gate
-        if gate == 0 or (gate == 1 and x.numel() > other.numel()):
+        if x.gate == 0 or (x.gate == 1 and x.numel() > other.numel()):
             return 0
-        return 2 * gate + (x.numel() < other.numel())
+        return 2 * x.gate + (x.numel() < other.numel())
 
     def addcmul(self, func, x, a, b, value=1):
         return self.add(func, x, self.multiply(func, a, b), value)
@@ -464,39 +384,33 @@ class Rules:
 
     def glu(self, func, x, dim=-1):
         x, gate = self.moved(torch.chunk, x, 2, dim)
-        self.marks[gate].gate = 2
+        gate.gate = 2
         return self.multiply(func, x, gate)
 
     # Sums, pooling and rearrangements
+
+    def largest(self, func, x, *args, **kwargs):
+        """A maximum over positions is the identity of each unit; over units it ends the block."""
+        units = any(self.has_units(x, dim) for dim in dimensions(x, args, **kwargs))
+        rule = self.end if units else self.moved
+        return rule(func, x, *args, **kwargs)
 
     def reduce(self, func, x, *args, **kwargs):
         """Over positions the identity of each unit; over n units a mean is 1/n² of their sum."""
         name = func.__name__
         dims = dimensions(x, args[1:] if "norm" in name else args, **kwargs)
-        if "max" in name:
-            units = any(self.has_units(x, dim) for dim in dims)
-            rule = self.end if units else self.moved
-            return rule(func, x, *args, **kwargs)
         shape = func(meta(x), *args, **kwargs).shape
         size = math.prod(x.shape[dim] for dim in dims)
-        labels = self.labels(x).mean(dims)
-        if name in ("mean", "sum"):
+        if name in SUMS:
             out = x
             for dim in dims:
                 out = self.sum_over(out, dim)
-            if name == "mean":
-                out = out / size**2
         else:
             out = x.sum(dims)
-            if name in ("std", "var"):
-                out = out / size
-            if name == "var":
-                out = out.square()
-        return self.mark(out.view(shape), labels.view(shape))
-
-    def var_mean(self, func, x, dim=None, *, keepdim=False, **_):
-        variance = self.reduce(torch.var, x, dim, keepdim=keepdim)
-        return variance, self.reduce(torch.mean, x, dim, keepdim=keepdim)
+        out = out / {"mean": size**2, "std": size, "var": size}.get(name, 1)
+        if name == "var":
+            out = out.square()
+        return self.mark(out.view(shape), x.labels.mean(dims).view(shape))
 
     def pool(self, func, x, *args, **kwargs):
         """Pooling or resizing: over positions the identity; a maximum over units ends the block."""
@@ -504,7 +418,7 @@ class Rules:
         def run(values):
             return func(values, *args, **kwargs)
 
-        labels = self.labels(x)
+        labels = x.labels
         pooled = run(labels)
         if differ(pooled, -run(-labels)).any():
             return self.end(func, x, *args, **kwargs)
@@ -539,7 +453,7 @@ class Rules:
             left, right = pad[k : k + 2]
             if x.shape[dim] == 1 or self.has_units(x, dim):
                 sides = [0] * k + [left, right]
-                labels = func(self.labels(x), sides)
+                labels = func(x.labels, sides)
                 x = self.mark(func(x, sides, mode, fill), labels)
             else:
                 last = x.shape[dim] - 1
@@ -549,37 +463,24 @@ class Rules:
         return x
 
     def cat(self, func, tensors, dim=0):
-        """A constant unit counts as 1, as an input does, or 0; a token as next to nothing."""
         tensors = [x for x in tensors if x.numel()]
         signals = [x for x in tensors if is_signal(x)]
-        like = signals[0]
-        several = [x for x in signals if x.shape[dim] > 1]
-        tokens = not all(self.has_units(x, dim) for x in several)
+        tokens = not all(self.has_units(x, dim) for x in signals if x.shape[dim] > 1)
         parts = []
-        labels = []
         for x in tensors:
-            if is_signal(x):
-                part = x
-                label = self.labels(x)
-            elif tokens:  # a layer may see it alone
-                part = like.new_full(x.shape, 1e-12)
-                label = self.labels(like).narrow(dim, 0, 1)
-                label = label.expand(x.shape)
-            else:
-                part = self.constant_units(x, like, dim)
-                label = self.new_labels(part) * part
+            part = x if is_signal(x) else self.constant_part(x, signals[0], dim, tokens)
             parts.append(part)
-            labels.append(label)
-        out = torch.cat(parts, dim)
-        return self.mark(out, torch.cat(labels, dim))
+        return self.mark(torch.cat(parts, dim), torch.cat([part.labels for part in parts], dim))
 
-    def constant_units(self, x: Tensor, like: Tensor, dim: int) -> Tensor:
-        """1 for each unit of a constant that is not 0 at all positions."""
-        units = x != 0
-        for d in range(x.ndim):
-            if d != dim % x.ndim and not self.has_units(like, d):
-                units = units.any(d, keepdim=True)
-        return units.expand(x.shape).to(like)
+    def constant_part(self, x: Tensor, like: Tensor, dim: int, tokens: bool) -> Tensor:
+        """Constant units count as 1, as an input does, or all as 0; a token as next to nothing."""
+        if tokens:  # a layer may see it alone
+            part = like.new_full(x.shape, 1e-12)
+            part.labels = like.labels.narrow(dim, 0, 1).expand(x.shape)
+        else:
+            part = like.new_full(x.shape, float(x.any()))
+            part.labels = self.new_labels(part) * part
+        return part
 
     def stack(self, func, tensors, dim=0):
         dim = dim % (tensors[0].ndim + 1)
@@ -591,33 +492,18 @@ class Rules:
         layouts = {"view": Tensor.reshape, "view_as": Tensor.reshape_as}
         move = layouts.get(func.__name__, func)
         out = move(*args, **kwargs)
-        args, kwargs = self.with_labels((args, kwargs))
+        args, kwargs = with_labels((args, kwargs))
         return self.mark(out, move(*args, **kwargs))
 
     def constant(self, func, x, *args, **kwargs):
-        if func.__name__.startswith("is"):
-            return func(torch.zeros_like(x.detach()))
         return func(x.detach(), *args, **kwargs)
 
     def where(self, func, condition, a, b):
-        out = func(condition, without_constant(a), without_constant(b))
+        out = torch.where(condition, without_constant(a), without_constant(b))
         return self.joined(out, a, b)
 
     def masked_fill(self, func, x, mask, value):
-        return self.joined(func(x, mask, 0), x)
-
-    def copy(self, func, x, y, *_):
-        value = without_constant(y)
-        return self.joined(value.expand(x.shape).clone(), y)
-
-    def setitem(self, func, x, place, value):
-        labels = torch.zeros_like(x, dtype=torch.double)
-        if is_signal(x):
-            labels = self.labels(x)
-        func(x, place, without_constant(value))
-        if is_signal(value):
-            func(labels, place, self.labels(value))
-        self.mark(x, labels)
+        return self.where(func, mask, value, x)
 
 
 def is_signal(value) -> bool:
@@ -633,14 +519,13 @@ def _gate_of(func, rule: str, args) -> int:
     """As what the outputs of a function count in a product, whatever its inputs are."""
     name = func.__name__.strip("_")
     numbers = any(isinstance(x, int | float) and x for x in args)
-    if rule == "scale_of_data":
-        return 3
     if name in SATURATING:
         return 2
     if "clamp" in name or rule in ("add", "rsub"):  # those of zero are homogeneous
         return int(numbers)
-    statistic = rule == "reduce" and name not in ("mean", "sum", "max", "amax")
-    return int(rule == "activation" or statistic)
+    if rule == "reduce":
+        return int(name not in SUMS)
+    return {"activation": 1, "scale_of_data": 3}.get(rule, 0)
 
 
 def ratio(a: Tensor, b: Tensor) -> Tensor:
@@ -648,8 +533,15 @@ def ratio(a: Tensor, b: Tensor) -> Tensor:
     return (a / b.detach()).nan_to_num(0)
 
 
-def _as_double(value: Tensor) -> Tensor:
-    return value.double() if value.is_floating_point() else value
+def with_labels(values):
+    """`values` with labels, which are doubles, in place of signals."""
+
+    def replaced(x):
+        if is_signal(x):
+            return x.labels
+        return x.double() if x.is_floating_point() else x
+
+    return tree_map_only(Tensor, replaced, values)
 
 
 def differ(a: Tensor, b: Tensor) -> Tensor:
@@ -671,6 +563,6 @@ def without_constant(value) -> Tensor:
 def dimensions(x: Tensor, args, dim=None, **_) -> list[int]:
     """The dimensions that a reduction sums over."""
     dim = args[0] if args and dim is None else dim
-    if dim is None or isinstance(dim, bool):
+    if dim is None:
         return list(range(x.ndim))
     return [dim] if isinstance(dim, int) else list(dim)

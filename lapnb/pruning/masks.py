@@ -1,9 +1,9 @@
 """From scores to boolean masks, and masks on weights and gradients."""
 
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,9 @@ from torch.utils.hooks import RemovableHandle
 
 from lapnb.checks import require, require_whole
 from lapnb.pruning.chains import chain_layers, check_chain, neighbours
-from lapnb.pruning.data_statistics import data_statistics, hessian_modules, values_of
+from lapnb.pruning.data_statistics import check_kind, data_statistics
 from lapnb.pruning.flow import flow
-from lapnb.pruning.layers import Layer, dense_parameters, prunable_layers, warn
+from lapnb.pruning.layers import DENSE, Layer, modules_by_name, prunable_layers
 from lapnb.pruning.linear_product import check_linear, whole_network
 from lapnb.pruning.scores import METHODS, Method
 
@@ -77,9 +77,9 @@ def prune_masks(
         if batches is None:
             raise ValueError(f"method {method} looks at data: pass batches= of (images, labels)")
         statistics = data_statistics(model, criterion.looks_at, batches)
-    _warn_of_dense(model, layers)
+    _warn_of_dense(model)
     with torch.inference_mode(False), torch.no_grad():
-        scores = _Scores(model, layers, method, example, statistics, seed)
+        scores = _Scores(model, layers, criterion, example, statistics, seed)
         if scope == "global":
             return _rank_over_all(scores, fractions[0])
         return _rank_within_layers(scores, fractions)
@@ -94,10 +94,8 @@ def check_method(model: nn.Module, method, scope="layer", example=None, statisti
     require(method in [*METHODS], "method", f"one of {', '.join(METHODS)}", method)
     require(scope in ("layer", "global"), "scope", '"layer" or "global"', scope)
     criterion = METHODS[method]
-    if scope == "global" and criterion.order:
-        raise ValueError(f"method {method} prunes layer after layer, so it has no global scope")
-    if scope == "global" and criterion.within == "row":
-        raise ValueError(f"method {method} ranks within output units, so it has no global scope")
+    if scope == "global" and (criterion.order or criterion.within == "row"):
+        raise ValueError(f"method {method} has no global scope")
     layers = prunable_layers(model)
     for layer in layers:
         if criterion.within == "row" and layer.transposed:  # its rows are not its output units
@@ -106,145 +104,134 @@ def check_method(model: nn.Module, method, scope="layer", example=None, statisti
         check_chain(model)
     if criterion.neighbours == "all":
         check_linear(model)
-    if criterion.looks_at == "curvature" and statistics is None:
-        hessian_modules(model)
+    if statistics is None:
+        check_kind(model, criterion.looks_at)
     return layers
 
 
 def _is_ordered(criterion: Method, example) -> bool:
     """Whether the order of definition says which layers are neighbours."""
-    by_example = criterion.neighbours == "chain" and example is not None
-    return criterion.neighbours in ("chain", "all") and not by_example
+    by_order = criterion.neighbours == "chain" and example is None
+    return by_order or criterion.neighbours == "all"
 
 
-def _warn_of_dense(model: nn.Module, layers: list[Layer]) -> None:
-    kinds = {type(module).__name__ for _, module, _ in dense_parameters(model)}
-    if kinds:
-        prunable = sum(layer.weight.numel() for layer in layers)
-        total = sum(parameter.numel() for parameter in model.parameters())
-        about = f"{prunable} of {total} parameters are prunable"
-        warn(f"left dense: {', '.join(sorted(kinds))}; {about}")
+def _warn_of_dense(model: nn.Module) -> None:
+    dense = [m for _, m in modules_by_name(model, "prunable") if isinstance(m, DENSE)]
+    if dense:
+        kinds = sorted({type(module).__name__ for module in dense})
+        warnings.warn(f"left dense: {', '.join(kinds)}", stacklevel=3)
 
 
 class _Scores:
     """The scores of each layer, and what they are computed from.
 
-    weights: what is ranked in each module, and the weights of a chain's layers that stay dense.
+    weights: what is ranked in each layer, and the weights of a chain's layers that stay dense.
+    places: where in `weights` those of each layer are.
     data: what the criterion knows of the data for each layer; 1 without.
+    masks: what survives; all, until a layer is ranked.
     """
 
-    def __init__(self, model, layers: list[Layer], method: str, example, statistics, seed: int):
+    def __init__(self, model, layers: list[Layer], criterion: Method, example, statistics, seed):
+        self.model = model
         self.layers = layers
-        self.criterion = METHODS[method]
-        self.follow = partial(flow, model, example, layers)
+        self.criterion = criterion
+        self.example = example
         self.factors: list = []  # of flow
-        self.is_ordered = _is_ordered(self.criterion, example)
+        self.is_ordered = _is_ordered(criterion, example)
         self.chain = chain_layers(model) if self.is_ordered else layers
-        self.weights = {layer.module: values_of(layer) for layer in self.chain}
-        self.data = [self.weights[layer.module].new_ones(()) for layer in layers]
-        if self.criterion.random:
+        self.weights = [layer.values for layer in self.chain]
+        modules = [layer.module for layer in self.chain]
+        self.places = [modules.index(layer.module) for layer in layers]
+        self.data = [weight.new_ones(()) for weight in self.weights]
+        self.masks = [torch.ones_like(layer.weight, dtype=torch.bool) for layer in layers]
+        if criterion.random:
             self._rank_noise(seed)
-        if self.criterion.looks_at:
+        if criterion.looks_at:
             self._look_at(statistics)
-        self._rescale()
+        if self.is_ordered:  # keep products of weights from under- and overflow
+            unit = _unit(self.weights)
+            self.weights = [weight / unit for weight in self.weights]
 
     def _rank_noise(self, seed: int) -> None:
         generator = torch.Generator("cpu").manual_seed(int(seed))
-        for module, weight in self.weights.items():
+        for i, weight in enumerate(self.weights):
             kind = dict(dtype=torch.float32, device="cpu", generator=generator)
             noise = torch.rand(weight.shape, **kind).to(weight)
-            self.weights[module] = noise * (weight != 0)  # what is pruned does not return
+            self.weights[i] = noise * (weight != 0)  # what is pruned does not return
 
     def _look_at(self, statistics) -> None:
-        try:
-            for i, (layer, numbers) in enumerate(zip(self.layers, statistics, strict=True)):
-                weight = self.weights[layer.module]
-                self.data[i] = numbers.to(weight).expand_as(weight)
-                if self.criterion.neighbours:
-                    self.weights[layer.module] = self.data[i] * weight
-        except (TypeError, AttributeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"statistics must be a tensor per layer, in shape: {error}") from error
-
-    def _rescale(self) -> None:
-        """Keep products of weights from under- and overflow."""
-        unit = _unit(self.weights.values())
-        follows = self.criterion.neighbours and not self.is_ordered
-        for module, weight in self.weights.items() if unit != 1 else ():
-            # Neighbours that `flow` knows alone are not rescaled, so it needs a wider range
-            self.weights[module] = weight.double() if follows else weight / unit
+        one_each = len(statistics) == len(self.layers)
+        require(one_each, "statistics", "one tensor per prunable layer", len(statistics))
+        for place, numbers in zip(self.places, statistics, strict=True):
+            weight = self.weights[place]
+            self.data[place] = numbers.to(weight).expand_as(weight)
+            if self.criterion.neighbours:
+                self.weights[place] = self.data[place] * weight
 
     def of(self, i: int) -> Tensor | None:
         """The scores of layer i; None where the data does not reach it."""
         factors = self._neighbours(i)
         if factors is None:  # flow has warned
             return None
-        layer = self.layers[i]
-        score = self.criterion.score(self.weights[layer.module], *factors)
+        name = self.layers[i].name
+        score = self.criterion.score(self.weights[self.places[i]], *factors)
         largest = score.max()  # NaN if any is
         if not largest.isfinite():
-            raise ValueError(f"scores must be finite, but weights or data of {layer.name} are not")
+            raise ValueError(f"scores must be finite, but weights or data of {name} are not")
         if not largest:
-            warn(f"{layer.name}: all scores are 0, lowest indices are kept")
+            warnings.warn(f"{name}: all scores are 0, lowest indices are kept", stacklevel=4)
         return score
 
     def _neighbours(self, i: int) -> tuple[Tensor, Tensor] | None:
         """`before` and `after` of layer i."""
-        weights = [*self.weights.values()]
-        place = [*self.weights].index(self.layers[i].module)
+        place = self.places[i]
         if not self.criterion.neighbours:
-            return self.data[i], self.data[i].new_ones(())
+            return self.data[place], self.data[place].new_ones(())
         if self.criterion.neighbours == "all":
-            return whole_network(weights, place)
+            return whole_network(self.weights, place)
         if self.is_ordered:
-            return neighbours(self.chain, weights, place)
+            return neighbours(self.chain, self.weights, place)
         if self.criterion.order or not self.factors:
-            self.factors = self.follow(weights)
+            self.factors = flow(self.model, self.example, self.layers, self.weights)
         if self.factors[i] is None:
             return None
-        before, after = (factor.to(weights[i]) for factor in self.factors[i])
+        before, after = self.factors[i]
         return before / _unit([before]), after / _unit([after])
 
 
 def _rank_within_layers(scores: _Scores, fractions: list[float]) -> list[Tensor]:
     pick = keep_in_rows if scores.criterion.within == "row" else keep_largest
-    masks = _dense_masks(scores.layers)
-    numbers = range(len(masks))
+    numbers = range(len(fractions))
     if scores.criterion.order == "backward":
         numbers = reversed(numbers)
     for i in numbers:
-        layer = scores.layers[i]
         score = scores.of(i)
         if score is None:
             continue
-        mask = pick(score, round(fractions[i] * score.numel()), values_of(layer))
+        mask = pick(score, round(fractions[i] * score.numel()), scores.layers[i].values)
         if scores.criterion.order:
-            scores.weights[layer.module] = scores.weights[layer.module] * mask
-        masks[i] = mask.to(layer.weight.device)
-    return masks
+            place = scores.places[i]
+            scores.weights[place] = scores.weights[place] * mask
+        scores.masks[i] = mask
+    return scores.masks
 
 
 def _rank_over_all(scores: _Scores, fraction: float) -> list[Tensor]:
-    masks = _dense_masks(scores.layers)
     compared = {}
-    for i in range(len(masks)):
+    for i in range(len(scores.layers)):
         score = scores.of(i)
         if score is not None:
             compared[i] = _comparable(score.flatten(), scores.criterion)
-    if not compared:
-        return masks
     flat = torch.cat([*compared.values()])
-    values = [values_of(scores.layers[i]) for i in compared]
+    values = [scores.layers[i].values for i in compared]
     mask = keep_largest(flat, round(fraction * len(flat)), *values)
     parts = mask.split([len(score) for score in compared.values()])
     for i, part in zip(compared, parts, strict=True):
-        masks[i] = part.view_as(masks[i]).to(masks[i].device)
+        scores.masks[i] = part.view_as(scores.masks[i])
         if not part.any():
-            warn(f"the global ranking leaves {scores.layers[i].name} empty")
-    return masks
-
-
-def _dense_masks(layers: list[Layer]) -> list[Tensor]:
-    return [torch.ones_like(layer.weight, dtype=torch.bool) for layer in layers]
+            message = f"the global ranking leaves {scores.layers[i].name} empty"
+            warnings.warn(message, stacklevel=3)
+    return scores.masks
 
 
 def keep_largest(score: Tensor, count: int, *weights: Tensor) -> Tensor:
@@ -309,7 +296,7 @@ def keep_masks(
 
     They are zero from now on: their gradients are masked as soon as they are computed, so moments,
     clipping and line searches see none of them, and each step of the optimizer ends by zeroing
-    those of its weights that are outside. With several optimizers call it once for each.
+    them. With several optimizers call it once for each.
 
     After `load_state_dict` of dense weights, masked weights live until the next step. Copies that
     average weights (EMA) need `apply_masks` too. A deep copy of an optimizer loses the hooks. An
@@ -330,36 +317,20 @@ def keep_masks(
             it is a wrapper, whose hooks never run.
     """
     pairs = fitting(model, masks)
-    is_hooked = getattr(getattr(type(optimizer), "step", None), "hooked", False)
-    stepped = _stepped(pairs, optimizer) if is_hooked else []
+    trained = [pair for pair in pairs if pair[0].weight.requires_grad]
+    stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    others = [layer.name for layer, _ in trained if id(layer.weight) not in stepped]
+    is_hooked = getattr(type(optimizer).step, "hooked", False)
     allowed = "a torch.optim.Optimizer that steps prunable weights of the model, no wrapper of one"
-    require(stepped != [], "optimizer", allowed, type(optimizer).__name__)
-    names = [layer.name for layer, _ in stepped]
-    for layer, _ in pairs:
-        if layer.weight.requires_grad and layer.name not in names:
-            warn(f"optimizer does not step {layer.name}, which is masked")
+    fits = is_hooked and len(others) < len(trained)
+    require(fits, "optimizer", allowed, type(optimizer).__name__)
+    if others:
+        warnings.warn(f"optimizer does not step {', '.join(others)}, masked too", stacklevel=2)
     zero(pairs)
-    handle = mask_gradients(pairs)
-    hook = optimizer.register_step_post_hook(lambda *_: zero(_stepped(pairs, optimizer)))
-    handle.hooks.append(hook)
-    return handle
-
-
-def _stepped(pairs: list, optimizer) -> list[tuple[Layer, Tensor]]:
-    """The layers, with their masks, whose weights an optimizer steps."""
-    ids = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    return [pair for pair in pairs if id(pair[0].weight) in ids]
-
-
-@torch.inference_mode(False)
-def mask_gradients(pairs: list[tuple[Layer, Tensor]]) -> MaskHandle:
-    """Zero gradients outside masks as soon as they are computed, until `remove()` of the handle.
-
-    Args:
-        pairs: layers with their masks, as `fitting` returns them.
-    """
-    trained = [(layer.weight, mask) for layer, mask in pairs if layer.weight.requires_grad]
-    return MaskHandle([_mask_gradient(weight, mask) for weight, mask in trained])
+    with torch.inference_mode(False):
+        hooks = [_mask_gradient(layer.weight, mask) for layer, mask in trained]
+    hooks.append(optimizer.register_step_post_hook(lambda *_: zero(pairs)))
+    return MaskHandle(hooks)
 
 
 def _mask_gradient(weight: Tensor, mask: Tensor) -> RemovableHandle:
@@ -404,17 +375,15 @@ def to_torch_prune(model: nn.Module, masks: list[Tensor]) -> nn.Module:
 def fitting(model: nn.Module, masks: list[Tensor]) -> list[tuple[Layer, Tensor]]:
     """Return each prunable layer with its mask; ValueError when they do not fit."""
     layers = prunable_layers(model)
-    several = isinstance(masks, list | tuple)
-    one_each = several and len(masks) == len(layers)
-    given = len(masks) if several else masks
-    require(one_each, "masks", f"a list of one per prunable layer ({len(layers)})", given)
+    allowed = f"a list of one per prunable layer ({len(layers)})"
+    given = len(masks) if isinstance(masks, list | tuple) else type(masks).__name__
+    require(given == len(layers), "masks", allowed, given)
     pairs = list(zip(layers, masks, strict=True))
     for layer, mask in pairs:
-        is_mask = isinstance(mask, Tensor) and mask.dtype == torch.bool and not mask.is_meta
-        shape = tuple(layer.values.shape)
-        allowed = f"a bool tensor of shape {shape}, with values"
-        fits = is_mask and mask.shape == shape
-        require(fits, f"mask of {layer.name}", allowed, getattr(mask, "shape", mask))
+        shape = tuple(layer.weight.shape)
+        fits = isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.shape == shape
+        given = getattr(mask, "shape", mask)
+        require(fits, f"mask of {layer.name}", f"a bool tensor of shape {shape}", given)
     return pairs
 
 
@@ -441,8 +410,6 @@ def _fractions(keep, layers: int, scope: str) -> list[float]:
         fractions = torch.as_tensor(keep, dtype=torch.double, device="cpu").expand(count).tolist()
     except (TypeError, ValueError, RuntimeError):
         fractions = [math.nan]
-    allowed = "a number in [0, 1] in global scope"
-    if scope == "layer":
-        allowed = f"a number in [0, 1] or {count} of them, one per layer"
+    allowed = f"a number in [0, 1] or, in layer scope, one for each of {layers} layers"
     require(all(0 <= fraction <= 1 for fraction in fractions), "keep", allowed, keep)
     return fractions

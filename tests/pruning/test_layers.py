@@ -1,35 +1,56 @@
-"""Which layers are prunable, and the factors of chains against brute force: zero one weight."""
+"""Which layers are prunable, and the factors of chains against slopes computed by autograd."""
 
 import pytest
 import torch
 import torchvision.models
-from reference import contraction, distortions, randomised
+from reference import randomised, unit_distortions
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations, prune, weight_norm
+from torch.nn.utils import parametrizations, prune
 
 from lapnb.pruning.chains import chain_layers, check_chain, neighbours
-from lapnb.pruning.layers import dense_parameters, prunable_layers
+from lapnb.pruning.layers import prunable_layers
 from lapnb.training.networks import NETWORKS, Network, build_model
 
-FORMS = {
-    "linear": lambda: [
-        *(nn.Linear(5, 4), nn.BatchNorm1d(4, 0.1), nn.ReLU(), nn.Linear(4, 6), nn.Identity()),
-        *(nn.BatchNorm1d(6, affine=False), nn.PReLU(), nn.Linear(6, 3), nn.BatchNorm1d(3)),
+FORMS = {  # the shape of an input and the modules of a chain
+    "linear": [
+        (1, 5),
+        nn.Linear(5, 4),
+        nn.BatchNorm1d(4, 0.1),
+        nn.Linear(4, 6),
+        nn.Identity(),
+        nn.BatchNorm1d(6, affine=False),
+        nn.Linear(6, 3),
+        nn.BatchNorm1d(3),
     ],
-    "convolutions": lambda: [
-        *(nn.Conv2d(2, 3, 3, stride=2, padding=1), nn.BatchNorm2d(3), nn.ELU(), nn.Dropout(0.5)),
-        *(nn.Conv2d(3, 4, (1, 2), dilation=2), nn.BatchNorm2d(4, 0.3), nn.MaxPool2d(3, 2, 1)),
-        *(nn.Conv2d(4, 2, (3, 1), padding=(2, 0), bias=False), nn.ZeroPad2d(1)),
+    "convolutions": [
+        (1, 2, 7, 7),
+        nn.Conv2d(2, 3, 3, stride=2, padding=1),
+        nn.BatchNorm2d(3),
+        nn.Dropout(0.5),
+        nn.Conv2d(3, 4, (1, 2), dilation=2),
+        nn.BatchNorm2d(4, 0.3),
+        nn.Conv2d(4, 2, (3, 1), padding=(2, 0), bias=False),
     ],
-    "flatten, batch norm": lambda: [
-        *(nn.Conv2d(2, 3, 2), nn.Conv2d(3, 2, 2), nn.Flatten(), nn.BatchNorm1d(8)),
-        *(nn.Linear(8, 4), nn.Linear(4, 2)),
+    "flatten, batch norm": [
+        (1, 2, 4, 4),
+        nn.Conv2d(2, 3, 2),
+        nn.Conv2d(3, 2, 2),
+        nn.Flatten(),
+        nn.BatchNorm1d(8),
+        nn.Linear(8, 4),
+        nn.Linear(4, 2),
     ],
-    "grouped": lambda: [
-        *(nn.Conv2d(4, 6, 2, groups=2), nn.BatchNorm2d(6), nn.Conv2d(6, 4, 2, groups=2)),
-        *(nn.Conv2d(4, 8, 1, groups=4), nn.Conv2d(8, 4, 2), nn.Conv2d(4, 4, 2, groups=4)),
-        *(nn.Flatten(), nn.Linear(8, 3)),
+    "grouped": [
+        (1, 4, 6, 6),
+        nn.Conv2d(4, 6, 2, groups=2),
+        nn.BatchNorm2d(6),
+        nn.Conv2d(6, 4, 2, groups=2),
+        nn.Conv2d(4, 8, 1, groups=4),
+        nn.Conv2d(8, 4, 2),
+        nn.Conv2d(4, 4, 2, groups=4),
+        nn.Flatten(),
+        nn.Linear(16, 3),
     ],
 }
 
@@ -45,11 +66,11 @@ def scores(model):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_score_is_the_distortion_of_the_block(form):
-    model = randomised(nn.Sequential(*FORMS[form]()).double())
-    layers = prunable_layers(model)
-    for i, score in enumerate(scores(model)):
-        expected = distortions(layers[i].weight, lambda i=i: contraction(model, i))
-        torch.testing.assert_close(score, expected, rtol=1e-9, atol=1e-12)
+    shape, *modules = FORMS[form]
+    model = randomised(nn.Sequential(*modules).double())
+    expected = unit_distortions(model, torch.rand(shape, dtype=torch.double))
+    for score, literal in zip(scores(model), expected.values(), strict=True):
+        torch.testing.assert_close(score, literal, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -71,23 +92,21 @@ def test_a_layer_has_the_one_batch_norm_that_follows_it():
     assert norms["layer2.0.conv2"] == "layer2.0.bn2"
     assert norms["layer2.0.downsample.0"] == "layer2.0.downsample.1"
     assert norms["fc"] is None
+    densenet = norms_of(torchvision.models.densenet121())
+    assert densenet["features.denseblock1.denselayer1.conv2"] is None  # of it and others
     norms = norms_of(build_model("resnet18", width=0.05))
     assert norms["layers.7.body.3"] == "layers.7.body.4" and len(norms) == 18  # no shortcut
     norms = norms_of(build_model("wrn16_8", width=0.05))  # before activation and layer
     assert norms["layers.1.body.6"] == "layers.2.body.0" and norms["layers.6.body.6"] == "layers.7"
-    two = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.BatchNorm1d(3))
-    assert norms_of(two) == {"0": None}
 
 
-@pytest.mark.parametrize("name", ["densenet121", "convnext_tiny", "vit_b_16"])
-def test_any_network_has_layers(name):
+def test_a_part_of_a_network_can_stay_dense():
     with torch.device("meta"):
-        model = torchvision.models.get_model(name)
-    kinds = nn.Linear | nn.Conv2d
-    names = [n for n, module in model.named_modules() if isinstance(module, kinds)]
+        model = torchvision.models.vit_b_16()
+    names = [n for n, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     assert [layer.name for layer in prunable_layers(model)] == names
-    model.get_submodule(names[3].rpartition(".")[0]).prunable = False
-    assert names[3] not in {layer.name for layer in prunable_layers(model)}
+    model.encoder.prunable = False
+    assert [layer.name for layer in prunable_layers(model)] == ["conv_proj", "heads.head"]
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -108,7 +127,7 @@ class Standardised(nn.Conv2d):
 
 class Same(nn.Conv2d):
     def forward(self, x):
-        return F.conv2d(F.pad(x, (1, 1)).to(self.weight.dtype), self.weight, self.bias)
+        return F.conv2d(F.pad(x, (1, 1)), self.weight.to(x.dtype), self.bias)
 
 
 def test_a_layer_has_one_name_and_may_have_a_forward_that_takes_its_weight():
@@ -123,12 +142,6 @@ def tied():
     return model
 
 
-def test_weights_that_no_layer_holds_are_listed():
-    model = nn.Sequential(nn.Embedding(5, 4), nn.LSTM(4, 4), nn.LayerNorm(4), nn.Linear(4, 2))
-    names = [name for name, _, _ in dense_parameters(model)]
-    assert names == ["0.weight", "1.weight_ih_l0", "1.weight_hh_l0"]
-
-
 def changed(change, *arguments):
     """A linear layer, changed, in a model."""
     change(linear := nn.Linear(3, 3), *arguments)
@@ -141,18 +154,12 @@ def changed(change, *arguments):
         (nn.Sequential(nn.ReLU(), nn.Flatten()), "Sequential has no linear or convolution layer"),
         (tied(), r"0 \(Linear\), 1 \(Linear\): it shares its weight"),
         (changed(prune.identity, "weight"), r"1 \(Linear\): it computes its weight"),
-        (changed(weight_norm), r"1 \(Linear\): it computes its weight"),
         (changed(parametrizations.orthogonal), r"1 \(.*\): it computes its weight"),
-        (nn.Sequential(nn.LazyLinear(3)), r"0 \(LazyLinear\): it has no weight before the model"),
         (nn.Linear(3, 3, dtype=torch.cfloat), r"has a weight of torch.complex64, \(3, 3\)"),
         (nn.Sequential(nn.Linear(3, 0)), r"0 \(Linear\): it has a weight of .*, \(0, 3\)"),
         (
-            changed(lambda m: setattr(m, "weight", nn.Parameter(torch.ones(1, 1).expand(3, 3)))),
-            r"1 \(Linear\): it has a weight of",
-        ),
-        (
             nn.Sequential(nn.Linear(3, 6), Standardised(3, 3, 1), Standardised(3, 3, 1)),
-            r"1 \(Standardised\), 2 \(Standardised\): it has a forward of its own.*50% of the",
+            r"1 \(Standardised\), 2 \(Standardised\): it has a forward of its own",
         ),
     ],
 )
@@ -171,14 +178,6 @@ def test_layers_whose_zeros_would_not_count_are_refused_by_name(model, message):
         (Network([nn.Linear(3, 3), nn.LayerNorm(3)]), r"around layers\.1 \(LayerNorm\)"),
         (Network([nn.ConvTranspose2d(1, 1, 3)]), r"around layers\.0 \(ConvTranspose2d\)"),
         (Network([nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1)]), r"around layers\.0 \(BatchNorm2d\)"),
-        (
-            Network([nn.Linear(3, 3), nn.BatchNorm1d(3), nn.BatchNorm1d(3, affine=False)]),
-            r"around layers\.2 \(BatchNorm1d\)",
-        ),
-        (
-            Network([nn.Conv2d(1, 3, 1), nn.Flatten(), nn.Linear(13, 2)]),
-            r"around layers\.2, which does not fit layers\.0",
-        ),
     ],
 )
 def test_what_is_not_known_to_be_a_chain_needs_an_example(model, place):

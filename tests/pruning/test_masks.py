@@ -2,7 +2,6 @@
 
 import copy
 
-import numpy as np
 import pytest
 import torch
 from reference import (
@@ -52,14 +51,6 @@ def test_lap_keeps_the_weights_whose_removal_distorts_most(net, method, brute, p
         assert torch.equal(mask, largest(brute(layers, i), round(0.4 * mask.numel())))
 
 
-@pytest.mark.parametrize("name", ["conv6", "vgg11", "resnet18", "wrn16_8"])
-def test_a_dense_layer_is_a_neighbour_all_the_same(name):
-    model = randomised(lapnb.build_model(name, 0.05))
-    masks = lapnb.prune_masks(model, "lap", 0.4)
-    prunable_layers(model)[3].module.prunable = False
-    assert same(masks[:3] + masks[4:], lapnb.prune_masks(model, "lap", 0.4))
-
-
 @pytest.mark.parametrize(
     ("method", "order"), [("lap_forward", [0, 1, 2]), ("lap_backward", [2, 1, 0])]
 )
@@ -86,10 +77,9 @@ def layer_scores(net, method, data):
     layers = weights(net)
     if method in ("lap_act", "obd_lap"):
         layers = [w * numbers for w, numbers in zip(layers, data, strict=True)]
-    if method == "lfp":
-        return [block_distortions(layers[i : i + 2], 0) for i in range(3)]
-    if method == "lbp":
-        return [block_distortions(layers[: i + 1], i) for i in range(3)]
+    blocks = {"lfp": lambda i: (layers[i : i + 2], 0), "lbp": lambda i: (layers[: i + 1], i)}
+    if method in blocks:
+        return [block_distortions(*blocks[method](i)) for i in range(3)]
     if "lap" in method:
         brute = whole_distortions if method == "lap_all" else block_distortions
         return [brute(layers, i) for i in range(3)]
@@ -130,16 +120,15 @@ def test_lamp_of_equal_and_of_pruned_weights():
     assert not METHODS["lamp"].score(0 * weight, one, one).any()
 
 
-@pytest.mark.parametrize("shape", [(3, 4), (3, 4, 2)])
-def test_ria_adds_the_shares_of_both_units(shape):
-    weight, norms = torch.randn(shape), torch.rand(1, 4, *[1] * (len(shape) - 2))
-    expected = torch.empty(shape)
+def test_ria_adds_the_shares_of_both_units():
+    weight, norms = torch.randn(3, 4, 2), torch.rand(1, 4, 1)
+    expected = torch.empty(3, 4, 2)
     for k, j in torch.cartesian_prod(torch.arange(3), torch.arange(4)).tolist():
         w = weight[k, j].abs()
         expected[k, j] = w / weight[:, j].abs().sum() + w / weight[k].abs().sum()
     torch.testing.assert_close(METHODS["ria"].score(weight, norms, norms), expected)
-    expected = expected * norms**0.5
-    torch.testing.assert_close(METHODS["ria_act"].score(weight, norms, norms), expected)
+    score = METHODS["ria_act"].score(weight, norms, norms)
+    torch.testing.assert_close(score, expected * norms**0.5)
 
 
 @pytest.mark.parametrize("keep", [0, 0.13, 0.5, 0.77, 1])
@@ -147,13 +136,14 @@ def test_wanda_keeps_equally_many_of_each_row_and_exactly_so_many_in_all(net, ke
     norms = [torch.rand(1, w.shape[1]) for w in weights(net)]
     masks = lapnb.prune_masks(net, "wanda", keep, statistics=norms)
     for mask, weight, norm in zip(masks, weights(net), norms, strict=True):
-        score, counts = weight.abs() * norm, mask.sum(1)
         assert int(mask.sum()) == round(keep * mask.numel())
-        rows = [largest(row, int(n)) for row, n in zip(score, counts, strict=True)]
-        assert torch.equal(mask, torch.stack(rows))
-        each, left = divmod(int(mask.sum()), len(mask))
-        following = score.sort(dim=1, descending=True).values[:, min(each, score.shape[1] - 1)]
-        assert torch.equal(counts, each + largest(following, left))
+        assert mask.sum(1).max() - mask.sum(1).min() <= 1
+        ranked = (weight.abs() * norm).sort(dim=1, descending=True).values
+        kept = (weight.abs() * norm).masked_fill(~mask, 0).sort(dim=1, descending=True).values
+        assert torch.equal(kept, ranked * (kept > 0))  # the largest of each row
+        more = mask.sum(1) > mask.sum(1).min()
+        following = ranked[:, min(int(mask.sum(1).min()), ranked.shape[1] - 1)]
+        assert torch.equal(more, largest(following, int(more.sum())))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.half, torch.double])
@@ -178,51 +168,17 @@ def test_random_masks_depend_on_the_seed_only(net):
     assert same(first, again) and not same(first, other)
 
 
-@pytest.mark.parametrize("scope", ["layer", "global"])
-@pytest.mark.parametrize("method", ["mp", "rp", "lap", "lamp", "ria"])
-def test_settings_of_torch_do_not_matter(net, method, scope):
-    masks, dense = lapnb.prune_masks(net, method, 0.5, scope), copy.deepcopy(net)
-    optimizer = torch.optim.SGD(net.parameters(), 1)
-    with odd_torch():
-        made_there = copy.deepcopy(net)
-        again = lapnb.prune_masks(net, method, 0.5, scope)
-        lapnb.keep_masks(net, again, optimizer)
-    lapnb.apply_masks(made_there, masks)
-    assert same(weights(made_there), weights(net))
-    assert same(masks, again) and not any(mask.is_inference() for mask in again)
-    lapnb.apply_masks(dense, masks)
-    assert same(weights(dense), weights(net))
-    net(torch.ones(2, 8)).sum().backward(create_graph=True)
-    assert not any(layer.weight.grad[~mask].any() for layer, mask in fitting(net, masks))
-
-
-class Apple(torch.Tensor):
-    """Says that it is on an Apple GPU, which has no numbers of 64 bits."""
-
-    @classmethod
-    def __torch_function__(cls, func, types, args=(), kwargs=None):
-        if func == torch.Tensor.device.__get__:
-            return torch.device("mps")
-        assert func.__name__ not in ("numpy", "double")
-        if func.__name__ == "cpu" or (func.__name__ == "to" and type(args[1]) is torch.Tensor):
-            with torch._C.DisableTorchFunctionSubclass():
-                return args[0].as_subclass(torch.Tensor)
-        return super().__torch_function__(func, types, args, kwargs or {})
-
-
 @pytest.mark.parametrize("method", ["mp", "rp", "lap", "lamp"])
-@pytest.mark.parametrize("scope", ["layer", "global"])
-def test_masks_on_an_apple_gpu_are_those_of_a_cpu(net, method, scope, monkeypatch):
-    masks = lapnb.prune_masks(net, method, 0.5, scope)
-    for layer in prunable_layers(net):
-        layer.module.weight = nn.Parameter(layer.values.as_subclass(Apple))
-    move = torch.Tensor.to
-
-    def to(tensor, *where):
-        return tensor if where == (torch.device("mps"),) else move(tensor, *where)
-
-    monkeypatch.setattr(torch.Tensor, "to", to)
-    assert same(masks, lapnb.prune_masks(net, method, 0.5, scope))
+def test_settings_of_torch_do_not_matter(net, method):
+    masks, there = lapnb.prune_masks(net, method, 0.5), copy.deepcopy(net)
+    with odd_torch():
+        again = lapnb.prune_masks(there, method, 0.5)
+        lapnb.keep_masks(there, again, torch.optim.SGD(there.parameters(), 1))
+    lapnb.apply_masks(net, masks)
+    assert same(masks, again) and not any(mask.is_inference() for mask in again)
+    assert same(weights(there), weights(net))
+    there(torch.ones(2, 8)).sum().backward(create_graph=True)
+    assert not any(layer.weight.grad[~mask].any() for layer, mask in fitting(there, masks))
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
@@ -237,24 +193,13 @@ def test_what_is_pruned_does_not_return(net, method, scope):
         assert not any((b & ~a).any() for a, b in zip(first, again, strict=True))
 
 
-@pytest.mark.parametrize(
-    "keep", [torch.tensor([0.5]), torch.tensor([0.5] * 3), (0.5,) * 3, np.float32(0.5)]
-)
-def test_a_number_is_a_number(net, keep):
-    assert same(lapnb.prune_masks(net, "lap", keep), lapnb.prune_masks(net, "lap", 0.5))
-
-
 @pytest.mark.parametrize("factor", [1e-30, 1e15])
-@pytest.mark.parametrize("scope", ["layer", "global"])
-@pytest.mark.parametrize("method", ["mp", "lap", "lap_all", "lamp_lap", "lap_flow"])
-def test_a_common_factor_does_not_matter(net, method, scope, factor):
-    example = None
-    if method in ("lamp_lap", "lap_flow"):
-        net, example = Branches(), torch.rand(2, 4)
-    expected = lapnb.prune_masks(net.double(), method, 0.3, scope, example)
+@pytest.mark.parametrize("method", ["mp", "lap", "lap_all"])
+def test_a_common_factor_does_not_matter(net, method, factor):
+    expected = lapnb.prune_masks(net.double(), method, 0.3, "global")
     for weight in weights(net):
         weight.mul_(factor)
-    assert same(expected, lapnb.prune_masks(net.float(), method, 0.3, scope, example))
+    assert same(expected, lapnb.prune_masks(net.float(), method, 0.3, "global"))
 
 
 def test_layers_that_are_empty_or_without_scores_are_named(net):
@@ -291,14 +236,11 @@ def test_an_example_gives_the_neighbours_of_any_network(net, method):
     with pytest.warns(UserWarning, match="unused"):
         masks = lapnb.prune_masks(Branches(), method, 0.5, example=torch.rand(2, 4))
     assert [int(mask.sum()) for mask in masks] == [10, 15, 15, 36, 9]  # unused stays dense
-    for method in ("mp", "rp", "lamp", "ria"):  # need no neighbours
-        masks = lapnb.prune_masks(Branches(), method, 0.5)
-        assert [int(mask.sum()) for mask in masks] == [10, 15, 15, 18, 9]
 
 
 def test_modules_that_no_mask_is_for_are_named():
     model = nn.Sequential(nn.Embedding(7, 4), nn.LSTM(4, 8), nn.Linear(8, 3))
-    with pytest.warns(UserWarning, match="dense: Embedding, LSTM; 24 of 503 parameters are prun"):
+    with pytest.warns(UserWarning, match="left dense: Embedding, LSTM$"):
         lapnb.prune_masks(model, "mp", 0.5)
 
 
@@ -330,32 +272,19 @@ def test_masks_are_kept_by_an_optimizer_that_has_trained_before(net):
     assert stray()
 
 
-def test_a_line_search_sees_no_gradients_of_pruned_weights(net):
-    optimizer = torch.optim.LBFGS(net.parameters(), line_search_fn="strong_wolfe")
-    masks, losses = lapnb.prune_masks(net, "mp", 0.5), []
-    lapnb.keep_masks(net, masks, optimizer)
-
-    def closure():
-        optimizer.zero_grad()
-        (loss := loss_of(net)).backward()
-        losses.append(float(loss))
-        assert not outside(net, masks)
-        return loss
-
-    for _ in range(3):
-        optimizer.step(closure)
-    assert losses[-1] < losses[0] / 10
-
-
-def test_one_optimizer_for_each_layer_steps_during_the_backward_pass(net):
+def test_several_optimizers_keep_masks_together(net):
     masks = lapnb.prune_masks(net, "mp", 0.3)
-    for layer in prunable_layers(net):
-        optimizer = torch.optim.SGD([layer.weight], 0.01, momentum=0.9, weight_decay=0.1)
-        layer.weight.register_post_accumulate_grad_hook(lambda _, step=optimizer.step: step())
-        with pytest.warns(UserWarning, match=r"does not step layers\.\d, which is masked"):
+    several = [
+        torch.optim.SGD([layer.weight], 0.01, momentum=0.9, weight_decay=0.1)
+        for layer in prunable_layers(net)
+    ]
+    for optimizer in several:
+        with pytest.warns(UserWarning, match=r"does not step layers\.\d, layers\.\d, masked too"):
             lapnb.keep_masks(net, masks, optimizer)
     for _ in range(3):
         loss_of(net).backward()
+        for optimizer in several:
+            optimizer.step()
         assert not outside(net, masks)
 
 
@@ -371,43 +300,37 @@ class Wrapper(torch.optim.Optimizer):
 def test_optimizers_that_cannot_keep_masks_are_refused(net):
     masks = lapnb.prune_masks(net, "mp", 0.3)
     biases = torch.optim.SGD([p for p in net.parameters() if p.ndim == 1])
-    for wrong in (biases, Wrapper(torch.optim.SGD(net.parameters())), None):
+    for wrong in (biases, Wrapper(torch.optim.SGD(net.parameters()))):
         with pytest.raises(ValueError, match=r"optimizer must be a torch\.optim\.Optimizer that"):
             lapnb.keep_masks(net, masks, wrong)
 
 
 def test_torch_prune_form(net):
     masks, x, pruned = lapnb.prune_masks(net, "mp", 0.5), torch.randn(4, 8), copy.deepcopy(net)
-    before = weights(copy.deepcopy(net))
     lapnb.apply_masks(pruned, masks)
-    assert same([w * m for w, m in zip(before, masks, strict=True)], weights(pruned))
+    expected = [w * m for w, m in zip(weights(net), masks, strict=True)]
+    assert same(expected, weights(pruned))
     assert surviving(masks) == sum(int(m.sum()) for m in masks) / 128
-    converted = copy.deepcopy(lapnb.to_torch_prune(net, masks))
-    assert torch.nn.utils.prune.is_pruned(converted)
-    assert torch.equal(converted(x), pruned(x))
-    assert torch.equal(converted.layers[0].weight_mask.bool(), masks[0])
-    for work in (lapnb.apply_masks, lambda model, _: lapnb.prune_masks(model, "lap_act", 0.5)):
-        with pytest.raises(ValueError, match=r"layers\.0 \(Linear\).*: it computes its"):
-            work(converted, masks)
-
-
-NUMBER = r"keep must be a number in \[0, 1\] or 3 of them, one per layer; got"
-SEED = "seed must be a whole number of at least 0"
+    lapnb.to_torch_prune(net, masks)
+    assert torch.equal(net(x), pruned(x))
+    assert torch.equal(net.layers[0].weight_mask.bool(), masks[0])
+    with pytest.raises(ValueError, match=r"layers\.0 \(Linear\).*: it computes its"):
+        lapnb.prune_masks(net, "mp", 0.5)
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (dict(method="lapp"), "method must be one of mp, rp"),
-        (dict(method=["lap"]), "method must be one of mp, rp"),
-        *[(dict(keep=x), NUMBER) for x in (1.5, -0.1, float("nan"), [0.5] * 2, "half", None)],
-        *[(dict(seed=seed), SEED) for seed in ("x", True, -1, 0.5, 2**63)],
+        *[(dict(keep=x), "keep must be a number") for x in (1.5, float("nan"), [0.5] * 2, "half")],
+        *[(dict(seed=seed), "seed must be a whole number") for seed in ("x", -1, 2**63)],
         (dict(scope="all"), "scope must be"),
-        (dict(keep=[0.5] * 3, scope="global"), r"number in \[0, 1\] in global scope; got"),
-        (dict(method="lap_forward", scope="global"), "layer after layer, so it has no global"),
-        (dict(method="wanda", scope="global"), "output units, so it has no global scope"),
+        (dict(keep=[0.5] * 3, scope="global"), "keep must be a number"),
+        (dict(method="lap_forward", scope="global"), "lap_forward has no global scope"),
+        (dict(method="wanda", scope="global"), "wanda has no global scope"),
         (dict(method="lap_act"), "pass batches="),
-        (dict(method="obd", statistics=[torch.ones(1)]), "statistics must be a tensor per layer"),
+        (dict(method="lap_flow"), "pass example="),
+        (dict(method="obd", statistics=[torch.ones(1)]), "statistics must be one tensor per"),
     ],
 )
 def test_bad_arguments(net, arguments, words):
@@ -422,7 +345,7 @@ UP = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ConvTranspose2d(2, 3, 3))
     ("model", "method", "words"),
     [
         (lapnb.build_model("vgg11", 0.05), "lap_all", r"norm; layers\.0 is Conv2d"),
-        (lapnb.build_model("vgg11", 0.05), "obd", r"unlike layers\.1: BatchNorm2d"),
+        (lapnb.build_model("vgg11", 0.05), "obd", "which hold no BatchNorm2d"),
         (UP, "wanda", "wanda cannot rank within units of 1"),
     ],
 )
@@ -434,16 +357,11 @@ def test_what_cannot_be_pruned_is_known_before_anything_is_trained(model, method
 
 def test_masks_and_models_that_do_not_fit(net):
     masks = lapnb.prune_masks(net, "mp", 0.5)
-    for wrong in (masks[:2], None):
-        with pytest.raises(ValueError, match=r"one per prunable layer \(3\); got"):
-            lapnb.apply_masks(net, wrong)
+    with pytest.raises(ValueError, match=r"one per prunable layer \(3\); got 2"):
+        lapnb.apply_masks(net, masks[:2])
     for wrong in (masks[0].float(), masks[0].T, 1):
         with pytest.raises(ValueError, match=r"layers\.0 must be"):
             lapnb.apply_masks(net, [wrong, *masks[1:]])
     net.layers[0].weight.data[0, 0] = float("nan")
     with pytest.raises(ValueError, match=r"finite.* layers\.0"):
         lapnb.prune_masks(net, "mp", 0.5)
-    net.layers[2].to("meta")
-    for work in (lapnb.apply_masks, lambda model, _: lapnb.prune_masks(model, "mp", 0.5)):
-        with pytest.raises(ValueError, match=r"prune layers\.2 \(Linear\): .* on the meta device"):
-            work(net, masks)
