@@ -20,6 +20,12 @@ from lapnb.pruning.layers import (
 from lapnb.pruning.twin import twin_of
 
 ACTIVATIONS = nn.ReLU, nn.Sigmoid, nn.Tanh  # of our networks
+# What a foreign chain may be made of: it runs in the order of definition, whatever a `forward` says
+CHAIN = (
+    *(nn.Sequential, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d),
+    *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Dropout, nn.Identity),
+    *ACTIVATIONS,
+)
 # What BackPACK computes the Hessian of in our networks
 HESSIAN_MODULES = nn.Linear, nn.Conv2d, nn.MaxPool2d, nn.Flatten, *ACTIVATIONS
 NEEDS = "obd and obd_lap serve the fully-connected networks and Conv-6 of this project"
@@ -33,8 +39,9 @@ def data_statistics(model: nn.Module, kind: str, batches: Iterable) -> list[Tens
 
     - "activity" (lap_act): sqrt(p) per output unit, with p the fraction of inputs for which the
       first activation after the layer is above 0; 1 where none comes before the next layer.
-      Channels have the sum of sqrt(p) over positions. This serves the networks of this project,
-      which run their layers in the order of definition.
+      Channels have the sum of sqrt(p) over positions. This serves networks that run their layers
+      in the order of definition: those of this project, and an `nn.Sequential` of layers, norms,
+      pooling, ReLU, sigmoid and tanh.
     - "curvature" (obd, obd_lap): sqrt(h), 0 where h < 0, per weight, with h the diagonal of the
       mean cross entropy's Hessian, by BackPACK's DiagHessian, summed over the batches. This serves
       `build_model("fcn")` and `build_model("conv6")`.
@@ -67,10 +74,18 @@ def data_statistics(model: nn.Module, kind: str, batches: Iterable) -> list[Tens
 
 def check_kind(model: nn.Module, kind: str) -> None:
     """Raise ValueError where it is known beforehand that a kind cannot be computed for a model."""
-    if kind == "activity" and not getattr(model, ORDERED, False):
-        raise ValueError(f"lap_act serves networks of this project, unlike {type(model).__name__}")
+    if kind == "activity" and not (getattr(model, ORDERED, False) or _is_chain(model)):
+        raise ValueError(
+            "lap_act serves networks of this project and an nn.Sequential of layers, norms, "
+            f"pooling, ReLU, sigmoid and tanh, each used once, unlike {type(model).__name__}"
+        )
     if kind == "curvature":
         hessian_modules(model)
+
+
+def _is_chain(model: nn.Module) -> bool:
+    modules = [module for _, module in model.named_modules(remove_duplicate=False)]
+    return len({*modules}) == len(modules) and all(type(module) in CHAIN for module in modules)
 
 
 def _moved(batches: Iterable, weight: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:

@@ -55,17 +55,33 @@ def test_curvature_is_the_diagonal_of_the_hessian(model, data, negative):
         torch.testing.assert_close(root**2, h.clamp(min=0), rtol=1e-9, atol=1e-12)
 
 
+RELU = nn.ReLU()
+
+
 @pytest.mark.parametrize(
     ("kind", "model", "words"),
     [
         ("curvature", residual_net(), "obd and obd_lap serve .*, which hold no BatchNorm2d"),
         ("curvature", nn.Sequential(nn.Linear(64, 3)), "obd and obd_lap serve .*unlike Sequential"),
-        ("activity", nn.Sequential(nn.Linear(64, 3)), "lap_act serves .*unlike Sequential"),
+        ("activity", nn.Sequential(nn.Linear(64, 3), nn.GELU()), "lap_act serves .*unlike Sequen"),
+        ("activity", nn.Sequential(nn.Linear(64, 64), RELU, nn.Linear(64, 3), RELU), "used once"),
     ],
 )
 def test_networks_of_which_it_is_not_known_are_refused(kind, model, words):
     with pytest.raises(ValueError, match=words):
         data_statistics(model, kind, IMAGES)
+
+
+def test_activity_is_counted_in_a_sequence_of_modules():
+    x = torch.cat([images for images, _ in IMAGES])
+    inside = [nn.Conv2d(x.shape[1], 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Flatten()]
+    outputs = 4 * (x.shape[2] - 2) ** 2
+    model = randomised(nn.Sequential(nn.Sequential(*inside), nn.Linear(outputs, 3)))
+    factor, last = data_statistics(model, "activity", IMAGES)
+    with torch.no_grad():
+        expected = (model[0][:3](x) > 0).double().mean(0).sqrt().sum((1, 2))
+    torch.testing.assert_close(factor.flatten().double(), expected, rtol=1e-5, atol=1e-5)
+    assert last.unique().tolist() == [1]
 
 
 def test_activity_is_counted():
