@@ -39,16 +39,18 @@ def advice() -> pd.DataFrame:
 
 
 def in_words() -> Shown:
-    """`advice` as a list by choice, whose evidence is folded in HTML unless it depends."""
-    text, html = [], []
+    """`advice` as a table with a row per choice, whose evidence is folded unless it depends."""
+    text, html = [], ["<table><tr><th>choice</th><th>verdict</th><th>evidence</th></tr>"]
     for choice, rows in advice().groupby("choice", sort=False):
         verdict = together(rows.verdict)
         lines = rows.verdict + " on " + rows.network
         lines += " (" + rows.scale + " scale, n = " + rows.n + "): " + rows.evidence
         text += [f"{choice}: {verdict}", *("  " + lines)]
         start = "<details open>" if verdict == "it depends" else "<details>"
-        html.append(f"{start}<summary><b>{choice}: {verdict}</b></summary><ul>")
-        html += [*("<li>" + lines + "</li>"), "</ul></details>"]
+        html.append(f"<tr><td>{choice}</td><td><b>{verdict}</b></td><td>{start}")
+        html.append(f"<summary>{words.listed(rows.network)}</summary><ul>")
+        html += [*("<li>" + lines + "</li>"), "</ul></details></td></tr>"]
+    html.append("</table>")
     return Shown({"text/plain": "\n".join(text), "text/html": "\n".join(html)})
 
 

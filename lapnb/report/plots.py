@@ -203,7 +203,7 @@ def plot_networks(networks: pd.DataFrame, seeds: pd.DataFrame, save: bool = Fals
         axis.grid(False)
         axis.spines.left.set_visible(False)
         heading = f"LAP beats MP on {better.sum()} of {len(networks)} networks, "
-        heading += f"MP beats LAP on {worse.sum()}"
+        heading += f"MP beats LAP on {worse.sum() or 'none'}"
         text = "diamonds: means, 95 % intervals, orange where 0 is excluded · every seed a dot · "
         text += "dense: test error (%) · paper: LAP − MP as published"
         finish(figure, heading, text)

@@ -22,7 +22,7 @@ MEASURED = {
 }
 NAMES = {name: dataset.title for name, dataset in DATASETS.items()}
 WIDTHS = {1: "", 0.125: " ×⅛", 0.25: " ×¼", 0.4: " ×⅖", 0.5: " ×½"}
-BARS = "bars: ± 1 standard deviation; for differences, 95 % intervals"
+BARS = "bars: ± 1 standard deviation; differences: 95 % intervals"
 JPEG = " (JPEG)"
 LOW = ", bfloat16"  # how a device with this precision ends
 MANY = 12  # fractions: more are not listed

@@ -211,7 +211,7 @@ def test_all_networks_with_every_seed_in_one_picture():
     diamonds = [line.get_color() for line in axis.lines if line.get_marker() == "D"]
     assert diamonds == [plots.COLOURS["lap"]] * 2 + [plots.INK]  # grey: undecided
     assert "−4.0" in texts(axis.texts) and axis.get_xscale() == "linear"
-    assert figure.get_suptitle() == "LAP beats MP on 2 of 3 networks, MP beats LAP on 0"
+    assert figure.get_suptitle() == "LAP beats MP on 2 of 3 networks, MP beats LAP on none"
 
 
 def test_methods_without_a_seed_in_common_are_drawn_all_the_same(made):
