@@ -8,6 +8,7 @@ import pathlib
 import uuid
 import zlib
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import safetensors
@@ -27,8 +28,14 @@ def root() -> pathlib.Path:
     """
     folder = os.environ.get("LAPNB_ROOT")
     if folder:
-        return pathlib.Path(folder).expanduser().resolve()
+        return absolute(folder)
     return checkout() or pathlib.Path.cwd()
+
+
+@cache
+def absolute(folder: str) -> pathlib.Path:
+    """Return a folder's full path, which stays when the working directory changes."""
+    return pathlib.Path(folder).expanduser().resolve()
 
 
 def checkout() -> pathlib.Path | None:

@@ -40,8 +40,8 @@ def data_statistics(model: nn.Module, kind: str, batches: Iterable) -> list[Tens
     - "activity" (lap_act): sqrt(p) per output unit, with p the fraction of inputs for which the
       first activation after the layer is above 0; 1 where none comes before the next layer.
       Channels have the sum of sqrt(p) over positions. This serves networks that run their layers
-      in the order of definition: those of this project, and an `nn.Sequential` of layers, norms,
-      pooling, ReLU, sigmoid and tanh.
+      in the order of definition: those of this project, and an `nn.Sequential` of the modules in
+      `CHAIN`, each used once.
     - "curvature" (obd, obd_lap): sqrt(h), 0 where h < 0, per weight, with h the diagonal of the
       mean cross entropy's Hessian, by BackPACK's DiagHessian, summed over the batches. This serves
       `build_model("fcn")` and `build_model("conv6")`.
@@ -75,10 +75,8 @@ def data_statistics(model: nn.Module, kind: str, batches: Iterable) -> list[Tens
 def check_kind(model: nn.Module, kind: str) -> None:
     """Raise ValueError where it is known beforehand that a kind cannot be computed for a model."""
     if kind == "activity" and not (getattr(model, ORDERED, False) or _is_chain(model)):
-        raise ValueError(
-            "lap_act serves networks of this project and an nn.Sequential of layers, norms, "
-            f"pooling, ReLU, sigmoid and tanh, each used once, unlike {type(model).__name__}"
-        )
+        kinds = ", ".join(kind.__name__ for kind in CHAIN)
+        raise ValueError(f"lap_act serves networks of this project, or {kinds}, each used once")
     if kind == "curvature":
         hessian_modules(model)
 
@@ -132,6 +130,8 @@ def _activity(network: nn.Module, layers: list[Layer], batches) -> list[Tensor]:
     factors = []
     for layer in layers:
         p = counts[layer.name] / inputs
+        if layer.weight.ndim == 2 and p.numel() != layer.outputs:
+            raise ValueError(f"lap_act needs inputs of two dimensions in {layer.name}")
         factor = p.sqrt().reshape(layer.outputs, -1).sum(1)
         factors.append(layer.per_output(factor).to(layer.weight))
     return factors

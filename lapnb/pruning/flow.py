@@ -23,7 +23,7 @@ cross terms.
 - A batch norm multiplies by γ²/(running_var + ε), other norm layers by γ²: the scale that they
   compute from the data counts as 1.
 - Whatever weight a linear layer or a convolution has, it is a neighbour. Only a filter of each
-  channel by constants, such as a blur, multiplies by their squares.
+  channel by constants, such as a blur but no transposed one, multiplies by their squares.
 - Activations, dropout, resizing, pooling and averages over positions are the identity of each unit.
   Positions of one unit move together: a sum over n of them, as a filter makes it, counts as n².
 - An average over n units is 1/n² of the sum of theirs; padded units hold nothing, padded positions
@@ -86,14 +86,24 @@ def flow(model: nn.Module, example, layers: list[Layer], weights: list[Tensor]) 
     if len(dense) == len(layers):
         raise ValueError("example reaches no layer: pass a batch of inputs, images as floats")
     if dense:
-        reason = "as the input does not reach them or nothing they compute is used"
-        warnings.warn(f"left dense, {reason}: {', '.join(dense)}", stacklevel=2)
+        _tell_of_dense(", ".join(dense), example)
     if not chain_fault(model, layers):  # masks are equal bit for bit where its order says the same
         for i, pair in enumerate(factors):
             ordered = neighbours(layers, weights, i)
             if pair and all(map(_close, ordered, pair)):
                 factors[i] = ordered
     return factors
+
+
+def _tell_of_dense(names: str, example) -> None:
+    inputs = [value for value in tree_leaves(example) if isinstance(value, Tensor)]
+    if not all(value.is_floating_point() for value in inputs):
+        raise ValueError(
+            f"example has whole numbers, and {names} may be reached by them alone: pass what is no "
+            "index of an embedding as floats"
+        )
+    reason = "as the input does not reach them or nothing they compute is used"
+    warnings.warn(f"left dense, {reason}: {names}", stacklevel=3)
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
@@ -208,17 +218,21 @@ class _Walk(Rules):
 
     def check_made(self, out, func, leaves, args, kwargs) -> None:
         """Refuse a constant that is computed with a layer's weight."""
-        if isinstance(out, Tensor) and all(out is not value for value in leaves):
+        made = [value for value in tree_leaves(out) if isinstance(value, Tensor)]
+        if made and all(value is not x for value in made for x in leaves):
             self.check_weights(func, leaves, args, kwargs)
 
     def check_weights(self, func, leaves, args, kwargs) -> None:
         """Refuse a function that computes with a layer's weight, unless it is the layer's own."""
         for value in leaves:
-            i = self.index.get(id(value))
+            whole = getattr(value, "_base", None)  # of which it may be a part
+            if whole is None:
+                whole = value
+            i = self.index.get(id(whole))
             if i is None or func.__name__ == "multi_head_attention_forward":
                 continue
             layer = self.layers[i]
-            takes = any(value is x for x in [*args[1:2], kwargs.get("weight")])
+            takes = any(whole is x for x in [*args[1:2], kwargs.get("weight")])
             if not takes or func.__name__ != functional_of(layer.module):
                 raise Refused(
                     f"{_name(func)} computes with the weight of {called(layer.name, layer.module)} "
@@ -245,6 +259,8 @@ def _name(func) -> str:
 def _units(value: Tensor, first: Layer) -> list[int]:
     """The shape of an input's units, 1 along positions, judged by the model's first layer."""
     shape = [1] * value.ndim
+    if value.ndim < 2:
+        return shape
     if not isinstance(first.module, nn.Linear):
         shape[1] = value.shape[1]
     elif value.ndim < 4 or value.shape[-1] == first.module.in_features:

@@ -74,8 +74,8 @@ def prunable_layers(model: nn.Module) -> list[Layer]:
     """List the linear and (transposed) convolution layers of `model` in the order of definition.
 
     Layers at or below a module with the attribute `prunable = False` stay dense and are not listed.
-    A module that has two names is one layer. A batch norm belongs to the layer defined before it,
-    if it fits and is the only one there.
+    A module that has two names is one layer. The first batch norm that fits, of those defined
+    after a layer and before the next one, belongs to it.
 
     Args:
         model: any network.
@@ -156,7 +156,8 @@ def _fault(module: nn.Module, uses: Counter) -> str:
     if not (weight.numel() and is_plain(weight)):
         return f"has a weight of {weight.dtype}, {tuple(weight.shape)}, no plain real numbers"
     is_usual = type(module).__module__.startswith("torch.nn.modules")
-    is_changed = "forward" in vars(module) or not is_usual
+    is_patched = {"forward", "_conv_forward"} & vars(module).keys()
+    is_changed = is_patched or not is_usual
     if is_changed and not _takes_weight(module):
         return "has a forward of its own, which may change its weight"
     return ""

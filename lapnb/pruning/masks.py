@@ -148,9 +148,7 @@ class _Scores:
             self._rank_noise(seed)
         if criterion.looks_at:
             self._look_at(statistics)
-        if self.is_ordered:  # keep products of weights from under- and overflow
-            unit = _unit(self.weights)
-            self.weights = [weight / unit for weight in self.weights]
+        self._rescale()
 
     def _rank_noise(self, seed: int) -> None:
         generator = torch.Generator("cpu").manual_seed(int(seed))
@@ -158,6 +156,14 @@ class _Scores:
             kind = dict(dtype=torch.float32, device="cpu", generator=generator)
             noise = torch.rand(weight.shape, **kind).to(weight)
             self.weights[i] = noise * (weight != 0)  # what is pruned does not return
+
+    def _rescale(self) -> None:
+        """Keep products of weights from under- and overflow."""
+        unit = _unit(self.weights)
+        if self.is_ordered or not self.criterion.neighbours:
+            self.weights = [weight / unit for weight in self.weights]
+        elif unit != 1:  # the network of flow has other weights beside these
+            self.weights = [weight.double() for weight in self.weights]
 
     def _look_at(self, statistics) -> None:
         one_each = len(statistics) == len(self.layers)

@@ -21,7 +21,7 @@ from lapnb.pruning.linear_product import relative_distortion
 from lapnb.pruning.masks import apply_masks, prune_masks, surviving
 from lapnb.pruning.scores import METHODS
 from lapnb.runs.task import Run, Task, stackable
-from lapnb.store import cached, content, load_tensors, remove_leftovers, save_tensors
+from lapnb.store import CorruptFile, cached, content, load_tensors, remove_leftovers, save_tensors
 from lapnb.surroundings import usual_torch
 from lapnb.training.checkpoints import Checkpoint
 from lapnb.training.data import Data, load_data
@@ -280,6 +280,10 @@ def _train(
         )
     except FloatingPointError as error:
         reason = str(error)
+    except CorruptFile as error:
+        print(f"{error}; this run starts anew")
+        path.unlink()
+        return _train(network, data, task, runs, tell, masks)
     path.unlink(missing_ok=True)
     remove_leftovers(path)
     return reason, checkpoint.earlier_seconds

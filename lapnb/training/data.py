@@ -4,6 +4,7 @@ There is no DataLoader: a batch is `images[indices]`, augmented and normalised a
 whatever device the data is. `lapnb.training.datasets` reads the files.
 """
 
+import math
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -99,8 +100,10 @@ class Data:
             mean = tuple(middle.tolist())
         if std is None:
             std = tuple(spread.clamp(min=1 / 255).tolist())  # a channel may be constant
-        for moment, values in (("mean", mean), ("std", std)):
-            require(len(values) == size[0], moment, f"{size[0]} numbers, one per channel", values)
+        for moment, values, low in (("mean", mean, -math.inf), ("std", std, 0)):
+            fits = len(values) == size[0] and all(low < value < math.inf for value in values)
+            allowed = f"{size[0]} finite numbers above {low}, one per channel"
+            require(fits, moment, allowed, values)
         tensors = train_images, train_labels, test_images, test_labels
         return cls(name, source, *tensors, mean, std, classes, augmentation)
 

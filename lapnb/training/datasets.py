@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lapnb.progress import progress
-from lapnb.store import Saved, cached, fingerprint, locked
+from lapnb.store import Saved, absolute, cached, fingerprint, locked
 
 SPLITS = ("train_images", "train_labels", "test_images", "test_labels")
 Read = tuple[dict[str, Tensor], str]  # the four tensors, and what to add to the title
@@ -47,13 +47,13 @@ def data_folder() -> Path:
     """Return the folder of data sets: LAPNB_DATA, or else a folder in the user's cache."""
     chosen = os.environ.get("LAPNB_DATA")
     if chosen:
-        return Path(chosen).expanduser().absolute()
+        return absolute(chosen)
     return _user_cache()
 
 
 def _user_cache() -> Path:
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser().absolute() / "lapnb"
+    return absolute(cache) / "lapnb"
 
 
 def _writable() -> Path:

@@ -185,12 +185,14 @@ def evaluate(model: nn.Module, data: Data, split: str = "test") -> tuple:
     modes = [(module, module.training) for module in model.modules()]
     loss = correct = 0
     model.eval()
-    for part, answers in zip(images.split(500), labels.split(500), strict=True):
-        logits, losses = _computed(model, data.normalise(part), answers)
-        loss = loss + losses.sum(-1)
-        correct = correct + (logits.argmax(-1) == answers).sum(-1)
-    for module, mode in modes:
-        module.training = mode
+    try:
+        for part, answers in zip(images.split(500), labels.split(500), strict=True):
+            logits, losses = _computed(model, data.normalise(part), answers)
+            loss = loss + losses.sum(-1)
+            correct = correct + (logits.argmax(-1) == answers).sum(-1)
+    finally:
+        for module, mode in modes:
+            module.training = mode
     loss = loss / len(labels)
     accuracy = 100 * correct.double() / len(labels)
     if loss.ndim > 0:

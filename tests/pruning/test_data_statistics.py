@@ -63,7 +63,7 @@ RELU = nn.ReLU()
     [
         ("curvature", residual_net(), "obd and obd_lap serve .*, which hold no BatchNorm2d"),
         ("curvature", nn.Sequential(nn.Linear(64, 3)), "obd and obd_lap serve .*unlike Sequential"),
-        ("activity", nn.Sequential(nn.Linear(64, 3), nn.GELU()), "lap_act serves .*unlike Sequen"),
+        ("activity", nn.Sequential(nn.Linear(64, 3), nn.GELU()), "lap_act serves .*used once"),
         ("activity", nn.Sequential(nn.Linear(64, 64), RELU, nn.Linear(64, 3), RELU), "used once"),
     ],
 )
@@ -82,6 +82,12 @@ def test_activity_is_counted_in_a_sequence_of_modules():
         expected = (model[0][:3](x) > 0).double().mean(0).sqrt().sum((1, 2))
     torch.testing.assert_close(factor.flatten().double(), expected, rtol=1e-5, atol=1e-5)
     assert last.unique().tolist() == [1]
+
+
+def test_activity_of_units_that_come_last_is_refused():
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    with pytest.raises(ValueError, match="inputs of two dimensions in 0"):
+        data_statistics(model, "activity", [(torch.rand(20, 5, 6), None)])
 
 
 def test_activity_is_counted():

@@ -341,3 +341,45 @@ def test_the_model_is_not_changed_and_its_hooks_do_not_run():
     halved.lock = threading.Lock()
     with pytest.raises(ValueError, match=r"cannot copy the model .*lock"):
         factors(model, torch.rand(1, 3, 8, 8))
+
+
+class Odd(nn.Module):
+    """A branch whose weights are taken apart, or which sees whole numbers alone."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+        self.a, self.b, self.out = nn.Linear(6, 8), nn.Linear(6, 16), nn.Linear(16, 3)
+
+    def forward(self, x, numbers):
+        if self.how == "parts":
+            beside = F.linear(x, self.b.weight.chunk(2)[0])
+        elif self.how == "rows":
+            beside = F.linear(x, torch.stack([row for row in self.b.weight][:8]))
+        else:
+            beside = self.b(F.one_hot(numbers, 6).float())[:, :8]
+        return self.out(torch.cat([self.a(x), beside], 1))
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("parts", r"chunk computes with the weight of b"),
+        ("rows", r"unbind computes with the weight of b"),
+        ("whole numbers", "example has whole numbers, and b may be reached by them alone"),
+    ],
+)
+def test_what_would_leave_a_layer_without_inputs_is_refused(how, words):
+    with pytest.raises(ValueError, match=words):
+        lapnb.prune_masks(Odd(how), "lap", 0.4, example=(torch.rand(2, 6), torch.tensor([1, 3])))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e20])
+def test_extreme_weights_do_not_change_masks_along_an_example(scale):
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    expected = lapnb.prune_masks(model, "lap", 0.4, example=torch.rand(2, 6))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= scale
+    found = lapnb.prune_masks(model, "lap", 0.4, example=torch.rand(2, 6))
+    assert all(map(torch.equal, expected, found))

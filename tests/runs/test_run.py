@@ -515,6 +515,13 @@ def test_retrain_seconds_count_all_parts_of_a_resumed_run(lapnb_root):
     assert lapnb.run(table).retrain_seconds.sum() > 3600
 
 
+def test_a_damaged_checkpoint_is_named_and_the_run_starts_anew(lapnb_root, elsewhere, capsys):
+    table = tiny(retrain_steps=75)
+    damage(killed_in_mid_run(lapnb_root, table, "stack"))
+    assert_same_rows(lapnb.run(table), elsewhere(table))
+    assert "this run starts anew" in capsys.readouterr().out
+
+
 def _sweep(table):
     lapnb.run(table, workers=1)
 
