@@ -171,8 +171,8 @@ def sentence() -> str:
     )
 
 
-def show_answer() -> None:
-    """Show what the start page opens with: the answer, and a row per network."""
+def show_answer() -> pd.DataFrame:
+    """Show what the start page opens with, the answer and a row per network; return `networks`."""
     from IPython.display import display
 
     rows = networks()
@@ -180,6 +180,7 @@ def show_answer() -> None:
     html = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", escape(text))
     display(Shown({"text/plain": text.replace("**", ""), "text/html": f"<p>{html}</p>"}))
     display(without_numbers(networks_in_words(rows)))
+    return rows
 
 
 # ---- across networks -----------------------------------------------------------------------------
