@@ -36,7 +36,3 @@ __all__ = [
     "train",
     "verdicts",
 ]
-
-
-def __dir__() -> list[str]:
-    return __all__

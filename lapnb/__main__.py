@@ -22,7 +22,6 @@ from lapnb.checks import literal
 from lapnb.progress import Progress
 from lapnb.runs.workers import Processes, processors
 from lapnb.store import root
-from lapnb.training.datasets import data_folder
 
 BUILD = Path(__file__).resolve().parents[1] / "docs" / "build.py"
 START = "00_start_here"  # reads what the others have recorded, so it runs after them
@@ -120,10 +119,7 @@ def note(source: Path, copy: Path, error: BaseException | None) -> Outcome:
 
 
 def set_environment(jobs: int) -> None:
-    """Set what the kernels read: they run in notebooks/, where relative folders would be others."""
-    os.environ["LAPNB_ROOT"] = str(root())
-    if os.environ.get("LAPNB_DATA"):
-        os.environ["LAPNB_DATA"] = str(data_folder())
+    """Set what the kernels read."""
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # this environment's kernel, not another one's
     os.environ.setdefault("LAPNB_WORKERS", str(max(1, processors() // jobs)))
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -157,8 +157,7 @@ def _fault(module: nn.Module, uses: Counter) -> str:
         return f"has a weight of {weight.dtype}, {tuple(weight.shape)}, no plain real numbers"
     is_usual = type(module).__module__.startswith("torch.nn.modules")
     is_patched = {"forward", "_conv_forward"} & vars(module).keys()
-    is_changed = is_patched or not is_usual
-    if is_changed and not _takes_weight(module):
+    if (is_patched or not is_usual) and not _takes_weight(module):
         return "has a forward of its own, which may change its weight"
     return ""
 

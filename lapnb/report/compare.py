@@ -328,7 +328,7 @@ def _judged(rows: pd.DataFrame, claim: Claim) -> dict:
         methods = map(words.short, {claim.method: 0, claim.baseline: 0})
         return told | {"found": f"no seed of {words.listed(methods)}"}
     part = those(rows, claim.where)
-    told["dense"] = part.drop_duplicates("seed").dense_error.mean()
+    told["dense"] = words.dense_error(part)
     told["published_dense"] = words.published_dense(part)
     told |= numbers.mean().to_dict() | interval(numbers.difference)
     ours, theirs = _sides(rows, claim)

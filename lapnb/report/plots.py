@@ -228,7 +228,7 @@ def _panels(rows: pd.DataFrame, column: str) -> list[tuple]:
 def _draw_means(axis, rows: pd.DataFrame, column: str) -> None:
     """Draw a line per method, ours and the published one, and the dense network's."""
     if column in ("error", "error_before"):
-        dense = rows.drop_duplicates("seed").dense_error.mean()
+        dense = words.dense_error(rows)
         axis.axhline(dense, color=INK, linewidth=0.8)
         place = {"xycoords": axis.get_yaxis_transform(), "textcoords": "offset points"}
         style = {"fontsize": 6.5, "ha": "right", "va": "top"}

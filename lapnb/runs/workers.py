@@ -53,14 +53,16 @@ class Here:
 class Processes(ThreadPoolExecutor):
     """Threads with a worker process each; one that dies fails its own task and is replaced.
 
-    A worker is a new interpreter, which does not import the caller's script. It ends when the
-    caller closes its standard input or is gone.
+    A worker is a new interpreter, which does not import the caller's script. It ends with the
+    caller, however that ends.
     """
 
     def __init__(self, count: int):
         super().__init__(count)
         self.of_thread = threading.local()
         self.workers: list[subprocess.Popen] = []
+        self.starting = threading.Lock()  # so that none starts after the others were killed
+        self.is_closed = False
 
     def submit(self, function, /, *args) -> Future:
         return super().submit(self._compute, function, *args)
@@ -68,8 +70,7 @@ class Processes(ThreadPoolExecutor):
     def _compute(self, *call):
         worker = getattr(self.of_thread, "worker", None)
         if worker is None or worker.poll() is not None:
-            worker = self.of_thread.worker = _started()
-            self.workers.append(worker)
+            worker = self.of_thread.worker = self._start()
         try:
             worker.stdin.write(pickle.dumps(call))
             worker.stdin.flush()
@@ -80,18 +81,28 @@ class Processes(ThreadPoolExecutor):
             raise error
         return result
 
+    def _start(self) -> subprocess.Popen:
+        with self.starting:
+            if self.is_closed:
+                raise RuntimeError("the workers were stopped")
+            worker = _started()
+            self.workers.append(worker)
+        return worker
+
     def __exit__(self, *_) -> None:
         self.shutdown(wait=False, cancel_futures=True)
-        for worker in self.workers:
-            worker.kill()
-            worker.wait()
+        with self.starting:
+            self.is_closed = True
+            for worker in self.workers:
+                worker.kill()
+                worker.wait()
         self.shutdown()
 
 
 def _started() -> subprocess.Popen:
-    variables = {
+    variables = {  # in full, as a worker's calls may run in other folders
         "LAPNB_ROOT": str(root()),
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "PYTHONPATH": os.pathsep.join(sys.path),
         "TQDM_DISABLE": "1",  # the caller's bar tells of all workers
     }
     if os.environ.get("LAPNB_DATA"):

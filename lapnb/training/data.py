@@ -17,7 +17,7 @@ from torch import Tensor
 from lapnb.checks import require, require_whole
 from lapnb.progress import progress
 from lapnb.surroundings import usual_torch
-from lapnb.training.datasets import DATASETS, read_dataset, stacked
+from lapnb.training.datasets import DATASETS, SPLITS, read_dataset, stacked
 
 
 def stream(seed: int, stage: str, chunk: int = 0) -> np.random.Generator:
@@ -125,8 +125,7 @@ class Data:
 
     def to(self, device) -> "Data":
         """The same data with its four tensors on `device`."""
-        names = ("train_images", "train_labels", "test_images", "test_labels")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+        return replace(self, **{name: getattr(self, name).to(device) for name in SPLITS})
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return uint8 images (B, C, H, W) as float32, (pixel / 255 - mean) / std."""
