@@ -251,7 +251,10 @@ class Rules(TorchFunctionMode):
     def multi_head_attention_forward(self, func, *args, **kwargs):
         """Its projections are layers, between them the block ends."""
         queries_keys_values = args[:3]
-        weights = args[5].chunk(3)
+        if args[5] is None:  # keys or values of another size than queries
+            weights = [kwargs[f"{name}_proj_weight"] for name in "qkv"]
+        else:
+            weights = args[5].chunk(3)
         for x, weight in zip(queries_keys_values, weights, strict=True):
             if is_signal(x):
                 self.weighted(functional.linear, x, weight)

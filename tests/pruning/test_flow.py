@@ -202,6 +202,10 @@ def test_a_block_ends_at_attention():
     found = factors(scores, torch.rand(1, 3, 4))
     close(found["q"][1], 1)
     close(found["v"][0], 1)
+    attention = nn.MultiheadAttention(8, 2, kdim=6, vdim=6)
+    cross = Net(lambda n, x: n.m(n.q(x), k := n.k(x), k)[0], q=(4, 8), k=(4, 6), m=attention)
+    projections = torch.cat([attention.k_proj_weight, attention.v_proj_weight])
+    close(factors(cross, torch.rand(5, 1, 4))["k"][1], projections.detach().norm(dim=0))
 
 
 @pytest.mark.parametrize(
