@@ -191,10 +191,8 @@ def _decoded(name: str, train, test, note: str, whole: tuple[int, int]) -> Read:
             tensors |= {f"{split}_images": images, f"{split}_labels": labels}
         return tensors, {}
 
-    key = []
-    for path, label in train.samples + test.samples:
-        stat = os.stat(path)
-        key.append((path, label, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
+    samples = train.samples + test.samples
+    key = [(path, label, os.stat(path).st_ctime_ns) for path, label in samples]
     if (len(train), len(test)) != whole:
         note += f", {len(train):,} + {len(test):,} images"
     return _cached(name, key, read), note
