@@ -214,7 +214,7 @@ def _retrain(task: Task, data: Data, networks: list[Pruned], tell: Tell) -> None
     count = len(networks)
     models = [network.model for network in networks]
     masks = [network.masks for network in networks]
-    stacked = stackable(task.table, task.round)
+    stacked = stackable(task.table, task.runs[0][1])
     trained, fixed = models[0], masks[0]
     if stacked:
         trained, fixed = SparseStack(models, masks), None

@@ -140,9 +140,8 @@ def _missing(path: Path, runs: set[tuple]) -> set[tuple]:
     missing = runs - keys(rows[~failed(rows)])
     if missing:
         shared = taken_over(path, missing)
-        if not shared.empty:
-            record(path, shared)
-            missing -= keys(shared)
+        record(path, shared)
+        missing -= keys(shared)
     return missing
 
 

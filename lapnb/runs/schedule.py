@@ -30,11 +30,10 @@ def graph_of(table: Table, source: str, missing: set[tuple]) -> Graph:
                     together.setdefault(_stack(plain, method, t), []).append((method, t))
             tasks = [Task(plain, source, seed, tuple(runs)) for runs in together.values()]
             dense = Task(plain, source, seed)
-            start = [] if dense.file("dense").exists() else [dense]
+            if tasks and not dense.file("dense").exists():
+                tasks.append(dense)
             for task in tasks:
-                graph[task] = start
-                if plain.schedule == "iterative":
-                    graph[task] = start + [other for other in tasks if other.round < task.round]
+                graph[task] = [other for other in tasks if other.stage < task.stage]
     return graph
 
 
@@ -58,13 +57,12 @@ def compute_all(graph: Graph, title: str, path: Path, executor: Where, workers: 
     Where a task fails, those that start from it do its work again, or fail for the same reason.
     """
     sorter = TopologicalSorter(graph)
-    tasks = {*graph}.union(*graph.values())
     sorter.prepare()
     finished = 0
     running: dict[Task, Future] = {}
     with (
-        Progress(sum(task.steps for task in tasks), title) as bar,
-        opened(executor, min(workers, len(tasks)), bar) as pool,
+        Progress(sum(task.steps for task in graph), title) as bar,
+        opened(executor, min(workers, len(graph)), bar) as pool,
     ):
         record(path, [])  # a file that cannot be written is refused before anything is trained
         if workers > 1:
@@ -85,7 +83,7 @@ def compute_all(graph: Graph, title: str, path: Path, executor: Where, workers: 
         finally:
             for future in running.values():
                 future.cancel()
-        bar.done = f"runs computed: {sum(len(task.runs) for task in tasks)}"
+        bar.done = f"runs computed: {sum(len(task.runs) for task in graph)}"
 
 
 def _rows_of(task: Task, future: Future) -> list[dict]:

@@ -39,9 +39,11 @@ class Task:
     runs: tuple[Run, ...] = ()
 
     @property
-    def round(self) -> int:
-        """The pruning round of its first run; in an iterative schedule, of all."""
-        return self.runs[0][1]
+    def stage(self) -> int:
+        """Tasks start from those of lower stages: the dense network, in a schedule earlier rounds."""
+        if not self.runs:
+            return 0
+        return self.runs[0][1] if self.table.schedule == "iterative" else 1
 
     @property
     def steps(self) -> int:

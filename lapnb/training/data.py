@@ -30,7 +30,6 @@ class Data:
     """A whole data set in memory.
 
     Attributes:
-        name: Its key in `load_data`, or a name of yours.
         source: What was really read, for captions.
         train_images, test_images: uint8, (N, C, H, W).
         train_labels, test_labels: int64, (N,).
@@ -39,7 +38,6 @@ class Data:
         augmentation: The `kind` that `augment` takes for training batches.
     """
 
-    name: str
     source: str
     train_images: Tensor
     train_labels: Tensor
@@ -62,7 +60,6 @@ class Data:
         std: tuple[float, ...] | None = None,
         classes: int | None = None,
         augmentation: str = "",
-        name: str = "own",
         source: str = "own data",
     ) -> "Data":
         """Make a data set of your own tensors or arrays.
@@ -74,7 +71,7 @@ class Data:
             mean, std: One number per channel, by default those of the training images.
             classes: By default the highest label + 1.
             augmentation: "", "crop_flip" or "resized_crop_flip", as in `augment`.
-            name, source: What captions say.
+            source: What captions say.
 
         Raises:
             ValueError: something does not fit; the message names the argument.
@@ -105,7 +102,7 @@ class Data:
             allowed = f"{size[0]} finite numbers above {low}, one per channel"
             require(fits, moment, allowed, values)
         tensors = train_images, train_labels, test_images, test_labels
-        return cls(name, source, *tensors, mean, std, classes, augmentation)
+        return cls(source, *tensors, mean, std, classes, augmentation)
 
     @classmethod
     @usual_torch()
@@ -222,7 +219,7 @@ def load_data(name: str, image_size: int | None = None, channels: int | None = N
             fields[split] = fields[split].repeat(1, copies, 1, 1)
     fields["mean"] = dataset.mean * copies
     fields["std"] = dataset.std * copies
-    return Data(name=name, augmentation=dataset.augmentation, **fields)
+    return Data(augmentation=dataset.augmentation, **fields)
 
 
 def _resized(images: Tensor, size: int) -> Tensor:
