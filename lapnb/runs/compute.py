@@ -218,10 +218,8 @@ def _retrain(task: Task, data: Data, networks: list[Pruned], tell: Tell) -> None
     trained, fixed = models[0], masks[0]
     if stacked:
         trained, fixed = SparseStack(models, masks), None
-    start = time.perf_counter()
-    reason, earlier = _train(trained, data, task, lambda done: tell(done * count), fixed)
+    reason, seconds = _train(trained, data, task, lambda done: tell(done * count), fixed)
     errors = _errors(trained, data)
-    seconds = (earlier + time.perf_counter() - start) / count
     train_errors = [None] * count
     if task.table.training_error:
         train_errors = _errors(trained, data, "train")
@@ -236,7 +234,7 @@ def _retrain(task: Task, data: Data, networks: list[Pruned], tell: Tell) -> None
             row.update(
                 error=error,
                 train_error=train_error,
-                retrain_seconds=seconds,
+                retrain_seconds=seconds / count,
                 side_by_side=str(count),
                 status="ok",
             )
@@ -255,7 +253,7 @@ def _train(
     """Train the dense network, or those of the task's runs.
 
     Returns:
-        Why it diverged, or an empty text, and the seconds of the earlier parts of a resumed run.
+        Why it diverged, or an empty text, and the seconds that it took, all parts of a resumed run.
     """
     table = task.table
     more = dict(stage="dense", steps=table.dense_steps)
@@ -275,4 +273,4 @@ def _train(
         return _train(network, data, task, tell, masks)
     checkpoint.path.unlink(missing_ok=True)
     remove_leftovers(checkpoint.path)
-    return reason, checkpoint.earlier_seconds
+    return reason, time.monotonic() - checkpoint.begun

@@ -65,8 +65,6 @@ def compute_all(graph: Graph, title: str, path: Path, executor: Where, workers: 
         opened(executor, min(workers, len(graph)), bar) as pool,
     ):
         record(path, [])  # a file that cannot be written is refused before anything is trained
-        if workers > 1:
-            bar.set_postfix_str("starting workers")
         try:
             while sorter.is_active():
                 for task in sorter.get_ready():

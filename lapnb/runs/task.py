@@ -40,7 +40,7 @@ class Task:
 
     @property
     def stage(self) -> int:
-        """Tasks start from those of lower stages: the dense network, in a schedule earlier rounds."""
+        """0 for the dense network, then 1, or the round: tasks start from those of lower stages."""
         if not self.runs:
             return 0
         return self.runs[0][1] if self.table.schedule == "iterative" else 1

@@ -17,14 +17,14 @@ class Checkpoint:
 
     Attributes:
         path: The file.
-        earlier_seconds: What those parts of a resumed run took that came before this one.
+        begun: When this training began; of a resumed one earlier by what its earlier parts took.
         tensors: All that changes in training, by name, without a copy.
         facts: What the file must agree with: the caller's choices, and the weights it began from.
     """
 
     def __init__(self, path: pathlib.Path):
         self.path = path
-        self.earlier_seconds = 0.0
+        self.begun = self.saved = time.monotonic()
 
     def resume(
         self,
@@ -44,7 +44,6 @@ class Checkpoint:
             ValueError: the file is of another network, other settings or other data.
             CorruptFile: the file is damaged, or no checkpoint.
         """
-        self.begun = self.saved = time.monotonic()
         self.tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
         for number, p in enumerate(model.parameters()):
             moments = {
@@ -71,7 +70,7 @@ class Checkpoint:
             return 0
         for name, value in self.tensors.items():
             value.copy_(tensors[name])
-        self.earlier_seconds = saved["seconds"]
+        self.begun -= saved["seconds"]
         return saved["step"]
 
     def save(self, step: int) -> None:
@@ -79,6 +78,6 @@ class Checkpoint:
         now = time.monotonic()
         if now - self.saved <= CHECKPOINT_SECONDS:
             return
-        seconds = self.earlier_seconds + now - self.begun
-        save_tensors(self.path, self.tensors, self.facts | {"step": step, "seconds": seconds})
+        more = {"step": step, "seconds": now - self.begun}
+        save_tensors(self.path, self.tensors, self.facts | more)
         self.saved = now

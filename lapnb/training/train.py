@@ -65,8 +65,8 @@ def train(
         stage: A name that gives other batches with the same seed, as "retrain" does.
         checkpoint: A file. A run of more than a minute saves its state there and, called again,
             resumes from the last saved step. If the file began from other weights or masks, it
-            says so and starts afresh. A `Checkpoint` in place of the path tells afterwards how
-            long earlier parts of a resumed run took.
+            says so and starts afresh. A `Checkpoint` in place of the path tells afterwards when
+            the training began, as if a resumed run had never been stopped.
         progress: Is called with the number of finished steps.
         precision: "bfloat16" computes the network and the loss under autocast; weights, Adam and
             `evaluate` stay float32.
