@@ -138,11 +138,11 @@ class Table(BaseModel, frozen=True, strict=True, extra="forbid"):
             if methods := tuple(method for method in self.methods if method in own):
                 yield self.model_copy(update=change | {"methods": methods, "variants": ({},)})
 
-    def runs(self) -> Iterator[tuple["Table", str, int, int]]:
-        """Every run, one row each: its plain table, method, round and seed."""
+    def runs(self) -> Iterator[tuple[str, str, int, int]]:
+        """Every run, one row each: the hash of its settings, method, round and seed."""
         for plain in self.plain():
-            for run in itertools.product(plain.methods, plain.rounds, plain.seeds):
-                yield plain, *run
+            for method, t, seed in itertools.product(plain.methods, plain.rounds, plain.seeds):
+                yield plain.settings(method, t), method, t, seed
 
     def keep(self, round: int) -> tuple[float, ...]:
         """The surviving fraction of each layer in a round."""

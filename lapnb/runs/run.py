@@ -74,10 +74,7 @@ def run(
     source = load_data(table.dataset).source
 
     path = results_file(table.name, table.scale, table.changed)
-    runs = {
-        (source, plain.settings(method, t), method, t, seed)
-        for plain, method, t, seed in table.runs()
-    }
+    runs = {(source, *run) for run in table.runs()}
     missing = runs if again else _missing(path, runs)
     if missing:
         title = f"{table.name} ({table.scale} scale)"
@@ -147,8 +144,8 @@ def _missing(path: Path, runs: set[tuple]) -> set[tuple]:
 
 def _finished(rows: pd.DataFrame, table: Table) -> pd.DataFrame:
     """Return the results of `table` among the rows, in its order of variants, methods, rounds."""
-    runs = [(plain.settings(method, t), method, t) for plain, method, t, _ in table.runs()]
-    order = pd.DataFrame([*dict.fromkeys(runs)], columns=["settings", "method", "round"])
+    runs = pd.DataFrame(table.runs(), columns=["settings", "method", "round", "seed"])
+    order = runs.drop(columns="seed").drop_duplicates()
     return order.merge(rows[rows.status == "ok"])[[*rows.columns]]
 
 
