@@ -34,7 +34,6 @@ class Progress(tqdm):
     def at(self, steps: int) -> None:
         """Show that so many steps are finished."""
         if steps > self.n:
-            self.set_postfix_str("", refresh=False)
             self.update(steps - self.n)
 
     def __exit__(self, error_type, error, trace) -> None:

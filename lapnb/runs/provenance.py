@@ -1,4 +1,4 @@
-"""How a row was made: the commit, PyTorch and the processor."""
+"""How a row was made: the commit, PyTorch, the processor and the device."""
 
 import contextlib
 import importlib.metadata
@@ -15,8 +15,19 @@ from lapnb.store import checkout
 
 @cache
 def provenance(device: str) -> dict[str, str]:
-    """Return what a row says of the code and the machine that made it, by column."""
-    return {"commit": commit(), "torch": torch.__version__, "processor": processor(device)}
+    """Return what a row says of the code and the machine that made it, by column.
+
+    The processor is the GPU, or the model of the CPU with the instructions that PyTorch uses.
+    """
+    if device == "cpu":
+        name = platform.machine()
+        with contextlib.suppress(OSError):
+            cpuinfo = pathlib.Path("/proc/cpuinfo").read_text()
+            name = re.search(r"^model name\s*: (.*)|\Z", cpuinfo, re.MULTILINE)[1] or name
+        processor = f"{name}, {torch.backends.cpu.get_cpu_capability()}"
+    else:
+        processor = torch.cuda.get_device_name(device)
+    return {"commit": commit(), "torch": torch.__version__, "processor": processor}
 
 
 def commit() -> str:
@@ -28,22 +39,22 @@ def commit() -> str:
     release = f"lapnb {importlib.metadata.version('lapnb')}"
     if folder is None or not (folder / ".git").exists():
         return release
-    command = ["git", "-C", str(folder), "rev-parse", "--short=12", "HEAD"]
-    changes = ["git", "-C", str(folder), "status", "--porcelain", "lapnb"]
+
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments]
+        return subprocess.check_output(command, cwd=folder, text=True, stderr=subprocess.DEVNULL)
+
     try:
-        revision = subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL).strip()
-        changed = subprocess.check_output(changes, text=True, stderr=subprocess.DEVNULL)
+        revision = git("rev-parse", "--short=12", "HEAD").strip()
+        changed = git("status", "--porcelain", "lapnb")
     except (OSError, subprocess.CalledProcessError):  # there is no git, or it refuses
         return release
     return f"{revision} + changes" if changed else revision
 
 
-def processor(device: str) -> str:
-    """Return the model of the GPU, or of the processor with the instructions that PyTorch uses."""
+def device_name(device: str, precision: str) -> str:
+    """Return what a row says of its device: the GPU, whether in TF32, and the precision."""
     if device != "cpu":
-        return torch.cuda.get_device_name(device)
-    name = platform.machine()
-    with contextlib.suppress(OSError):
-        cpuinfo = pathlib.Path("/proc/cpuinfo").read_text()
-        name = re.search(r"^model name\s*: (.*)|\Z", cpuinfo, re.MULTILINE)[1] or name
-    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
+        tf32 = ", TF32 convolutions" if torch.backends.cudnn.allow_tf32 else ""
+        device = f"cuda ({torch.cuda.get_device_name()}{tf32})"
+    return device if precision == "float32" else f"{device}, {precision}"

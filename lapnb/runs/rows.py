@@ -1,10 +1,7 @@
 """Results files: figures/<scale>/<table>.csv, with one row for each finished run."""
 
 import contextlib
-import functools
-import io
 import pathlib
-import re
 from typing import Annotated, Literal
 
 import pandas as pd
@@ -85,8 +82,7 @@ def pool(path: pathlib.Path) -> pd.DataFrame:
 
     Where both hold the same run, the results file counts.
     """
-    parts = [read(folder / path.name) for folder in _folders(path)]
-    return functools.reduce(merged, parts)
+    return merged([read(folder / path.name) for folder in _folders(path)])
 
 
 def read(path: pathlib.Path) -> pd.DataFrame:
@@ -97,18 +93,15 @@ def read(path: pathlib.Path) -> pd.DataFrame:
     """
     if not path.exists():
         return typed(pd.DataFrame(columns=SCHEMA))
-    content = path.read_bytes()
     try:
-        if re.search(rb"^(<<<<<<<|=======|>>>>>>>)", content, re.MULTILINE):
-            raise ValueError("it holds the conflict markers of a git merge")
-        rows = typed(pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False))
+        rows = typed(pd.read_csv(path, dtype=str, keep_default_na=False))
         name, scale = path.stem, path.parent.name.removesuffix("-changed")
         if not ((rows.table == name) & (rows.scale == scale)).all():
             raise ValueError("its rows are of another table or scale")
     except ValueError as error:
         raise ValueError(
-            f"{path} is not a results file as lapnb writes it ({error}); "
-            "correct it, or move it away to compute its rows again"
+            f"{path} is not a results file as lapnb writes it ({error}); correct it, as where "
+            "a git merge left conflicts, or move it away to compute its rows again"
         ) from error
     return rows
 
@@ -139,22 +132,26 @@ def record(path: pathlib.Path, rows: list[dict] | pd.DataFrame) -> None:
 
     A run that fails when it is computed again leaves its recorded result as it is.
     """
+    newer = typed(pd.DataFrame(rows, columns=SCHEMA))
     with locked(root() / "runs" / f"{path.parent.name}-{path.stem}.lock", path):
-        newer = pd.DataFrame(rows, columns=SCHEMA)
         results = pool(path)
-        kept = keys(newer[_failed(newer)]) & keys(results[~_failed(results)])
-        if kept:
-            print(f"{newer.status.iloc[0]}; the recorded rows of {len(kept)} runs are kept")
-        write_whole(path, merged(read(path), newer).to_csv(index=False).encode())
+        kept = matching(results[~failed(results)], keys(newer[failed(newer)]))
+        if not kept.empty:
+            print(f"{newer.status[0]}; the recorded rows of {len(kept)} runs are kept")
+        write_whole(path, merged([read(path), newer]).to_csv(index=False).encode())
 
 
-def merged(older: pd.DataFrame, newer: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of both, one for each run: the newer one, unless it alone has failed."""
-    rows = pd.concat([older, newer])
-    failed = _failed(rows)
-    rows = pd.concat([rows[failed], rows[~failed]])
+def merged(parts: list[pd.DataFrame]) -> pd.DataFrame:
+    """Return one row for each run: that of the last part, unless it alone has failed."""
+    rows = pd.concat(parts)
+    rows = pd.concat([rows[failed(rows)], rows[~failed(rows)]])
     rows = rows.drop_duplicates(KEY, keep="last")
     return rows.sort_values(ORDER, kind="stable", ignore_index=True)
+
+
+def failed(rows: pd.DataFrame) -> pd.Series:
+    """Return which rows are of runs that failed, and are tried again."""
+    return rows.status.str.startswith("failed")
 
 
 def keys(rows: pd.DataFrame) -> set[tuple]:
@@ -169,25 +166,17 @@ def matching(rows: pd.DataFrame, runs: set[tuple]) -> pd.DataFrame:
 
 def taken_over(path: pathlib.Path, runs: set[tuple]) -> pd.DataFrame:
     """Return results of these runs that other tables of this scale have recorded."""
-    parts = [pd.DataFrame(columns=SCHEMA)]
+    parts = [typed(pd.DataFrame(columns=SCHEMA))]
     for folder in _folders(path):
         for file in sorted(folder.glob("*.csv")):
-            if file.name == path.name:
-                continue
             with contextlib.suppress(ValueError):  # not a results file, e.g. pruning_cost.csv
                 parts.append(matching(read(file), runs))
-    rows = pd.concat(parts)
+    rows = merged(parts)
     return rows[rows.status == "ok"].assign(table=path.stem)
 
 
 def _folders(path: pathlib.Path) -> list[pathlib.Path]:
     """Return where rows of a results file's scale are read from, its own folder last."""
     scale = path.parent.name
-    if scale not in SHIPPED_SCALES:
-        return [path.parent]
-    shipped = {folder / scale for folder in SHIPPED} - {path.parent}
-    return [*sorted(shipped), path.parent]
-
-
-def _failed(rows: pd.DataFrame) -> pd.Series:
-    return rows.status.astype(str).str.startswith("failed")
+    shipped = [folder / scale for folder in SHIPPED if scale in SHIPPED_SCALES]
+    return [*dict.fromkeys([*shipped, path.parent])]

@@ -14,7 +14,8 @@ from lapnb.paper.protocol import SCALES, Table, Whole
 from lapnb.paper.tables import table as declare
 from lapnb.pruning.masks import check_method
 from lapnb.runs.compute import network_of
-from lapnb.runs.rows import keys, matching, pool, record, results_file, taken_over
+from lapnb.runs.provenance import device_name
+from lapnb.runs.rows import failed, keys, matching, pool, record, results_file, taken_over
 from lapnb.runs.schedule import compute_all, graph_of
 from lapnb.runs.workers import processors
 from lapnb.surroundings import usual_torch
@@ -63,26 +64,21 @@ def run(
         RuntimeError: No run at all gave a result.
     """
     require(isinstance(table, Table), "table", "one that lapnb.table declares", table)
-    submits = executor is None or isinstance(executor, str) or hasattr(executor, "submit")
-    allowed = "an object with a method submit, as in concurrent.futures, or a scheduler's address"
-    require(submits, "executor", allowed, executor)
     again = checked("recompute", recompute, bool)
-    count = _worker_count(workers, table.device)
+    if workers is None:
+        workers = 1
+        if table.device == "cpu":
+            workers = os.environ.get("LAPNB_WORKERS") or processors()
+    workers = checked("workers", workers, Workers)
     _check_methods(table)
-    data = load_data(table.dataset, table.image_size, table.channels)
-    most = len(data.train_labels)
-    allowed = f"at most {most}, the number of training images of {data.source}"
-    require(table.batch_size <= most, "batch_size", allowed, table.batch_size)
+    source = load_data(table.dataset).source
 
     path = results_file(table.name, table.scale, table.changed)
-    runs = {
-        (data.source, plain.settings(method, t), method, t, seed)
-        for plain, method, t, seed in table.runs()
-    }
+    runs = {(source, *run) for run in table.runs()}
     missing = runs if again else _missing(path, runs)
     if missing:
         title = f"{table.name} ({table.scale} scale)"
-        compute_all(graph_of(table, data.source, missing), title, path, executor, count)
+        compute_all(graph_of(table, source, missing), title, path, executor, workers)
     rows = matching(pool(path), runs)
     bad = rows[rows.status != "ok"]
     if not bad.empty:
@@ -126,14 +122,6 @@ def recorded(name: str, scale: str | None = None, source: str | None = None) -> 
     raise FileNotFoundError(f"no run of {name} is recorded yet: lapnb.run(lapnb.table({name!r}))")
 
 
-def _worker_count(workers: int | str | None, device: str) -> int:
-    if workers is None:
-        workers = 1
-        if device == "cpu":
-            workers = os.environ.get("LAPNB_WORKERS") or processors()
-    return checked("workers", workers, Workers)
-
-
 def _check_methods(table: Table) -> None:
     """Raise ValueError for a method that cannot prune the table's network."""
     for plain in table.plain():
@@ -146,21 +134,19 @@ def _check_methods(table: Table) -> None:
 def _missing(path: Path, runs: set[tuple]) -> set[tuple]:
     """Return the runs without a row, or with one that failed; take over what others recorded."""
     rows = pool(path)
-    missing = runs - keys(rows[~rows.status.str.startswith("failed")])
+    missing = runs - keys(rows[~failed(rows)])
     if missing:
         shared = taken_over(path, missing)
-        if not shared.empty:
-            record(path, shared)
-            missing -= keys(shared)
+        record(path, shared)
+        missing -= keys(shared)
     return missing
 
 
 def _finished(rows: pd.DataFrame, table: Table) -> pd.DataFrame:
     """Return the results of `table` among the rows, in its order of variants, methods, rounds."""
-    runs = [(plain.settings(method, t), method, t) for plain, method, t, _ in table.runs()]
-    order = pd.DataFrame([*dict.fromkeys(runs)], columns=["settings", "method", "round"])
-    results = rows[rows.status == "ok"].sort_values("seed", kind="stable")
-    return order.merge(results)[[*rows.columns]]
+    runs = pd.DataFrame(table.runs(), columns=["settings", "method", "round", "seed"])
+    order = runs.drop(columns="seed").drop_duplicates()
+    return order.merge(rows[rows.status == "ok"])[[*rows.columns]]
 
 
 def _tell_origins(rows: pd.DataFrame, table: Table) -> None:
@@ -168,16 +154,12 @@ def _tell_origins(rows: pd.DataFrame, table: Table) -> None:
 
     Say, too, where the rows of a seed start from several dense networks: machines round otherwise.
     """
-    asked = table.device
-    if table.precision != "float32":
-        asked = f"{asked}, {table.precision}"
-    kinds = rows.device.str.replace(r" \(.*\)", "", regex=True)  # without the GPU's name
-    others = rows.device[kinds != asked]
+    asked = device_name(table.device, table.precision)
+    others = rows.device[rows.device != asked]
     if not others.empty:
         print(
             f"{len(others)} of {len(rows)} rows were recorded on {' and '.join(others.unique())}; "
-            f"this table asks for {table.device}, {table.precision}: "
-            "recompute=True computes them so"
+            f"this table asks for {asked}: recompute=True computes them so"
         )
     networks = rows.groupby(["activation", "seed"]).dense_error.nunique()
     seeds = networks[networks > 1].index.unique("seed")

@@ -1,19 +1,21 @@
 """Which tasks a table needs, in which order, and their computation on whatever executor."""
 
 import contextlib
+import itertools
 import time
 from concurrent.futures import Future
 from graphlib import TopologicalSorter
 from pathlib import Path
+from typing import Any
 
 from lapnb.paper.protocol import Table
 from lapnb.progress import Progress
-from lapnb.runs.compute import compute
+from lapnb.runs.compute import compute, status_of
 from lapnb.runs.rows import record
 from lapnb.runs.task import Run, Task, stackable
 from lapnb.runs.workers import Where, opened
 
-Graph = dict[Task, set[Task]]  # of each task, those that it starts from
+Graph = dict[Task, list[Task]]  # of each task, those that it starts from
 STACK = 20  # networks, from which on more of them gain nothing
 
 
@@ -21,43 +23,32 @@ def graph_of(table: Table, source: str, missing: set[tuple]) -> Graph:
     """Return the tasks that compute the `missing` rows, and for each the tasks it starts from."""
     graph: Graph = {}
     for plain in table.plain():
-        groups = _grouped(plain)
         for seed in plain.seeds:
+            together: dict[Any, list[Run]] = {}
+            for t, method in itertools.product(plain.rounds, plain.methods):
+                if (source, plain.settings(method, t), method, t, seed) in missing:
+                    together.setdefault(_stack(plain, method, t), []).append((method, t))
+            tasks = [Task(plain, source, seed, tuple(runs)) for runs in together.values()]
             dense = Task(plain, source, seed)
-            start = set() if dense.dense_file.exists() else {dense}
-            latest: dict[str, Task] = {}  # the task of each method's round before, if any
-            for group in groups:
-                runs = tuple(
-                    run for run in group if (source, plain.settings(*run), *run, seed) in missing
-                )
-                if not runs:
-                    continue
-                task = Task(plain, source, seed, runs)
-                methods = {method for method, _ in runs}
-                graph[task] = start | {latest[method] for method in methods & latest.keys()}
-                if plain.schedule == "iterative":
-                    latest |= dict.fromkeys(methods, task)
+            if tasks and not dense.file("dense").exists():
+                tasks.append(dense)
+            for task in tasks:
+                graph[task] = [other for other in tasks if other.stage < task.stage]
     return graph
 
 
-def _grouped(table: Table) -> list[list[Run]]:
-    """Return all runs of a seed by round, in groups that are trained, and recorded, together.
+def _stack(table: Table, method: str, pruning_round: int) -> Any:
+    """Return the same for runs that are trained, and recorded, together.
 
-    Runs whose networks are trained in sparse stacks share a group; in an iterative schedule only
-    those of one round can. What is recorded already does not count, so that a stack which was
-    interrupted is put together as before and finds its checkpoint.
+    It does not depend on what is recorded already, so that a stack which was interrupted is put
+    together as before and finds its checkpoint.
     """
-    groups, stacked = [], []
-    for t in table.rounds:
-        runs = [(method, t) for method in table.methods]
-        if stackable(table, t):
-            stacked += runs
-        else:
-            groups += [[run] for run in runs]
-    size = STACK if table.schedule == "oneshot" else len(table.methods)
-    for first in range(0, len(stacked), size):
-        groups.append(stacked[first : first + size])
-    return groups
+    if not stackable(table, pruning_round):
+        return method, pruning_round
+    if table.schedule == "iterative":
+        return pruning_round
+    rounds = max(1, STACK // len(table.methods))
+    return table.rounds.index(pruning_round) // rounds
 
 
 def compute_all(graph: Graph, title: str, path: Path, executor: Where, workers: int) -> None:
@@ -66,24 +57,21 @@ def compute_all(graph: Graph, title: str, path: Path, executor: Where, workers: 
     Where a task fails, those that start from it do its work again, or fail for the same reason.
     """
     sorter = TopologicalSorter(graph)
-    tasks = {*graph}.union(*graph.values())
     sorter.prepare()
     finished = 0
     running: dict[Task, Future] = {}
     with (
-        Progress(sum(task.steps for task in tasks), title) as bar,
-        opened(executor, min(workers, len(tasks)), bar) as pool,
+        Progress(sum(task.steps for task in graph), title) as bar,
+        opened(executor, min(workers, len(graph)), bar) as pool,
     ):
         record(path, [])  # a file that cannot be written is refused before anything is trained
-        if workers > 1:
-            bar.set_postfix_str("starting workers")
         try:
             while sorter.is_active():
                 for task in sorter.get_ready():
                     running[task] = pool.submit(compute, task)
                 ended = [task for task, future in running.items() if future.done()]
                 for task in ended:
-                    _record_outcome(path, task, running.pop(task))
+                    record(path, _rows_of(task, running.pop(task)))
                     sorter.done(task)
                     finished += task.steps
                     bar.at(finished)
@@ -93,24 +81,18 @@ def compute_all(graph: Graph, title: str, path: Path, executor: Where, workers: 
         finally:
             for future in running.values():
                 future.cancel()
-        bar.done = f"runs computed: {sum(len(task.runs) for task in tasks)}"
+        bar.done = f"runs computed: {sum(len(task.runs) for task in graph)}"
 
 
-def _record_outcome(path: Path, task: Task, future: Future) -> None:
-    """Record the rows of a task that has ended; where it failed, the reason."""
+def _rows_of(task: Task, future: Future) -> list[dict]:
+    """Return the rows of a task that has ended; where it failed, they say why."""
     try:
-        rows = future.result()
+        return future.result()
     except Exception as error:
-        reason = " ".join(str(error).split()) or "no reason was given"
-        status = f"failed: {type(error).__name__}: {reason}"
-        rows = [task.row(*run) | {"status": status} for run in task.runs]
-    if rows:
-        record(path, rows)
-    with contextlib.suppress(OSError):
-        task.progress_file.unlink()
+        return [task.row(*run) | {"status": status_of(error)} for run in task.runs]
 
 
 def _steps_done(task: Task) -> int:
     with contextlib.suppress(OSError, ValueError):
-        return int(task.progress_file.read_text())
+        return int(task.file("progress").read_text())
     return 0

@@ -1,13 +1,10 @@
 """What a worker computes at once, and the files that belong to it."""
 
 import pathlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
-
 from lapnb.paper.protocol import DENSE, Table
-from lapnb.runs.provenance import provenance
+from lapnb.runs.provenance import device_name, provenance
 from lapnb.runs.rows import SCHEMA
 from lapnb.store import fingerprint, root
 from lapnb.training.networks import FCN, NETWORKS
@@ -42,6 +39,13 @@ class Task:
     runs: tuple[Run, ...] = ()
 
     @property
+    def stage(self) -> int:
+        """0 for the dense network, then 1, or the round: tasks start from those of lower stages."""
+        if not self.runs:
+            return 0
+        return self.runs[0][1] if self.table.schedule == "iterative" else 1
+
+    @property
     def steps(self) -> int:
         """Training steps, added up over networks; without retraining, the number of networks."""
         if not self.runs:
@@ -49,31 +53,11 @@ class Task:
         return (self.table.retrain_steps or 1) * len(self.runs)
 
     def file(self, folder: str, *more) -> pathlib.Path:
-        """Return a file below runs/ that belongs to this table, seed and source, and to `more`."""
+        """Return a file below runs/ that belongs to this task, and to `more`."""
         table = self.table
-        key = [table.model_dump(include=DENSE), self.source, self.seed, table.precision, *more]
-        return root() / "runs" / folder / f"{fingerprint(key)}.safetensors"
-
-    @property
-    def dense_file(self) -> pathlib.Path:
-        """The cached dense network."""
-        return self.file("dense")
-
-    def unfinished(self, folder: str, runs: Iterable[Run]) -> pathlib.Path:
-        """Return a file that is kept while runs are computed, such as their checkpoint."""
-        return self.file(folder, [(*run, self.table.settings(*run)) for run in runs])
-
-    @property
-    def progress_file(self) -> pathlib.Path:
-        """Where a worker writes how many steps are finished."""
-        return self.unfinished("progress", self.runs).with_suffix("")
-
-    def retrained_file(self, run: Run, dense: str) -> pathlib.Path:
-        """Return what the next round of an iterative schedule starts from.
-
-        `dense` is a checksum of the dense network that it came of.
-        """
-        return self.file("retrained", *run, self.table.settings(*run), dense)
+        dense = [table.model_dump(include=DENSE), self.source, self.seed, table.precision]
+        runs = [[*run, table.settings(*run)] for run in self.runs]
+        return root() / "runs" / folder / f"{fingerprint(dense + runs + [*more])}.safetensors"
 
     def row(self, method: str, pruning_round: int) -> dict:
         """Return what is known of a row before anything is computed."""
@@ -84,15 +68,7 @@ class Task:
             method=method,
             round=pruning_round,
             seed=self.seed,
-            device=_device_name(table),
+            device=device_name(table.device, table.precision),
             settings=table.settings(method, pruning_round),
         )
         return table.model_dump(include={*SCHEMA}) | provenance(table.device) | row
-
-
-def _device_name(table: Table) -> str:
-    name = table.device
-    if name != "cpu":
-        tf32 = ", TF32 convolutions" if torch.backends.cudnn.allow_tf32 else ""
-        name = f"cuda ({torch.cuda.get_device_name()}{tf32})"
-    return name if table.precision == "float32" else f"{name}, {table.precision}"

@@ -70,7 +70,11 @@ class Processes(ThreadPoolExecutor):
     def _compute(self, *call):
         worker = getattr(self.of_thread, "worker", None)
         if worker is None or worker.poll() is not None:
-            worker = self.of_thread.worker = self._start()
+            with self.starting:
+                if self.is_closed:
+                    raise RuntimeError("the workers were stopped")
+                worker = self.of_thread.worker = _started()
+                self.workers.append(worker)
         try:
             worker.stdin.write(pickle.dumps(call))
             worker.stdin.flush()
@@ -80,14 +84,6 @@ class Processes(ThreadPoolExecutor):
         if error:
             raise error
         return result
-
-    def _start(self) -> subprocess.Popen:
-        with self.starting:
-            if self.is_closed:
-                raise RuntimeError("the workers were stopped")
-            worker = _started()
-            self.workers.append(worker)
-        return worker
 
     def __exit__(self, *_) -> None:
         self.shutdown(wait=False, cancel_futures=True)
@@ -103,10 +99,9 @@ def _started() -> subprocess.Popen:
     variables = {  # in full, as a worker's calls may run in other folders
         "LAPNB_ROOT": str(root()),
         "PYTHONPATH": os.pathsep.join(sys.path),
+        "LAPNB_DATA": str(data_folder()),
         "TQDM_DISABLE": "1",  # the caller's bar tells of all workers
     }
-    if os.environ.get("LAPNB_DATA"):
-        variables["LAPNB_DATA"] = str(data_folder())
     return subprocess.Popen(
         [sys.executable, "-c", "from lapnb.runs.workers import serve; serve()"],
         stdin=subprocess.PIPE,

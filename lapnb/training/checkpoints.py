@@ -17,66 +17,67 @@ class Checkpoint:
 
     Attributes:
         path: The file.
-        earlier_seconds: What those parts of a resumed run took that came before this one.
+        begun: When this training began; of a resumed one earlier by what its earlier parts took.
+        tensors: All that changes in training, by name, without a copy.
+        facts: What the file must agree with: the caller's choices, and the weights it began from.
     """
 
     def __init__(self, path: pathlib.Path):
         self.path = path
-        self.earlier_seconds = 0.0
+        self.begun = self.saved = time.monotonic()
 
-    def resume(self, model: nn.Module, optimizer: torch.optim.Adam, facts: dict, steps: int) -> int:
+    def resume(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Adam,
+        masks: list[Tensor],
+        data: Data,
+        settings: str,
+    ) -> int:
         """Fill model and optimizer from the file; return its step, or 0 where it is of no use.
 
         Args:
-            model, optimizer: What is trained, as it begins.
-            facts: What the file must agree with, from `facts_of`.
-            steps: The last step of this training.
+            model, optimizer, masks: What is trained, as it begins.
+            data, settings: How it is trained.
 
         Raises:
             ValueError: the file is of another network, other settings or other data.
             CorruptFile: the file is damaged, or no checkpoint.
         """
-        self.model, self.optimizer, self.facts, self.steps = model, optimizer, facts, steps
-        self.begun = self.saved = time.monotonic()
+        self.tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+        for number, p in enumerate(model.parameters()):
+            moments = {
+                "step": torch.zeros((), device=p.device),
+                "exp_avg": torch.zeros_like(p),
+                "exp_avg_sq": torch.zeros_like(p),
+            }
+            optimizer.state[p] = moments  # as Adam's first step makes them
+            self.tensors |= {f"adam.{number}.{name}": value for name, value in moments.items()}
+        images = content({"images": data.train_images, "labels": data.train_labels})
+        inputs = fingerprint([repr(model), images, data.mean, data.std, data.augmentation])
+        start = content(self.tensors | {f"mask {n}": mask for n, mask in enumerate(masks)})
+        self.facts = {"training": f"{settings}, network and data {inputs}", "start": start}
         if not self.path.exists():
             return 0
         tensors, saved = load_tensors(self.path)
-        if saved.get("training") != facts["training"] or saved["step"] > steps:
+        if saved.get("training") != self.facts["training"]:
             raise ValueError(
                 f"checkpoint {self.path} is of another network, training or data ({saved}; this "
-                f"one: {facts}, {steps} steps); name another file, or delete it"
+                f"one: {self.facts}); name another file, or delete it"
             )
-        if saved["start"] != facts["start"]:
+        if saved["start"] != start:
             print(f"{self.path} began from other weights or masks; this run starts anew")
             return 0
-        for name, value in _state_of(model, optimizer).items():
+        for name, value in self.tensors.items():
             value.copy_(tensors[name])
-        self.earlier_seconds = saved.get("seconds", 0.0)
+        self.begun -= saved["seconds"]
         return saved["step"]
 
     def save(self, step: int) -> None:
-        """Save the state after `step`, unless it was saved a moment ago or training is over."""
+        """Save the state after `step`, unless it was saved a moment ago."""
         now = time.monotonic()
-        if step == self.steps or now - self.saved <= CHECKPOINT_SECONDS:
+        if now - self.saved <= CHECKPOINT_SECONDS:
             return
-        seconds = self.earlier_seconds + now - self.begun
-        facts = self.facts | {"step": step, "seconds": seconds}
-        save_tensors(self.path, _state_of(self.model, self.optimizer), facts)
+        more = {"step": step, "seconds": now - self.begun}
+        save_tensors(self.path, self.tensors, self.facts | more)
         self.saved = now
-
-
-def facts_of(model: nn.Module, data: Data, masks: list[Tensor], settings: str) -> dict[str, str]:
-    """What a checkpoint must agree with: the caller's choices, and the weights it began from."""
-    images = content({"images": data.train_images, "labels": data.train_labels})
-    pixels = fingerprint(f"{images} {data.mean} {data.std} {data.augmentation}")
-    start = model.state_dict() | {f"mask {n}": mask for n, mask in enumerate(masks)}
-    training = f"{settings}, network {fingerprint(repr(model))}, data {pixels}"
-    return {"training": training, "start": content(start)}
-
-
-def _state_of(model: nn.Module, optimizer: torch.optim.Adam) -> dict[str, Tensor]:
-    """All that changes in training, by name, without a copy."""
-    state = {f"model.{name}": value for name, value in model.state_dict().items()}
-    for number, values in enumerate(optimizer.state.values()):
-        state |= {f"adam.{number}.{name}": value for name, value in values.items()}
-    return state

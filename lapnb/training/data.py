@@ -30,7 +30,6 @@ class Data:
     """A whole data set in memory.
 
     Attributes:
-        name: Its key in `load_data`, or a name of yours.
         source: What was really read, for captions.
         train_images, test_images: uint8, (N, C, H, W).
         train_labels, test_labels: int64, (N,).
@@ -39,7 +38,6 @@ class Data:
         augmentation: The `kind` that `augment` takes for training batches.
     """
 
-    name: str
     source: str
     train_images: Tensor
     train_labels: Tensor
@@ -62,7 +60,6 @@ class Data:
         std: tuple[float, ...] | None = None,
         classes: int | None = None,
         augmentation: str = "",
-        name: str = "own",
         source: str = "own data",
     ) -> "Data":
         """Make a data set of your own tensors or arrays.
@@ -74,7 +71,7 @@ class Data:
             mean, std: One number per channel, by default those of the training images.
             classes: By default the highest label + 1.
             augmentation: "", "crop_flip" or "resized_crop_flip", as in `augment`.
-            name, source: What captions say.
+            source: What captions say.
 
         Raises:
             ValueError: something does not fit; the message names the argument.
@@ -105,7 +102,7 @@ class Data:
             allowed = f"{size[0]} finite numbers above {low}, one per channel"
             require(fits, moment, allowed, values)
         tensors = train_images, train_labels, test_images, test_labels
-        return cls(name, source, *tensors, mean, std, classes, augmentation)
+        return cls(source, *tensors, mean, std, classes, augmentation)
 
     @classmethod
     @usual_torch()
@@ -222,7 +219,7 @@ def load_data(name: str, image_size: int | None = None, channels: int | None = N
             fields[split] = fields[split].repeat(1, copies, 1, 1)
     fields["mean"] = dataset.mean * copies
     fields["std"] = dataset.std * copies
-    return Data(name=name, augmentation=dataset.augmentation, **fields)
+    return Data(augmentation=dataset.augmentation, **fields)
 
 
 def _resized(images: Tensor, size: int) -> Tensor:
@@ -250,24 +247,28 @@ def augment(images: Tensor, kind: str, rng: np.random.Generator) -> Tensor:
     Raises:
         ValueError: any other kind.
     """
-    require(kind in AUGMENTATIONS, "augmentation", f"one of {[*AUGMENTATIONS]}", kind)
-    return AUGMENTATIONS[kind](images, rng)
+    kinds = {"": None, "crop_flip": _crops, "resized_crop_flip": _resized_crops}
+    require(kind in kinds, "augmentation", f"one of {[*kinds]}", kind)
+    if not kind:
+        return images
+    crops, mirrored = kinds[kind](images, rng)
+    return torch.where(mirrored.view(-1, 1, 1, 1), crops.flip(-1), crops)
 
 
-def _crop_flip(images: Tensor, rng: np.random.Generator, padding: int = 4) -> Tensor:
+def _crops(images: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     batch, _, height, width = images.shape
-    corners = rng.integers(2 * padding + 1, size=(2, batch))
+    corners = rng.integers(9, size=(2, batch))
     mirrors = rng.integers(2, size=(1, batch))
     draws = torch.from_numpy(np.concatenate([corners, mirrors]))
     top, left, mirrored = draws.to(images.device, non_blocking=True)
-    padded = F.pad(images, (padding,) * 4)
+    padded = F.pad(images, (4, 4, 4, 4))
     # a view of all crops of each image, (B, C, top, left, H, W), of which one gather takes B
     crops = padded.unfold(2, height, 1).unfold(3, width, 1)
     crops = crops[torch.arange(batch, device=images.device), :, top, left]
-    return torch.where(mirrored.bool().view(-1, 1, 1, 1), crops.flip(-1), crops)
+    return crops, mirrored.bool()
 
 
-def _resized_crop_flip(images: Tensor, rng: np.random.Generator) -> Tensor:
+def _resized_crops(images: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     from torchvision.transforms.v2 import RandomResizedCrop
 
     mirrored = torch.from_numpy(rng.random(len(images)) < 0.5).to(images.device)
@@ -276,11 +277,4 @@ def _resized_crop_flip(images: Tensor, rng: np.random.Generator) -> Tensor:
         # not torch.manual_seed, which would set the generators of GPUs too
         torch.default_generator.manual_seed(int(rng.integers(2**63)))
         crops = torch.stack([crop(image) for image in images])
-    return torch.where(mirrored.view(-1, 1, 1, 1), crops.flip(-1), crops)
-
-
-AUGMENTATIONS = {
-    "": lambda images, rng: images,
-    "crop_flip": _crop_flip,
-    "resized_crop_flip": _resized_crop_flip,
-}
+    return crops, mirrored

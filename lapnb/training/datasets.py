@@ -45,15 +45,11 @@ class DataSet:
 
 def data_folder() -> Path:
     """Return the folder of data sets: LAPNB_DATA, or else a folder in the user's cache."""
-    chosen = os.environ.get("LAPNB_DATA")
-    if chosen:
-        return absolute(chosen)
-    return _user_cache()
+    return absolute(os.environ.get("LAPNB_DATA") or _user_cache())
 
 
-def _user_cache() -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return absolute(cache) / "lapnb"
+def _user_cache() -> str:
+    return os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "lapnb")
 
 
 def _writable() -> Path:
@@ -61,7 +57,7 @@ def _writable() -> Path:
     folder = data_folder()
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-    return folder if os.access(folder, os.W_OK) else _user_cache()
+    return folder if os.access(folder, os.W_OK) else absolute(_user_cache())
 
 
 def read_dataset(name: str) -> dict:
@@ -191,10 +187,8 @@ def _decoded(name: str, train, test, note: str, whole: tuple[int, int]) -> Read:
             tensors |= {f"{split}_images": images, f"{split}_labels": labels}
         return tensors, {}
 
-    key = []
-    for path, label in train.samples + test.samples:
-        stat = os.stat(path)
-        key.append((path, label, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
+    samples = train.samples + test.samples
+    key = [(path, label, os.stat(path).st_ctime_ns) for path, label in samples]
     if (len(train), len(test)) != whole:
         note += f", {len(train):,} + {len(test):,} images"
     return _cached(name, key, read), note

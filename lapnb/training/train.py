@@ -14,7 +14,7 @@ from lapnb.checks import owns_memory, require, require_whole
 from lapnb.pruning.layers import sound_backward
 from lapnb.pruning.masks import fitting, zero
 from lapnb.surroundings import usual_torch
-from lapnb.training.checkpoints import Checkpoint, facts_of
+from lapnb.training.checkpoints import Checkpoint
 from lapnb.training.data import Data, augment, stream
 from lapnb.training.graph import CapturedStep
 from lapnb.training.networks import Network
@@ -65,8 +65,8 @@ def train(
         stage: A name that gives other batches with the same seed, as "retrain" does.
         checkpoint: A file. A run of more than a minute saves its state there and, called again,
             resumes from the last saved step. If the file began from other weights or masks, it
-            says so and starts afresh. A `Checkpoint` in place of the path tells afterwards how
-            long earlier parts of a resumed run took.
+            says so and starts afresh. A `Checkpoint` in place of the path tells afterwards when
+            the training began, as if a resumed run had never been stopped.
         progress: Is called with the number of finished steps.
         precision: "bfloat16" computes the network and the loss under autocast; weights, Adam and
             `evaluate` stay float32.
@@ -90,15 +90,15 @@ def train(
     pruned = [] if masks is None else fitting(model, masks)
     device = data.train_images.device
     with _prepared(model, device):
-        optimizer = adam(list(model.parameters()), lr)
+        on_gpu = device.type == "cuda"
+        optimizer = torch.optim.Adam(model.parameters(), lr, fused=True, capturable=on_gpu)
         zero(pruned)
         start = 0
         if checkpoint is not None:
             if not isinstance(checkpoint, Checkpoint):
                 checkpoint = Checkpoint(pathlib.Path(checkpoint))
-            settings = f"seed {seed}, stage {stage}, lr {lr}, batch size {batch_size}, {precision}"
-            facts = facts_of(model, data, masks or [], settings)
-            start = checkpoint.resume(model, optimizer, facts, steps)
+            settings = f"{steps} steps of {batch_size}, lr {lr}, seed {seed}, {stage}, {precision}"
+            start = checkpoint.resume(model, optimizer, masks or [], data, settings)
         if not model.training:
             model.train()
         take_step = _step(model, optimizer, pruned, batch_size, device, precision)
@@ -106,7 +106,8 @@ def train(
         for step, batch in zip(range(start + 1, steps + 1), batches, strict=False):
             losses = take_step(*batch)
             if step % CHUNK == 0 or step == steps:
-                _check_finite(step, losses)
+                if not losses.mean(-1).isfinite().any():
+                    raise FloatingPointError(f"the loss was {losses.mean().item()} at step {step}")
                 if progress is not None:
                     progress(step)
                 if checkpoint is not None:
@@ -115,26 +116,13 @@ def train(
     return model.eval()
 
 
-def adam(parameters: list[nn.Parameter], lr: float) -> torch.optim.Adam:
-    """Adam with its moments there from the start, so that a checkpoint can fill them in place."""
-    optimizer = torch.optim.Adam(parameters, lr=lr, fused=True, capturable=parameters[0].is_cuda)
-    for p in parameters:
-        optimizer.state[p] = {
-            "step": torch.zeros((), device=p.device),
-            "exp_avg": torch.zeros_like(p),
-            "exp_avg_sq": torch.zeros_like(p),
-        }
-    return optimizer
-
-
 def _step(model, optimizer, pruned, batch_size, device, precision) -> Callable:
     """Return what takes one step of Adam on the mean loss, with masked gradients.
 
     It takes images and labels, and returns the loss of each image.
     """
-    parameters = list(model.parameters())
     kept = [(layer.weight, mask.to(layer.weight)) for layer, mask in pruned]
-    dtype = parameters[0].dtype
+    dtype = next(model.parameters()).dtype
     share = torch.full((batch_size,), 1 / batch_size, dtype=dtype, device=device)
     low = precision == "bfloat16"
     # casts are not kept for the next step, as weights change in place
@@ -143,8 +131,7 @@ def _step(model, optimizer, pruned, batch_size, device, precision) -> Callable:
     def step(images: Tensor, labels: Tensor) -> Tensor:
         with autocast:
             _, losses = _computed(model, images, labels)
-        for parameter in parameters:
-            parameter.grad = None
+        optimizer.zero_grad()
         losses.backward(share.expand_as(losses))  # of the mean over each network's batch
         for weight, mask in kept:
             if weight.grad is not None:  # a layer may be frozen
@@ -155,12 +142,6 @@ def _step(model, optimizer, pruned, batch_size, device, precision) -> Callable:
     if device.type == "cuda" and isinstance(model, Network):
         return CapturedStep(step)
     return step
-
-
-def _check_finite(step: int, losses: Tensor) -> None:
-    """Raise FloatingPointError when no network's loss is finite."""
-    if not losses.mean(-1).isfinite().any():
-        raise FloatingPointError(f"the loss was {losses.mean().item()} at step {step}")
 
 
 @usual_torch()
