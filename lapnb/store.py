@@ -57,7 +57,7 @@ def write_whole(path: pathlib.Path, content: bytes) -> None:
     """Write a file so that a reader sees the old content or the new one, never a part.
 
     Raises:
-        OSError: There is no room or no permission. The old content stays.
+        OSError: There is no room or no permission. It names `path`, whose old content stays.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
@@ -67,6 +67,9 @@ def write_whole(path: pathlib.Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        message = f"could not write {path} ({error.strerror}); what it held is unchanged"
+        raise OSError(error.errno, message) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from pydantic import Field
 
-from lapnb.checks import checked, require
+from lapnb.checks import checked, require, require_whole
 from lapnb.paper.protocol import SCALES, Table, Whole
 from lapnb.paper.tables import table as declare
 from lapnb.pruning.masks import check_method
@@ -70,8 +70,13 @@ def run(
         if table.device == "cpu":
             workers = os.environ.get("LAPNB_WORKERS") or processors()
     workers = checked("workers", workers, Workers)
+    fits = executor is None or isinstance(executor, str) or hasattr(executor, "submit")
+    allowed = "an object with a method submit, or the address of a Dask scheduler"
+    require(fits, "executor", allowed, executor)
     _check_methods(table)
-    source = load_data(table.dataset).source
+    data = load_data(table.dataset)
+    require_whole("batch_size", table.batch_size, 1, len(data.train_labels))
+    source = data.source
 
     path = results_file(table.name, table.scale, table.changed)
     runs = {(source, *run) for run in table.runs()}

@@ -226,6 +226,8 @@ def test_a_picture_is_saved_where_all_that_is_recorded_is_shown(lapnb_root):
     [
         (tiny(), dict(recompute="maybe"), "recompute must be a valid boolean.*; got 'maybe'"),
         (tiny(), dict(workers=0), "workers must be greater than or equal to 1; got 0"),
+        (tiny(), dict(executor=2), "executor must be an object with a method submit.* got 2"),
+        (tiny(batch_size=4001), {}, "batch_size must be .* at most 4000; got 4001"),
         (tiny(methods=["lap_forward"], scope="global"), {}, "lap_forward.*global"),
         ("fcn_mnist", {}, "table must be one that lapnb.table declares"),
     ],
