@@ -17,7 +17,7 @@ from lapnb.pruning.layers import prunable_layers
 from lapnb.pruning.masks import apply_masks, check_method, prune_masks, surviving
 from lapnb.pruning.scores import METHODS
 from lapnb.report.plots import COLOURS, WIDTH, canvas, finish
-from lapnb.report.words import WORDS, short
+from lapnb.report.words import short
 from lapnb.runs.compute import dense_network
 from lapnb.runs.task import Task
 from lapnb.training.data import Data, load_data
@@ -88,7 +88,7 @@ def panel(network="fcn", method="lap", scope="layer", keep=0.1, dataset=None, be
         survivors[title] = _survivors(masks[0], data)
         lost[title] = effects(dense, masks)
     count = sum(mask.numel() for mask in masks)
-    heading = f"Accuracy: {', '.join(told)} %\n{network}, {WORDS.get(scope, scope)}, "
+    heading = f"Accuracy: {', '.join(told)} %\n{network}, {short(scope)}, "
     heading += f"not retrained: {100 * surviving(masks):.3g} % of {count:,} weights"
     one, other = short(beside), short(method)
     colours = [COLOURS[beside], COLOURS[method]]
