@@ -16,10 +16,10 @@ from lapnb.runs.rows import typed
 
 ROWS = "results must be rows of one table, as lapnb.run and lapnb.recorded return them"
 INTERVAL = ["difference", "low", "high", "n", "p", "detectable", "standard_error"]
-VERDICT = (
-    "table scale network claim surviving sparsity dense published_dense method_mean baseline_mean "
-    "difference low high n p detectable area verdict found by_fraction runs"
-).split()
+VERDICT = """
+    table scale network claim surviving sparsity dense published_dense method_mean baseline_mean
+    difference low high n p detectable area verdict found by_fraction runs
+"""
 LEAST_SEEDS = 3
 
 
@@ -289,7 +289,7 @@ def verdicts(results: pd.DataFrame) -> pd.DataFrame:
 def judged(rows: pd.DataFrame) -> pd.DataFrame:
     """`verdicts` of typed rows."""
     claims = words.in_the_paper(rows).claims
-    return pd.DataFrame([verdict(rows, claim) for claim in claims], columns=VERDICT)
+    return pd.DataFrame([verdict(rows, claim) for claim in claims], columns=VERDICT.split())
 
 
 def sides(rows: pd.DataFrame, claim: Claim) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -169,10 +169,9 @@ def side_by_side(rows: pd.DataFrame, column: str = "error") -> pd.DataFrame:
     cells = of.means(rows, column)
     methods = [*rows.method.unique()]
     keys = [*of.varied(rows), "round"]
-    best = cells.groupby(keys)[column].transform("min") == cells[column]
+    cells["best"] = cells.groupby(keys)[column].transform("min") == cells[column]
     if len(methods) == 1 or column in ("gap", "lost"):
-        best = False
-    cells["best"] = best
+        cells["best"] = False
     cells["text"] = [_cell(row, column) for _, row in cells.iterrows()]
     if {"mp", "lap"} <= {*methods}:
         pairs = of.pairs(rows, "lap", "mp", column).assign(method="difference")
@@ -198,18 +197,13 @@ def _cell(row: pd.Series, column: str) -> str:
 
 def labelled(cells: pd.DataFrame, keys: list[str], methods: list[str]) -> pd.DataFrame:
     """A table to be read, by variant and round, of the text of cells; of many rounds some."""
-    surviving = cells.groupby("round").surviving.mean()
-    step = math.ceil(len(surviving) / MOST_LINES)
-    cells = cells[cells["round"].isin(surviving.index[::-step])]
-    surviving = cells["round"].map(surviving)
-    texts = {
-        "sparsity (%)": surviving.map(words.sparsity),
-        "surviving (%)": surviving.map(words.percent),
-    }
-    for variant in keys[:-1]:
-        texts[variant] = cells[variant].map(words.short)
-    cells = cells.assign(**texts)
+    means = cells.groupby("round").surviving.mean()
+    step = math.ceil(len(means) / MOST_LINES)
+    cells = cells[cells["round"].isin(means.index[::-step])].replace(words.WORDS)
+    surviving = cells["round"].map(means)
+    cells["sparsity (%)"] = surviving.map(words.sparsity)
+    cells["surviving (%)"] = surviving.map(words.percent)
     index = [*keys, "sparsity (%)", "surviving (%)"]
     wide = cells.set_index([*index, "method"]).text.unstack(sort=False)
-    wide = wide[methods].rename(columns=words.short).reset_index()
+    wide = wide.rename(columns=words.short)[[*map(words.short, methods)]].reset_index()
     return wide.drop(columns="round").rename_axis(columns=None)

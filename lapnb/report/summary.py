@@ -44,7 +44,7 @@ def summary(scales: tuple[str, ...] = SCALES[::-1]) -> pd.DataFrame:
     judged = [
         largest(name, claim, scales) for name in TABLES for claim in table(name, "paper").claims
     ]
-    claims = pd.DataFrame(judged, columns=of.VERDICT)
+    claims = pd.DataFrame(judged, columns=of.VERDICT.split())
     first = claims.drop_duplicates("runs").set_index("runs").table
     claims["repeats"] = claims.runs.notna() & (claims.runs.map(first) != claims.table)
     endpoints = ~claims.repeats & ~claims.table.duplicated()
@@ -72,7 +72,7 @@ def networks() -> pd.DataFrame:
         "no" (MP is), "undecided" or "not run".
     """
     judged = [largest(name, LAP_BEATS_MP, BIG) for name in NETWORKS]
-    rows = pd.DataFrame(judged, columns=of.VERDICT)
+    rows = pd.DataFrame(judged, columns=of.VERDICT.split())
     rows = rows.rename(columns={"method_mean": "lap", "baseline_mean": "mp"})
     rows["verdict"] = rows.verdict.replace({"reproduced": "yes", "not reproduced": "no"})
     return rows.merge(pd.DataFrame(map(_published, NETWORKS)), on="table")
@@ -168,7 +168,8 @@ def sentence() -> str:
     if lap.empty:
         return f"{text} In practice there is no reason yet to prefer LAP."
     best = lap.loc[lap.difference.idxmin()]
-    where = f"{best.network}, {words.short(best.scope)}, {words.percent(best.surviving)} % of the weights"
+    where = f"{best.network}, {words.short(best.scope)}, "
+    where += f"{words.percent(best.surviving)} % of the weights"
     return (
         f"{text} In practice: take LAP. Where the difference is significant, LAP is better by up "
         f"to {-best.difference:.0f} points ({where}) and MP by at most {worst}."

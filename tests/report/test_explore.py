@@ -72,7 +72,9 @@ def test_what_cannot_be_done_is_said(choice, words):
 
 def test_controls_redraw_when_a_value_changes(monkeypatch, capsys):
     chosen = []
-    monkeypatch.setattr(explore, "panel", lambda *start, **choice: chosen.append(choice) or "picture")
+    monkeypatch.setattr(
+        explore, "panel", lambda *start, **choice: chosen.append(choice) or "picture"
+    )
     assert explore.controls("fcn", keep=0.07) == "picture"  # nobody looks on: no controls
     monkeypatch.setenv("JPY_SESSION_NAME", "a notebook")
     box = explore.controls("fcn", keep=0.07)
