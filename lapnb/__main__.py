@@ -32,10 +32,8 @@ Outcome = tuple[str, float]  # what went wrong, if anything, and seconds
 
 def notebooks() -> dict[str, Path]:
     """Return the notebooks by name: those of the results folder if it has any, else ours."""
-    for folder in (root(), BUILD.parents[1]):
-        paths = sorted((folder / "notebooks").glob("*.ipynb"))
-        if paths:
-            break
+    names = "notebooks/*.ipynb"
+    paths = sorted(root().glob(names)) or sorted(BUILD.parents[1].glob(names))
     return {path.stem: path for path in paths}
 
 
@@ -84,24 +82,23 @@ def run_all(
 
     `outcomes` is filled in as they end.
     """
-    limits = dict(start_timeout=120, execution_timeout=options.timeout or None, config=ENCRYPTED)
-    execute = functools.partial(papermill.execute_notebook, progress_bar=False, **limits)
+    about = dict(progress_bar=False, start_timeout=120, config=ENCRYPTED)
+    about["execution_timeout"] = options.timeout or None
     folder = root() / "build" / "notebooks"
     folder.mkdir(parents=True, exist_ok=True)
-    copies = {name: folder / f"{name}.ipynb" for name in options.chosen}
-    first = copies.keys() - {START}
-    with Progress(len(copies), "notebooks", "notebooks") as bar:
-        for names in (first, copies.keys() - first):
+    names = options.chosen.keys()
+    with Progress(len(names), "notebooks", "notebooks") as bar:
+        for part in (names - {START}, names & {START}):
             with Processes(options.jobs) as pool:
                 running = {}
-                for name in sorted(names):
-                    paths = sources[name], copies[name]
-                    about = dict(parameters=options.chosen[name], cwd=paths[0].parent)
-                    run = functools.partial(execute, *paths, **about)
-                    running[pool.submit(run)] = name
+                for name in sorted(part):
+                    about |= dict(parameters=options.chosen[name], cwd=sources[name].parent)
+                    paths = sources[name], folder / f"{name}.ipynb"
+                    run = functools.partial(papermill.execute_notebook, *paths, **about)
+                    running[pool.submit(run)] = paths
                 for future in as_completed(running):
-                    name = running[future]
-                    outcomes[name] = note(sources[name], copies[name], future.exception())
+                    source, copy = running[future]
+                    outcomes[source.stem] = note(source, copy, future.exception())
                     bar.at(len(outcomes))
 
 

@@ -64,7 +64,7 @@ def beside_lap(rows: pd.DataFrame) -> str:
         for activation, part in pairs.groupby("activation", sort=False):
             name = _named(one)
             if rows.activation.nunique() > 1:
-                name += f", {words.WORDS.get(activation, activation)},"
+                name += f", {words.short(activation)},"
             told.append(f"{name} is {_judged(part)[1]}")
     return "; ".join(told)
 

@@ -47,11 +47,16 @@ def one_source(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
     looks_at = rows.method.map({name: method.looks_at for name, method in METHODS.items()})
     alike = rows.groupby([*VARIED, "round", looks_at]).settings.nunique().max() == 1
     require(alike, "results", "rows of the same settings", "other hashes in a round")
-    rows["gap"] = rows.error - rows.train_error
-    rows["lost"] = rows.error_before - rows.dense_error
+    rows = with_losses(rows)
     recorded = [name for name in MEASURED if rows[name].notna().any()]
     require(column in recorded, "column", f"one of {', '.join(recorded)}", column)
     return rows
+
+
+def with_losses(rows: pd.DataFrame) -> pd.DataFrame:
+    """Typed rows with the columns gap and lost."""
+    gap, lost = rows.error - rows.train_error, rows.error_before - rows.dense_error
+    return rows.assign(gap=gap, lost=lost)
 
 
 def varied(rows: pd.DataFrame) -> list[str]:
@@ -150,7 +155,7 @@ def against_mp(rows: pd.DataFrame, column: str = "error") -> pd.DataFrame:
     """`pairs` of each method and MP, with a column method."""
     methods = rows.method[rows.method != "mp"].unique()
     parts = [pairs(rows, method, "mp", column).assign(method=method) for method in methods]
-    return pd.concat(parts, ignore_index=True)
+    return pd.concat(parts or [rows[:0]], ignore_index=True)
 
 
 def intervals(values: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
@@ -284,10 +289,10 @@ def verdicts(results: pd.DataFrame) -> pd.DataFrame:
 def judged(rows: pd.DataFrame) -> pd.DataFrame:
     """`verdicts` of typed rows."""
     claims = words.in_the_paper(rows).claims
-    return pd.DataFrame([_judged(rows, claim) for claim in claims], columns=VERDICT.split())
+    return pd.DataFrame([verdict(rows, claim) for claim in claims], columns=VERDICT.split())
 
 
-def _sides(rows: pd.DataFrame, claim: Claim) -> tuple[pd.DataFrame, pd.DataFrame]:
+def sides(rows: pd.DataFrame, claim: Claim) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The claim's column of the method and of the baseline; of the method twice if it has none.
 
     A row per seed and a column per fraction of surviving weights (%). The rounds are the declared
@@ -308,9 +313,11 @@ def _sides(rows: pd.DataFrame, claim: Claim) -> tuple[pd.DataFrame, pd.DataFrame
     return ours.loc[seeds].set_axis(percent, axis=1), theirs.loc[seeds].set_axis(percent, axis=1)
 
 
-def endpoint(rows: pd.DataFrame, claim: Claim) -> pd.DataFrame:
-    """What a claim is judged by: columns method_mean, baseline_mean, difference; a row per seed."""
-    ours, theirs = _sides(rows, claim)
+def endpoint(ours: pd.DataFrame, theirs: pd.DataFrame, claim: Claim) -> pd.DataFrame:
+    """What a claim is judged by, of its `sides`.
+
+    Columns method_mean, baseline_mean, difference; a row per seed.
+    """
     baseline = claim.published
     if claim.baseline != "published":
         baseline = per_seed(theirs, claim)
@@ -318,20 +325,20 @@ def endpoint(rows: pd.DataFrame, claim: Claim) -> pd.DataFrame:
     return both.assign(difference=both.method_mean - both.baseline_mean).dropna()
 
 
-def _judged(rows: pd.DataFrame, claim: Claim) -> dict:
+def verdict(rows: pd.DataFrame, claim: Claim) -> dict:
     """The row of a claim in `verdicts`."""
     first = rows.iloc[0]
     told = {"table": first.table, "scale": first.scale, "network": words.title(rows)}
     told |= {"claim": words.in_words(claim), "n": 0, "verdict": "not run"}
-    numbers = endpoint(rows, claim)
+    ours, theirs = sides(rows, claim)
+    numbers = endpoint(ours, theirs, claim)
     if numbers.empty:
-        methods = map(words.short, {claim.method: 0, claim.baseline: 0})
-        return told | {"found": f"no seed of {words.listed(methods)}"}
+        method, baseline = words.short(claim.method), words.short(claim.baseline)
+        return told | {"found": f"no seed of {method} and {baseline}"}
     part = those(rows, claim.where)
     told["dense"] = words.dense_error(part)
     told["published_dense"] = words.published_dense(part)
     told |= numbers.mean().to_dict() | interval(numbers.difference)
-    ours, theirs = _sides(rows, claim)
     told |= {"surviving": words.several(ours), "sparsity": words.several(ours, words.sparsity)}
     told["runs"] = f"{claim.column} {numbers.round(6).to_numpy().tolist()}"
     told["verdict"] = judge(told, claim)
@@ -341,11 +348,10 @@ def _judged(rows: pd.DataFrame, claim: Claim) -> dict:
     told["found"] += words.devices(part[part.method.isin([claim.method, claim.baseline])])
     if claim.measure == "mean":
         apart = ours - theirs
-        told["by_fraction"] = words.by_fraction(
-            {at: judge(interval(apart[at]), claim) for at in apart}
-        )
+        judged = {at: judge(interval(apart[at]), claim) for at in apart}
+        told["by_fraction"] = words.by_fraction(judged)
         whole = dataclasses.replace(claim, measure="area", rounds=ALL_ROUNDS)
-        told["area"] = endpoint(rows, whole).difference.mean()
+        told["area"] = endpoint(*sides(rows, whole), whole).difference.mean()
     return told
 
 
@@ -359,12 +365,12 @@ def finding(rows: pd.DataFrame, column: str = "error") -> str:
     claims = [claim for claim in words.in_the_paper(rows).claims if claim.column in about]
     if claims and not claims[0].where:
         claims = claims[:1]
-    verdicts = [_judged(rows, claim)["verdict"] for claim in claims]
+    verdicts = [verdict(rows, claim)["verdict"] for claim in claims]
     if {*verdicts} <= {"not run"}:
         return lowest(rows, column)
     said = verdicts[0]
     if len({*verdicts}) > 1:
-        variants = [words.variant(claim.where.values())[0] for claim in claims]
+        variants = [words.short(*claim.where.values()) for claim in claims]
         said = ", ".join(map("{} ({})".format, verdicts, variants))
     return f"{words.in_words(dataclasses.replace(claims[0], where={}))}: {said}"
 
@@ -374,7 +380,7 @@ def lowest(rows: pd.DataFrame, column: str = "error") -> str:
     found = means(rows, column)
     sparsest = found[found["round"] == found["round"].max()]
     best = sparsest.loc[sparsest[column].idxmin()]
-    name = ", ".join([words.short(best.method), *words.variant(best[varied(rows)])])
+    name = ", ".join(map(words.short, best[["method", *varied(rows)]]))
     at = words.percent(best.surviving)
     return f"Lowest at {at} % of the weights: {name}, {words.number(best[column])}"
 

@@ -17,7 +17,7 @@ from lapnb.pruning.layers import prunable_layers
 from lapnb.pruning.masks import apply_masks, check_method, prune_masks, surviving
 from lapnb.pruning.scores import METHODS
 from lapnb.report.plots import COLOURS, WIDTH, canvas, finish
-from lapnb.report.words import WORDS, short
+from lapnb.report.words import short
 from lapnb.runs.compute import dense_network
 from lapnb.runs.task import Task
 from lapnb.training.data import Data, load_data
@@ -27,7 +27,7 @@ from lapnb.training.train import evaluate
 NETWORKS = {"fcn": "fcn_mnist", "conv6": "conv6_cifar10"}
 NETWORKS |= {name: f"{name}_cifar10" for name in ("vgg11", "vgg16", "vgg19", "resnet18")}
 EFFECTS = ["surviving weights (%)", "distortion (%)", "distortion with neighbours (%)"]
-BROWSERS = ("JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG")  # set where somebody looks on
+BROWSERS = {"JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG"}  # set where somebody looks on
 
 
 def effects(model: nn.Module, masks: list[Tensor]) -> pd.DataFrame:
@@ -44,7 +44,7 @@ def effects(model: nn.Module, masks: list[Tensor]) -> pd.DataFrame:
         before, after = neighbours(layers, weights, i)
         shares = [mask.double().mean()]
         for score in (weights[i], weights[i] * before * after):
-            shares.append((score * ~mask).norm() / score.norm().clamp(min=1e-30))
+            shares.append((score * ~mask).norm() / score.norm())
         rows.append([100 * float(share) for share in shares])
     return pd.DataFrame(rows, range(1, len(rows) + 1), EFFECTS).rename_axis("layer")
 
@@ -69,13 +69,12 @@ def panel(network="fcn", method="lap", scope="layer", keep=0.1, dataset=None, be
     Raises:
         ValueError: if a parameter has no such value, or the method does not fit the network.
     """
-    require(network in [*NETWORKS], "network", f"one of {', '.join(NETWORKS)}", network)
+    require(network in NETWORKS, "network", f"one of {', '.join(NETWORKS)}", network)
     data, dense, accuracy = _dense(network, dataset)
     told = [f"dense {accuracy:.1f}"]
     survivors = {}
     lost = {}
-    colours = {}
-    for name in dict.fromkeys((beside, method)):
+    for name in (beside, method):
         check_method(dense, name, scope)
         example = None
         if METHODS[name].neighbours == "flow":
@@ -88,76 +87,37 @@ def panel(network="fcn", method="lap", scope="layer", keep=0.1, dataset=None, be
         told.append(f"{title} {evaluate(pruned, data)[1]:.1f}")
         survivors[title] = _survivors(masks[0], data)
         lost[title] = effects(dense, masks)
-        colours[title] = COLOURS[name]
     count = sum(mask.numel() for mask in masks)
-    heading = f"Accuracy: {', '.join(told)} %\n{network}, {WORDS.get(scope, scope)}, "
+    heading = f"Accuracy: {', '.join(told)} %\n{network}, {short(scope)}, "
     heading += f"not retrained: {100 * surviving(masks):.3g} % of {count:,} weights"
-    with canvas(4, figsize=(WIDTH, 5.4), height_ratios=[2, 1, 1, 1]) as (figure, axes):
-        first, *others = axes[:, 0]
-        first.remove()
-        place = first.get_subplotspec()
-        _draw_survivors(figure, place, short(beside), short(method), survivors)
-        for axis, effect in zip(others, EFFECTS, strict=True):
+    one, other = short(beside), short(method)
+    colours = [COLOURS[beside], COLOURS[method]]
+    with canvas(figsize=(WIDTH, 5.2)) as (figure, _):
+        figure.clear()
+        axes = figure.subplot_mosaic("abc;000;111;222", height_ratios=[1.5, 1, 1, 1])
+        most = max(map(np.nanmax, survivors.values()))
+        _draw_survivors(axes["a"], one, survivors[one], "viridis", 0, most)
+        _draw_survivors(axes["b"], other, survivors[other], "viridis", 0, most)
+        apart = survivors[other] - survivors[one]
+        most = np.nanmax(abs(apart)) or 1
+        _draw_survivors(axes["c"], f"{other} − {one}", apart, "coolwarm", -most, most)
+        for place, effect in enumerate(EFFECTS):
+            axis = axes[str(place)]
             bars = pd.concat(lost, axis=1).xs(effect, axis=1, level=1)
-            look = {"color": colours, "width": 0.8, "rot": 0, "legend": False}
-            bars.plot.bar(ax=axis, title=effect, xlabel="", **look)
-        others[-1].set_xlabel("layer")
+            bars.plot.bar(ax=axis, title=effect, color=colours, width=0.8, rot=0, legend=False)
+            axis.set_xlabel("")
+        axis.set_xlabel("layer")
         if scope == "global":
-            others[0].set_yscale("log")
+            axes["0"].set_yscale("log")
         finish(figure, heading, data.source)
     return figure
 
 
-def _draw_survivors(figure, place, one: str, other: str, survivors: dict) -> None:
-    """Draw what two methods leave of the first layer, and the other minus the one."""
-    apart = survivors[other] - survivors[one]
-    most = max(map(np.nanmax, survivors.values()))
-    largest = np.nanmax(abs(apart)) or 1
-    panels = [
-        (one, survivors[one], "viridis", 0, most),
-        (other, survivors[other], "viridis", 0, most),
-        (f"{other} − {one}", apart, "coolwarm", -largest, largest),
-    ]
-    grid = place.subgridspec(1, 3)
-    for n, (title, picture, colours, low, high) in enumerate(panels):
-        axis = figure.add_subplot(grid[n])
-        axis.set_title(title)
-        axis.axis("off")
-        image = axis.imshow(picture, cmap=colours, vmin=low, vmax=high)
-        figure.colorbar(image, ax=axis, location="bottom")
-
-
-def controls(network="fcn", method="lap", scope="layer", keep=0.1, dataset=None, beside="mp"):
-    """`panel` below controls, redrawn when one of them has changed; without a browser, alone.
-
-    The arguments are those of `panel`; the slider goes from 0.1 % to 100 %.
-    """
-    start = {"network": network, "method": method, "scope": scope, "beside": beside}
-    if not {*BROWSERS} & {*os.environ}:
-        return panel(**start, keep=keep, dataset=dataset)
-    from IPython.display import display
-    from ipywidgets import Dropdown, FloatLogSlider, interactive
-
-    titles = [(criterion.title, name) for name, criterion in METHODS.items()]
-    options = {
-        "network": [*NETWORKS],
-        "beside": titles,
-        "method": titles,
-        "scope": [(WORDS.get(scope, scope), scope) for scope in ("layer", "global")],
-    }
-    widgets = {
-        name: Dropdown(options=choices, value=start[name]) for name, choices in options.items()
-    }
-    look = {"readout_format": ".2%", "continuous_update": False, "layout": {"width": "28rem"}}
-    widgets["keep"] = FloatLogSlider(keep, min=-3, max=0, step=0.02, **look)
-
-    def draw(**choice):
-        try:
-            display(panel(**choice, dataset=dataset))
-        except (ValueError, OSError, RuntimeError) as error:
-            print(error)
-
-    return interactive(draw, **widgets)
+def _draw_survivors(axis, title: str, picture: np.ndarray, colours: str, low, high) -> None:
+    axis.set_title(title)
+    axis.axis("off")
+    image = axis.imshow(picture, cmap=colours, vmin=low, vmax=high)
+    axis.figure.colorbar(image, ax=axis, location="bottom")
 
 
 def _survivors(mask: Tensor, data: Data) -> np.ndarray:
@@ -169,6 +129,34 @@ def _survivors(mask: Tensor, data: Data) -> np.ndarray:
     tiles = mask.sum(1, keepdim=True).float()  # one per kernel, summed over input channels
     across = round(len(tiles) ** 0.5)
     return make_grid(tiles, across, padding=1, pad_value=float("nan"))[0].numpy()
+
+
+def controls(network="fcn", method="lap", scope="layer", keep=0.1, dataset=None, beside="mp"):
+    """`panel` below controls, redrawn when one of them has changed; without a browser, alone.
+
+    The arguments are those of `panel`; the slider goes from 0.1 % to 100 %.
+    """
+    if BROWSERS.isdisjoint(os.environ):
+        return panel(network, method, scope, keep, dataset, beside)
+    from ipywidgets import Dropdown, FloatLogSlider, interactive
+
+    titles = [(criterion.title, name) for name, criterion in METHODS.items()]
+    slider = {"readout_format": ".2%", "continuous_update": False}
+
+    def draw(**choice):
+        try:
+            return panel(**choice, dataset=dataset)
+        except (ValueError, OSError, RuntimeError) as error:
+            print(error)
+
+    return interactive(
+        draw,
+        network=Dropdown(options=[*NETWORKS], value=network),
+        beside=Dropdown(options=titles, value=beside),
+        method=Dropdown(options=titles, value=method),
+        scope=Dropdown(options=["layer", "global"], value=scope),
+        keep=FloatLogSlider(keep, min=-3, max=0, step=0.02, **slider),
+    )
 
 
 @cache

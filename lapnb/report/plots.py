@@ -113,7 +113,7 @@ def plot(
             draw(axis, part, column)
             if draw is _draw_means:
                 errors.append(axis)
-                variant = ", ".join(words.variant(part.iloc[0][of.varied(rows)]))
+                variant = ", ".join(map(words.short, part.iloc[0][of.varied(rows)]))
                 axis.set_title(variant, y=0.77, x=0.03, loc="left", weight="bold")
         if column in ERRORS:
             _error_axes(errors)
@@ -219,7 +219,7 @@ def _panels(rows: pd.DataFrame, column: str) -> list[tuple]:
     panels = []
     for _, part in variants:
         panels.append((_draw_means, part, means))
-        pairs = _differences(part, column)
+        pairs = of.against_mp(part[part.method != "rp"], column)  # random pruning is too far off
         if len(pairs):
             panels.append((_draw_differences, pairs, differences))
     return panels
@@ -237,17 +237,6 @@ def _draw_means(axis, rows: pd.DataFrame, column: str) -> None:
     mean, std = means[column], means["std"]
     _draw_lines(axis, means.assign(value=mean, low=mean - std, high=mean + std))
     axis.set_ylabel(textwrap.fill(words.MEASURED[column][0], 20))
-
-
-def _differences(rows: pd.DataFrame, column: str) -> pd.DataFrame:
-    """`paired`'s differences of the methods to MP; random pruning is too far off."""
-    methods = [*rows.method.unique()]
-    pairs = [
-        of.pairs(rows, method, "mp", column).assign(method=method)
-        for method in methods
-        if "mp" in methods and method not in ("mp", "rp")
-    ]
-    return pd.concat(pairs or [rows[:0]])
 
 
 def _draw_differences(axis, pairs: pd.DataFrame, column: str) -> None:

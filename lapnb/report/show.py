@@ -2,7 +2,9 @@
 
 import base64
 import contextlib
+import functools
 import math
+import pathlib
 import re
 from html import escape
 
@@ -52,11 +54,8 @@ def show_rows(rows: pd.DataFrame, column: str) -> None:
 
     table, figure = side_by_side(rows, column), plot(rows, column)
     how = words.how(rows, "mean ± standard deviation")
-    lines = [words.title(rows), result(rows), how, heading(table, column)]
-    html = [escape(line) for line in lines]
-    html[0] = f"<b>{html[0]}</b>"
-    text = "\n".join(lines).removesuffix(BOLD)
-    display(Shown({"text/plain": text, "text/html": "<br>".join(html)}))
+    text = "\n".join([f"**{words.title(rows)}**", result(rows), how, heading(table, column)])
+    display(shown(text.removesuffix(BOLD), escape(text).replace("\n", "<br>")))
     display(without_numbers(table))
     picture = base64.b64encode(png(figure, 110)).decode()
     display(Shown({"text/plain": figure.get_label(), "image/png": picture}))
@@ -95,9 +94,18 @@ def recordings(name: str, *scales: str) -> list[pd.DataFrame]:
     """The recorded rows of a table, typed, of those of the `scales` that have any."""
     found = []
     for scale in scales:
-        with contextlib.suppress(FileNotFoundError):
-            found.append(of.one_source(recorded(name, scale)))
+        path = results_file(name, scale)
+        changed = path.stat().st_mtime_ns if path.exists() else 0
+        found += _recording(name, scale, path, changed)
     return found
+
+
+@functools.lru_cache
+def _recording(name: str, scale: str, path: pathlib.Path, changed: int) -> list[pd.DataFrame]:
+    """Read a table's rows, once for each `changed`, the time of its results file."""
+    with contextlib.suppress(FileNotFoundError):
+        return [of.with_losses(recorded(name, scale))]
+    return []
 
 
 def result(rows: pd.DataFrame) -> str:
@@ -113,19 +121,18 @@ def result(rows: pd.DataFrame) -> str:
 
 def claims_table(rows: pd.DataFrame) -> pd.DataFrame:
     """The verdicts as a table to read: claim, verdict, where, numbers, by fraction."""
-    found = of.judged(rows)
-    found["detectable"] = found.detectable.map("{:.2g}".format, na_action="ignore")
-    names = {
-        "claim": "claim",
-        "verdict": f"verdict ({rows.scale.iloc[0]} scale)",
-        "sparsity": "sparsity (%)",
-        "surviving": "surviving (%)",
-        "found": "found [95 % interval]",
-        "n": "n",
-        "detectable": "detectable difference",
-        "by_fraction": "by fraction",
+    judged = of.judged(rows)
+    columns = {
+        "claim": judged.claim,
+        f"verdict ({rows.scale.iloc[0]} scale)": judged.verdict,
+        "sparsity (%)": judged.sparsity,
+        "surviving (%)": judged.surviving,
+        "found [95 % interval]": judged.found,
+        "n": judged.n,
+        "detectable difference": judged.detectable.map("{:.2g}".format, na_action="ignore"),
+        "by fraction": judged.by_fraction,
     }
-    return found[[*names]].rename(columns=names)
+    return pd.DataFrame(columns)
 
 
 class Shown(dict):
@@ -138,14 +145,19 @@ class Shown(dict):
         return self
 
 
+def shown(text: str, html: str) -> Shown:
+    """A text and its HTML, in which what is between ** is bold."""
+    html = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", html)
+    return Shown({"text/plain": text.replace("**", ""), "text/html": html})
+
+
 def without_numbers(frame: pd.DataFrame) -> Shown:
     """A table without row numbers; in HTML what is between ** is bold, what follows | below."""
     with pd.option_context("display.max_colwidth", None):
         html = frame.to_html(index=False, border=0, na_rep="–")
     html = html.replace(" ± ", "&nbsp;±&nbsp;").replace(" | ", "<br>")
-    html = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", html)
     text = frame.replace(r"\*\*", "", regex=True).to_string(index=False, na_rep="–")
-    return Shown({"text/plain": text, "text/html": html})
+    return shown(text, html)
 
 
 def side_by_side(rows: pd.DataFrame, column: str = "error") -> pd.DataFrame:
@@ -154,25 +166,26 @@ def side_by_side(rows: pd.DataFrame, column: str = "error") -> pd.DataFrame:
     MP, LAP and their difference stand first. A cell is ours | published. The best of a row is
     between **; of many rounds some are shown.
     """
-    cells, methods = of.means(rows, column), [*rows.method.unique()]
-    keys, style = [*of.varied(rows), "round"], words.digits(column)
-    best = cells.groupby(keys)[column].transform("min") == cells[column]
+    cells = of.means(rows, column)
+    methods = [*rows.method.unique()]
+    keys = [*of.varied(rows), "round"]
+    cells["best"] = cells.groupby(keys)[column].transform("min") == cells[column]
     if len(methods) == 1 or column in ("gap", "lost"):
-        best = False
-    cells["text"] = [
-        _cell(row, row[column], style) for _, row in cells.assign(best=best).iterrows()
-    ]
+        cells["best"] = False
+    cells["text"] = [_cell(row, column) for _, row in cells.iterrows()]
     if {"mp", "lap"} <= {*methods}:
         pairs = of.pairs(rows, "lap", "mp", column).assign(method="difference")
+        style = words.digits(column)
         pairs["text"] = [words.interval_text(row, style) for _, row in pairs.iterrows()]
         cells = pd.concat([cells, pairs])
         methods = [*dict.fromkeys(["mp", "lap", "difference", *methods])]
     return labelled(cells, keys, methods)
 
 
-def _cell(row: pd.Series, mean: float, style: str) -> str:
+def _cell(row: pd.Series, column: str) -> str:
     """Mean and standard deviation of a method, and the published ones."""
-    text = words.number(mean, style)
+    style = words.digits(column)
+    text = words.number(row[column], style)
     if row["n"] > 1:
         text += f" ± {row['std']:{style}}"
     if row.best:
@@ -184,15 +197,13 @@ def _cell(row: pd.Series, mean: float, style: str) -> str:
 
 def labelled(cells: pd.DataFrame, keys: list[str], methods: list[str]) -> pd.DataFrame:
     """A table to be read, by variant and round, of the text of cells; of many rounds some."""
-    variants = keys[:-1]
-    surviving = cells.groupby("round").surviving.mean()
-    step = math.ceil(len(surviving) / MOST_LINES)
-    wide = cells.set_index([*keys, "method"]).text.unstack(sort=False)[methods]
-    wide = wide.rename(columns={name: words.short(name) for name in cells.method})
-    wide = wide.reset_index().rename_axis(columns=None)
-    wide = wide[wide["round"].isin(surviving.index[::-step])].reset_index(drop=True)
-    wide[variants] = wide[variants].replace(words.WORDS)
-    surviving = wide.pop("round").map(surviving)
-    wide.insert(len(variants), "surviving (%)", surviving.map(words.percent))
-    wide.insert(len(variants), "sparsity (%)", surviving.map(words.sparsity))
-    return wide
+    means = cells.groupby("round").surviving.mean()
+    step = math.ceil(len(means) / MOST_LINES)
+    cells = cells[cells["round"].isin(means.index[::-step])].replace(words.WORDS)
+    surviving = cells["round"].map(means)
+    cells["sparsity (%)"] = surviving.map(words.sparsity)
+    cells["surviving (%)"] = surviving.map(words.percent)
+    index = [*keys, "sparsity (%)", "surviving (%)"]
+    wide = cells.set_index([*index, "method"]).text.unstack(sort=False)
+    wide = wide.rename(columns=words.short)[[*map(words.short, methods)]].reset_index()
+    return wide.drop(columns="round").rename_axis(columns=None)

@@ -1,7 +1,6 @@
 """All tables together: claims, networks, and how often LAP is better. Reads rows, never trains."""
 
 import math
-import re
 from html import escape
 
 import numpy as np
@@ -11,7 +10,7 @@ from lapnb.paper.protocol import SCALES, Claim
 from lapnb.paper.tables import LAP_BEATS_MP, TABLES, table
 from lapnb.report import compare as of
 from lapnb.report import words
-from lapnb.report.show import Shown, recordings, without_numbers
+from lapnb.report.show import recordings, shown, without_numbers
 
 BIG = ("paper", "reduced")
 # The tables of one network and nothing else, whose endpoints are put together
@@ -42,19 +41,25 @@ def summary(scales: tuple[str, ...] = SCALES[::-1]) -> pd.DataFrame:
         first claim of each table, p adjusted for the number of tables (Holm). The verdict on a
         claim of which nothing is recorded is "not run".
     """
-    claimed = [
-        (name, words.in_words(claim)) for name in TABLES for claim in table(name, "paper").claims
+    judged = [
+        largest(name, claim, scales) for name in TABLES for claim in table(name, "paper").claims
     ]
-    judged = [of.judged(rows) for name in TABLES for rows in recordings(name, *scales)]
-    found = pd.concat([pd.DataFrame(columns=of.VERDICT.split()), *judged])
-    found = found[found.n > 0].drop_duplicates(["table", "claim"])
-    claims = pd.DataFrame(claimed, columns=["table", "claim"]).merge(found, "left")
-    claims = claims.fillna({"scale": "–", "n": 0, "verdict": "not run"}).astype({"n": int})
+    claims = pd.DataFrame(judged, columns=of.VERDICT.split())
     first = claims.drop_duplicates("runs").set_index("runs").table
     claims["repeats"] = claims.runs.notna() & (claims.runs.map(first) != claims.table)
     endpoints = ~claims.repeats & ~claims.table.duplicated()
     claims["p_holm"] = of.holm(claims.p.where(endpoints).astype(float))
     return claims
+
+
+def largest(name: str, claim: Claim, scales: tuple[str, ...]) -> dict:
+    """The verdict on a table's claim at the first of the scales with seeds of both methods."""
+    for rows in recordings(name, *scales):
+        verdict = of.verdict(rows, claim)
+        if verdict["n"]:
+            return verdict
+    claimed = words.in_words(claim)
+    return {"table": name, "claim": claimed, "scale": "–", "n": 0, "verdict": "not run"}
 
 
 def networks() -> pd.DataFrame:
@@ -66,8 +71,8 @@ def networks() -> pd.DataFrame:
         paper at its own scale, and published, their difference; verdict, "yes" (LAP is better),
         "no" (MP is), "undecided" or "not run".
     """
-    claims = summary(BIG)
-    rows = claims[claims.table.isin(NETWORKS) & (claims.claim == words.in_words(LAP_BEATS_MP))]
+    judged = [largest(name, LAP_BEATS_MP, BIG) for name in NETWORKS]
+    rows = pd.DataFrame(judged, columns=of.VERDICT.split())
     rows = rows.rename(columns={"method_mean": "lap", "baseline_mean": "mp"})
     rows["verdict"] = rows.verdict.replace({"reproduced": "yes", "not reproduced": "no"})
     return rows.merge(pd.DataFrame(map(_published, NETWORKS)), on="table")
@@ -113,8 +118,8 @@ def everything() -> pd.DataFrame:
     for name in TABLES:
         for rows in recordings(name, *BIG):
             usual = rows.activation.map({"relu": "", "none": ""})
-            rows["network"] = words.title(rows, whole=False) + usual.fillna(", " + rows.activation)
-            parts.append(rows[rows.retrain_steps > 0])
+            network = words.title(rows, whole=False) + usual.fillna(", " + rows.activation)
+            parts.append(rows.assign(network=network)[rows.retrain_steps > 0])
     rows = pd.concat(parts, ignore_index=True)
     run = ["network", "scale", "source", "method", "scope", "schedule", "round", "seed"]
     return rows.drop_duplicates([*run, "dense_error", "device"])
@@ -163,8 +168,8 @@ def sentence() -> str:
     if lap.empty:
         return f"{text} In practice there is no reason yet to prefer LAP."
     best = lap.loc[lap.difference.idxmin()]
-    scope = words.WORDS.get(best.scope, best.scope)
-    where = f"{best.network}, {scope}, {words.percent(best.surviving)} % of the weights"
+    where = f"{best.network}, {words.short(best.scope)}, "
+    where += f"{words.percent(best.surviving)} % of the weights"
     return (
         f"{text} In practice: take LAP. Where the difference is significant, LAP is better by up "
         f"to {-best.difference:.0f} points ({where}) and MP by at most {worst}."
@@ -177,8 +182,7 @@ def show_answer() -> pd.DataFrame:
 
     rows = networks()
     text = answer(rows)
-    html = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", escape(text))
-    display(Shown({"text/plain": text.replace("**", ""), "text/html": f"<p>{html}</p>"}))
+    display(shown(text, f"<p>{escape(text)}</p>"))
     display(without_numbers(networks_in_words(rows)))
     return rows
 
@@ -196,7 +200,7 @@ def network_seeds() -> pd.DataFrame:
         for rows in recordings(name, *BIG)[:1]:
             last = rows[rows["round"] == rows["round"].max()]
             errors = last.pivot(index="seed", columns="method", values="error")
-            part = of.endpoint(rows, LAP_BEATS_MP)[["difference"]]
+            part = of.endpoint(*of.sides(rows, LAP_BEATS_MP), LAP_BEATS_MP)[["difference"]]
             part = part.join(errors[["mp", "lap"]]).reset_index()
             about = {"table": name, "network": words.title(rows), "scale": rows.scale[0]}
             parts.append(part.assign(**about))

@@ -102,17 +102,12 @@ def beside(ours: float, theirs: float) -> str:
 # ---- methods and claims --------------------------------------------------------------------------
 
 
-def short(method: str) -> str:
-    """A method's name in a table: LAP for lookahead (LAP)."""
-    if method in WORDS:
-        return WORDS[method]
-    title = METHODS[method].title
+def short(name: str) -> str:
+    """A method as in a table, LAP for lookahead (LAP); a setting's value in words."""
+    if name in WORDS or name not in METHODS:
+        return WORDS.get(name, name)
+    title = METHODS[name].title
     return title[title.find("(") + 1 :].rstrip(")")
-
-
-def variant(values) -> list[str]:
-    """Settings that a table varies, in words."""
-    return [WORDS.get(value, value) for value in values]
 
 
 def in_words(claim: Claim) -> str:
@@ -131,7 +126,7 @@ def in_words(claim: Claim) -> str:
         text = f"{method} and {baseline} are alike {margin}"
     else:
         text = f"{method} beats {baseline}"
-    text = ", ".join([text + MEASURED[claim.column][1], *variant(claim.where.values())])
+    text = ", ".join([text + MEASURED[claim.column][1], *map(short, claim.where.values())])
     return text[0].upper() + text[1:]
 
 
@@ -219,7 +214,7 @@ def dense(rows: pd.DataFrame) -> str:
     for activation, part in rows.groupby("activation", sort=False):
         text = beside(dense_error(part), published_dense(part))
         if rows.activation.nunique() > 1:
-            text = f"{WORDS.get(activation, activation)} {text}"
+            text = f"{short(activation)} {text}"
         told.append(text)
     return f"dense error (%): {', '.join(told)}"
 
