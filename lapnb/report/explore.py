@@ -18,7 +18,7 @@ from lapnb.pruning.masks import apply_masks, check_method, prune_masks, survivin
 from lapnb.pruning.scores import METHODS
 from lapnb.report.plots import COLOURS, WIDTH, canvas, finish
 from lapnb.report.words import short
-from lapnb.runs.compute import dense_network
+from lapnb.runs.compute import compute, dense_network
 from lapnb.runs.task import Task
 from lapnb.training.data import Data, load_data
 from lapnb.training.train import evaluate
@@ -166,5 +166,6 @@ def _dense(network: str, dataset: str | None) -> tuple[Data, nn.Module, float]:
     data = load_data(declared.dataset, declared.image_size, declared.channels)
     task = Task(declared, data.source, seed=0)
     with Progress(task.steps, f"dense {network}", delay=1) as bar:
-        model, _ = dense_network(task, data, bar.at)
+        compute(task, bar.at)  # on one thread, as for a table, whose dense network this is
+    model, _ = dense_network(task, data, bar.at)
     return data, model, evaluate(model, data)[1]

@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 
 import lapnb
 from lapnb.paper.tables import TABLES
 from lapnb.pruning.scores import METHODS
 from lapnb.report import explore
+from lapnb.runs import compute
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +56,16 @@ def test_the_picture_is_that_of_the_package():
     lapnb.apply_masks(dense, masks)
     assert f", LAP {lapnb.evaluate(dense, data)[1]:.1f} %" in figure.get_suptitle()
     explore._dense.cache_clear()
+
+
+def test_its_network_is_trained_on_one_thread_as_that_of_the_table(monkeypatch, lapnb_root):
+    threads = []
+    monkeypatch.setattr(compute, "train", lambda *_, **__: threads.append(torch.get_num_threads()))
+    torch.set_num_threads(2)
+    explore._dense.__wrapped__("fcn", None)
+    assert threads == [1]
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize(
