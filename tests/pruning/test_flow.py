@@ -60,7 +60,7 @@ def close(factor, expected):
     torch.testing.assert_close(factor.flatten(), expected)
 
 
-T2, NORM = nn.ConvTranspose2d, nn.BatchNorm1d
+ONES, T2, NORM = torch.ones(1, 5), nn.ConvTranspose2d, nn.BatchNorm1d
 FORMS = {
     "branches and outputs": Net(
         lambda n, x: {"b": n.b(y := n.norm(n.a(x))), "c": [n.c(y) / 2, 3 * y]},
@@ -126,9 +126,9 @@ def test_random_networks_keep_their_scores_where_rescaled_units_leave_the_functi
 @pytest.mark.parametrize("name", ["fcn", "conv6", "vgg11", "vgg16"])
 def test_on_chains_masks_are_those_of_the_order_of_definition(name):
     model = randomised(lapnb.build_model(name, width=0.25, image_size=32, channels=3))
-    for method in ("lap", "lap_forward", "lap_backward"):
+    for method in ("lap", "lap_flow", "lap_forward", "lap_backward", "lamp_lap"):
         masks = lapnb.prune_masks(model, method, 0.1, example=torch.rand(2, 3, 32, 32))
-        assert same(masks, lapnb.prune_masks(model, method, 0.1))
+        assert same(masks, lapnb.prune_masks(model, method.removesuffix("_flow"), 0.1))
 
 
 def test_additions_count_in_our_residual_networks():
@@ -223,13 +223,14 @@ def test_what_arrives_from_an_input_of_three_channels(function, before):
     close(factors(model, torch.rand(1, 3, 4, 4))["a"][0], before)
 
 
-def test_layers_that_the_input_does_not_reach_stay_dense():
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_layers_that_the_input_does_not_reach_stay_dense(scope):
     model = Net(
         lambda n, x: (n.a(x) + n.table(torch.ones(1, 2)), n.dropped(x))[0],
         **{name: nn.Linear(2, 2) for name in ("a", "table", "dropped", "unused")},
     )
     with pytest.warns(UserWarning, match="dense.*: table, dropped, unused"):
-        masks = lapnb.prune_masks(model, "lap", 0.5, example=torch.rand(1, 2))
+        masks = lapnb.prune_masks(model, "lap", 0.5, scope, torch.rand(1, 2))
     assert [int(mask.sum()) for mask in masks] == [2, 4, 4, 4]
 
 
@@ -299,6 +300,8 @@ def test_rescaled_units_keep_the_masks_of_the_layers_that_touch_them(
         (lambda n, x: F.linear(x, x.mT @ x), "weight .* is computed from the data"),
         (lambda n, x: F.linear(x, n.fc.weight.t()), r"t computes with the weight of odd.fc"),
         (lambda n, x: n.fc.weight.data.clamp_(0), r"data computes with the weight of odd.fc"),
+        (lambda n, x: F.linear(x, n.fc.weight.chunk(2)[0]), "chunk computes with the weight of"),
+        (lambda n, x: torch.stack([*n.fc.weight]) + x, "unbind computes with the weight of"),
         (lambda n, x: {}["features"], r"odd \(Net\) ends in KeyError: 'features'"),
         (lambda n, x: torch.jit.script(nn.ReLU())(x), "scripted, compiled"),
     ],
@@ -316,12 +319,15 @@ def test_what_cannot_be_followed_is_refused_by_name(function, sentence):
     [
         ("mnist", "example must be a batch of inputs, got str"),
         (torch.rand(1, 4), "cannot run a copy of the model on example"),
-        (torch.ones(1, 5).long(), "example reaches no layer"),
+        (ONES.long(), "example reaches no layer"),
+        ((torch.rand(1, 5), ONES.long()), "whole numbers, and b may be reached by"),
     ],
 )
 def test_bad_examples(example, sentence):
     with pytest.raises(ValueError, match=sentence):
-        factors(Net(lambda n, x: n.a(x.float()), a=(5, 4)), example)
+        factors(
+            Net(lambda n, x, y=ONES: n.a(x.float()) + n.b(y.float()), a=(5, 4), b=(5, 4)), example
+        )
 
 
 def test_the_model_is_not_changed_and_its_hooks_do_not_run():
@@ -334,52 +340,8 @@ def test_the_model_is_not_changed_and_its_hooks_do_not_run():
     assert same(before.state_dict().values(), model.state_dict().values())
     assert torch.equal(random, torch.get_rng_state())
     for old, new in zip(before.modules(), model.modules(), strict=True):
-        assert old.training == new.training
-    for old, new in zip(before.parameters(), model.parameters(), strict=True):
-        assert old.requires_grad == new.requires_grad and new.grad is None
+        assert repr(vars(old)) == repr(vars(new))
     assert not features
     halved.lock = threading.Lock()
     with pytest.raises(ValueError, match=r"cannot copy the model .*lock"):
         factors(model, torch.rand(1, 3, 8, 8))
-
-
-class Odd(nn.Module):
-    """A branch whose weights are taken apart, or which sees whole numbers alone."""
-
-    def __init__(self, how):
-        super().__init__()
-        self.how = how
-        self.a, self.b, self.out = nn.Linear(6, 8), nn.Linear(6, 16), nn.Linear(16, 3)
-
-    def forward(self, x, numbers):
-        if self.how == "parts":
-            beside = F.linear(x, self.b.weight.chunk(2)[0])
-        elif self.how == "rows":
-            beside = F.linear(x, torch.stack([row for row in self.b.weight][:8]))
-        else:
-            beside = self.b(F.one_hot(numbers, 6).float())[:, :8]
-        return self.out(torch.cat([self.a(x), beside], 1))
-
-
-@pytest.mark.parametrize(
-    ("how", "words"),
-    [
-        ("parts", r"chunk computes with the weight of b"),
-        ("rows", r"unbind computes with the weight of b"),
-        ("whole numbers", "example has whole numbers, and b may be reached by them alone"),
-    ],
-)
-def test_what_would_leave_a_layer_without_inputs_is_refused(how, words):
-    with pytest.raises(ValueError, match=words):
-        lapnb.prune_masks(Odd(how), "lap", 0.4, example=(torch.rand(2, 6), torch.tensor([1, 3])))
-
-
-@pytest.mark.parametrize("scale", [1e-30, 1e20])
-def test_extreme_weights_do_not_change_masks_along_an_example(scale):
-    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
-    expected = lapnb.prune_masks(model, "lap", 0.4, example=torch.rand(2, 6))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter *= scale
-    found = lapnb.prune_masks(model, "lap", 0.4, example=torch.rand(2, 6))
-    assert all(map(torch.equal, expected, found))

@@ -109,13 +109,6 @@ def test_the_cost_of_masks():
         assert row["ratio"] == pytest.approx(scipy.stats.gmean(lap)) and row["verdict"] == verdict
 
 
-def test_recorded_networks(checkout, monkeypatch):
-    """Nine of fifteen runs of MP on the VGGs are worse than all of LAP's; LAP leads on 13 seeds."""
-    monkeypatch.setenv("LAPNB_ROOT", str(checkout))
-    vggs = summary.across().set_index("networks").loc["VGGs on CIFAR-10"]
-    assert (vggs.better, vggs.seeds, vggs.collapsed) == (13, 15, 9) and vggs.after_the_fact
-
-
 def test_index_shows_a_line_of_result(record):
     record(BOTH, "conv6_global", "quick", source="MNIST, 5,000 digits")
     page = summary.index(summary.summary()).data
