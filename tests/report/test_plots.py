@@ -36,7 +36,7 @@ def test_text_and_lines_are_legible_on_white_and_on_dark_pages():
         assert min(contrast(colour, ground) for ground in ("white", "#0d1117")) >= 3, method
 
 
-@pytest.mark.parametrize("methods", map(str.split, TOGETHER))
+@pytest.mark.parametrize("methods", [*map(str.split, TOGETHER)])
 @pytest.mark.parametrize("looks", [plots.COLOURS, plots.MARKERS])
 def test_methods_in_one_panel_look_different(methods, looks):
     assert len({looks[method] for method in methods}) == len(methods)
