@@ -18,6 +18,7 @@ from torch.nn import functional as F
 import lapnb
 from lapnb.pruning.layers import prunable_layers
 from lapnb.pruning.scores import METHODS
+from lapnb.training.data import augment
 
 
 @contextlib.contextmanager
@@ -104,19 +105,19 @@ def dense_kernel(module):
 
 def hessian_diagonals(model, names, batches):
     """Per parameter the diagonal of the mean loss's whole Hessian, summed over the batches."""
-    weights = [dict(model.named_parameters())[name].detach() for name in names]
-    totals = [torch.zeros_like(weight) for weight in weights]
-    for images, labels in batches:
+    parameters = dict(model.named_parameters())
+    weights = {name: parameters[name].detach() for name in names}
+    totals = {name: torch.zeros_like(weight) for name, weight in weights.items()}
 
-        def loss(*values, images=images, labels=labels):
-            logits = functional_call(model, dict(zip(names, values, strict=True)), images)
-            return F.cross_entropy(logits, labels)
+    def loss(weights, images, labels):
+        return F.cross_entropy(functional_call(model, weights, images), labels)
 
-        hessian = torch.autograd.functional.hessian(loss, tuple(weights))
-        for i, weight in enumerate(weights):
-            square = hessian[i][i].reshape(weight.numel(), weight.numel())
-            totals[i] += square.diagonal().view(weight.shape)
-    return totals
+    for batch in batches:
+        hessian = torch.func.hessian(loss)(weights, *batch)
+        for name, total in totals.items():
+            square = hessian[name][name].reshape(total.numel(), total.numel())
+            total += square.diagonal().view(total.shape)
+    return [*totals.values()]
 
 
 def train(model, data, steps, lr, batch_size, seed, stage, masks=None):
@@ -132,7 +133,8 @@ def train(model, data, steps, lr, batch_size, seed, stage, masks=None):
             rng = np.random.default_rng([seed, zlib.crc32(stage.encode()), step // 25])
             rng.integers(2**63)  # the seed of dropout
         batch = rng.choice(len(data.train_labels), batch_size, replace=False, shuffle=False)
-        logits = model(normalised(data, data.train_images[batch]))
+        images = augment(data.train_images[batch], data.augmentation, rng)
+        logits = model(normalised(data, images))
         optimizer.zero_grad()
         F.cross_entropy(logits, data.train_labels[batch]).backward()
         for layer, mask in zip(layers, masks or (), strict=False):

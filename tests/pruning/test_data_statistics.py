@@ -159,7 +159,6 @@ PAIRS = r"batches must be pairs \(images, labels\), at least one, images normali
         ("flat", FLAT, "kind must be one of activity, curvature, inputs, ones; got 'flat'"),
         ("inputs", [], PAIRS),
         ("activity", [(torch.zeros(1, 16, dtype=torch.uint8), None)], PAIRS),
-        ("activity", torch.zeros(3, 16), PAIRS),
     ],
 )
 def test_bad_arguments_and_layers_that_do_not_run_are_named(kind, data, words):

@@ -1,7 +1,6 @@
 """Neighbours along the data flow: brute force on small networks, rescaling on real ones."""
 
 import copy
-import threading
 
 import pytest
 import torch
@@ -146,7 +145,6 @@ def test_additions_count_in_our_residual_networks():
         lambda x: F.avg_pool2d(F.pad(x, (1, 2, 0, 1)), 3, 2, padding=1)[:, :, 1:],
         lambda x: F.interpolate(F.adaptive_avg_pool2d(x, 3), scale_factor=2, mode="bilinear"),
         lambda x: x.mean((2, 3), keepdim=True) + torch.rand(4, 1, 1),
-        lambda x: x.amax(dim=(2, 3))[..., None, None],
         lambda x: x.permute(0, 2, 3, 1).roll(1, 1).reshape(1, 16, 4, 4).permute(0, 3, 1, 2),
         lambda x: F.group_norm(F.layer_norm(F.instance_norm(x), (8, 8)), 2),
         lambda x: x / (x.pow(2).mean(1, keepdim=True) + 1e-6).sqrt(),
@@ -207,14 +205,11 @@ def test_a_block_ends_at_attention():
 @pytest.mark.parametrize(
     ("function", "before"),
     [
-        (lambda x: F.pad(x, (0, 0, 0, 0, 0, 1)), [1, 1, 1, 0]),
         (lambda x: torch.cat([x, torch.zeros(1, 1, 4, 4)], 1), [1, 1, 1, 0]),
         (lambda x: torch.cat([x, torch.linspace(-1, 1, 4).expand(1, 1, 4, 4)], 1), [1, 1, 1, 1]),
-        (lambda x: torch.cat([x, x.mean(1, True)], 1), [1, 1, 1, 3**-0.5]),
         (lambda x: F.max_pool3d(x, (3, 1, 1)), [1]),  # maxout
         (lambda x: torch.sub(x, x.clone(), alpha=2), [5**0.5] * 3),
         (lambda x: F.conv2d(x, torch.full((3, 1, 2, 2), 0.5), groups=3), [2] * 3),
-        (lambda x: x.sum((2, 3), keepdim=True), [16] * 3),
         (lambda x: x[:, :1].expand_as(x).clone().mul_(0).add_(x).mean(1, True), [3**-0.5]),
     ],
 )
@@ -254,36 +249,33 @@ def test_several_inputs_and_whole_numbers():
         close(found["gate"][1], columns(model.embed) * columns(model.out))
 
 
-RESCALED = [  # network, common prefix, what is multiplied, the layer that it feeds, the one before
-    ("resnet18", "layer1.0.", "bn1", "conv2", "conv1"),
-    ("densenet121", "features.denseblock1.denselayer1.", "norm2", "conv2", "conv1"),
-    ("convnext_tiny", "features.1.0.block.", "2", "3", "0"),
-    ("swin_t", "features.1.", "1.norm1", "1.attn.qkv", "0.mlp.3"),
-]
+DENSE = "features.denseblock1.denselayer1"
+RESCALED = {  # network → what is multiplied, and the layer that it feeds
+    "resnet18": ("layer1.0.bn1", "layer1.0.conv2"),
+    "densenet121": (f"{DENSE}.norm2", f"{DENSE}.conv2"),
+    "convnext_tiny": ("features.1.0.block.2", "features.1.0.block.3"),
+    "swin_t": ("features.1.1.norm1", "features.1.1.attn.qkv"),
+}
 
 
-@pytest.mark.parametrize(("network", "prefix", "scaled", "fed", "before"), RESCALED)
+@pytest.mark.parametrize("network", RESCALED)
 @torch.no_grad()
-def test_rescaled_units_keep_the_masks_of_the_layers_that_touch_them(
-    network, prefix, scaled, fed, before
-):
+def test_rescaled_units_keep_the_masks_of_the_layer_that_they_feed(network):
     """γ and β times c, the weights of the consumer divided by c: the function stays as it is."""
     model = randomised(torchvision.models.get_model(network))
-    names = [layer.name for layer in prunable_layers(model)]
-    touched = [names.index(prefix + name) for name in (fed, before)]
+    norm, layer = map(model.get_submodule, RESCALED[network])
+    place = [each.module for each in prunable_layers(model)].index(layer)
 
-    def masks(method):
-        found = lapnb.prune_masks(model, method, 0.1, example=torch.rand(1, 3, 64, 64))
-        return [found[i] for i in touched]
+    def mask(method):
+        return lapnb.prune_masks(model, method, 0.1, example=torch.rand(1, 3, 64, 64))[place]
 
-    old = {method: masks(method) for method in ("mp", "lap")}
-    norm, layer = model.get_submodule(prefix + scaled), model.get_submodule(prefix + fed)
+    by_size, by_lap = mask("mp"), mask("lap")
     c = 2.0 ** torch.randint(-3, 4, norm.weight.shape)  # exact
     norm.weight.mul_(c)
     norm.bias.mul_(c)
     layer.weight.div_(c.view(-1, *[1] * (layer.weight.ndim - 2)))
-    assert same(old["lap"], masks("lap"))
-    assert not same(old["mp"], masks("mp"))
+    assert torch.equal(by_lap, mask("lap"))
+    assert not torch.equal(by_size, mask("mp"))
 
 
 @pytest.mark.parametrize(
@@ -342,6 +334,3 @@ def test_the_model_is_not_changed_and_its_hooks_do_not_run():
     for old, new in zip(before.modules(), model.modules(), strict=True):
         assert repr(vars(old)) == repr(vars(new))
     assert not features
-    halved.lock = threading.Lock()
-    with pytest.raises(ValueError, match=r"cannot copy the model .*lock"):
-        factors(model, torch.rand(1, 3, 8, 8))

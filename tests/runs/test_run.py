@@ -577,13 +577,12 @@ def test_what_came_of_another_dense_network_is_not_used(
     assert not [*lapnb_root.glob("runs/checkpoints/*.safetensors")]
 
 
-@pytest.mark.parametrize("spoil", [damage, os.unlink])
-def test_an_earlier_round_that_is_damaged_or_gone_is_computed_again(lapnb_root, capsys, spoil):
+def test_an_earlier_round_that_is_damaged_is_computed_again(lapnb_root, capsys):
     first = lapnb.run(iterative())
     path = results_file("fcn_iterative", "smoke", "changed")
     rows = pd.read_csv(path)
     rows[rows["round"] != 7].to_csv(path, index=False)
     for file in (lapnb_root / "runs" / "retrained").glob("*.safetensors"):
-        spoil(file)
+        damage(file)
     assert_same_rows(lapnb.run(iterative()), first)
-    assert ("is damaged" in capsys.readouterr().out) == (spoil == damage)
+    assert "is damaged" in capsys.readouterr().out
