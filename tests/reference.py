@@ -138,7 +138,8 @@ def train(model, data, steps, lr, batch_size, seed, stage, masks=None):
         optimizer.zero_grad()
         F.cross_entropy(logits, data.train_labels[batch]).backward()
         for layer, mask in zip(layers, masks or (), strict=False):
-            layer.weight.grad *= mask
+            if layer.weight.requires_grad:
+                layer.weight.grad *= mask
         optimizer.step()
 
 

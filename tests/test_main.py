@@ -123,14 +123,6 @@ def test_wrong_arguments_are_refused_before_anything_runs(
     assert not (root / "build").exists()
 
 
-def test_what_needs_a_checkout_says_so_at_once(make, monkeypatch, capsys, tmp_path):
-    monkeypatch.setenv("LAPNB_ROOT", str(make("good")))
-    monkeypatch.setattr(driver, "BUILD", tmp_path / "docs" / "build.py")  # as in a wheel
-    with pytest.raises(SystemExit, match="2"):
-        driver.main([])
-    assert "need a checkout of the project" in capsys.readouterr().err
-
-
 def test_a_folder_of_results_gets_the_notebooks_of_the_checkout(checkout):
     folder = checkout / "notebooks"
     assert [*driver.notebooks().values()] == sorted(folder.glob("*.ipynb"))

@@ -86,8 +86,8 @@ def test_a_layer_has_the_one_batch_norm_that_follows_it():
     assert densenet["features.denseblock1.denselayer1.conv2"] is None  # of it and others
     norms = norms_of(build_model("resnet18", width=0.05))
     assert norms["layers.7.body.3"] == "layers.7.body.4" and len(norms) == 18  # no shortcut
-    norms = norms_of(build_model("wrn16_8", width=0.05))  # before activation and layer
-    assert norms["layers.1.body.6"] == "layers.2.body.0" and norms["layers.6.body.6"] == "layers.7"
+    norms = norms_of(build_model("wrn16_8", width=0.05))
+    assert norms["layers.1.body.6"] == "layers.2.body.0"  # before activation and layer
 
 
 def test_a_part_of_a_network_can_stay_dense():
@@ -163,7 +163,6 @@ def test_layers_whose_zeros_would_not_count_are_refused_by_name(model, message):
 @pytest.mark.parametrize(
     ("model", "place"),
     [
-        (torchvision.models.alexnet(), "in AlexNet"),
         (nn.Sequential(nn.Linear(3, 3)), "in Sequential"),
         (Network([nn.Linear(3, 3), nn.LayerNorm(3)]), r"around layers\.1 \(LayerNorm\)"),
         (Network([nn.ConvTranspose2d(1, 1, 3)]), r"around layers\.0 \(ConvTranspose2d\)"),

@@ -168,12 +168,13 @@ def test_accuracy_is_kept_down_to_a_fraction_of_each_seed(made):
 
 
 def test_claims_without_rows_are_not_run(made):
-    found = lapnb.verdicts(made({"lap": [1.0] * 3, "rp": [2.0] * 3}))
-    assert set(found.verdict) == {"not run"} and not found.n.any()
     rows = made({"mp": [1.0, 2.0], "lap": [1.0, 2.0]})
     rows = rows[(rows.method == "mp") == (rows.seed == 0)]  # no seed of both
-    assert lapnb.verdicts(rows).found[0] == "no seed of LAP and MP"
+    found = lapnb.verdicts(rows)
+    assert {*found.verdict} == {"not run"} and not found.n.any()
+    assert found.found[0] == "no seed of LAP and MP"
     assert lapnb.paired(rows, "lap", "mp").empty
+    assert len(lapnb.plot(rows).axes) == 1  # without differences
     dense = made({"mp": MP, "lap": LAP}, nth=0)  # not at the claimed fractions
     assert lapnb.verdicts(dense).verdict[0] == "not run"
 

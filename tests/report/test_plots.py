@@ -188,9 +188,3 @@ def test_all_networks_with_every_seed_in_one_picture():
     assert diamonds == [plots.COLOURS["lap"]] * 2 + [plots.INK]  # grey: undecided
     assert "−4.0" in texts(axis.texts) and axis.get_xscale() == "linear"
     assert figure.get_suptitle() == "LAP beats MP on 2 of 3 networks, MP beats LAP on none"
-
-
-def test_methods_without_a_seed_in_common_are_drawn_all_the_same(made):
-    rows = made({"mp": [1.0, 2.0], "lap": [1.0, 3.0]})
-    apart = rows[(rows.method == "mp") == (rows.seed == 0)]
-    assert len(lapnb.plot(apart).axes) == 1

@@ -29,12 +29,6 @@ def test_side_by_side_has_lap_and_the_difference_first(results):
     assert "*" not in text and "36.33 ± 7.57 | 16.45" in text
 
 
-def test_of_many_rounds_some_are_shown(made):
-    parts = [made({"mp": [5]}, "fcn_before_retraining", nth=n) for n in range(90)]
-    many = page.side_by_side(one_source(pd.concat(parts)))
-    assert len(many) <= 12 and many["surviving (%)"].is_unique
-
-
 def test_show_gives_everything_as_text_and_for_a_notebook(results, capsys, monkeypatch):
     lapnb.show(results)
     text = capsys.readouterr().out
@@ -45,13 +39,10 @@ def test_show_gives_everything_as_text_and_for_a_notebook(results, capsys, monke
     shown = []
     monkeypatch.setattr("IPython.display.display", shown.append)
     lapnb.show(results.assign(source="<b>"))
-    kinds = [sorted(output._repr_mimebundle_()) for output in shown]
-    assert kinds == [["text/html", "text/plain"]] * 2 + [
-        ["image/png", "text/plain"],
-        ["text/html", "text/plain"],
-    ]
+    kinds = [[*output] for output in shown]
+    table = ["text/plain", "text/html"]
+    assert kinds == [table, table, ["text/plain", "image/png"], table]
     assert "on &lt;b&gt;" in shown[0]["text/html"]
-    assert shown[0]["text/html"].endswith("the best of a row in bold")
 
 
 def test_a_picture_is_saved_for_exactly_the_runs_of_the_results_file(record, lapnb_root):

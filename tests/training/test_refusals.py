@@ -19,8 +19,8 @@ NAN = (IMAGES / 255).where(IMAGES > 9, torch.nan)
 
 FCN = {"width": (0, math.nan), "activation": ("gelu",), "stride": (2,), "name": ("vgg12",)}
 FCN |= {"num_classes": (10.0, 0, True), "seed": (-1,)}
-VGG = {"activation": ("tanh",), "image_size": (31,), "channels": (0,)}
-LOAD = {"name": ("imagenet",), "image_size": (0, "28"), "channels": (2,)}
+VGG = {"activation": ("tanh",), "image_size": (31,)}
+LOAD = {"name": ("imagenet",), "image_size": (0,), "channels": (2,)}
 TENSORS = {
     "train_images": (IMAGES.float(), NAN, IMAGES.int(), IMAGES[:0], IMAGES[..., :8]),
     "train_labels": (LABELS[:9], LABELS.float(), LABELS - 1),
