@@ -57,6 +57,7 @@ def test_all_comparisons_in_one_sentence(record):
     record({"mp": [9.0, 9.1, 9.2], "lap": [9.3, 9.5, 9.6]}, "fcn_mnist", "paper", nth=0)
     record({"mp": MP, "lap": MP[::-1]}, "fcn_global", "paper")
     record({"mp": [1.0, 2.0], "lap": [0.5, 1.4]}, "conv6_cifar10", "reduced")  # too few
+    assert summary.comparisons().n.max() == len(MP)
     text = summary.sentence()
     assert "LAP is significantly better in 1 of 3 comparisons, MP in 1 (by at most 0.4 po" in text
     assert "In practice: take LAP." in text and "by up to 35 points (FCN on MNIST, layer-w" in text
