@@ -1,7 +1,6 @@
 """Slow, literal versions of what the package computes fast: what the tests compare it with."""
 
 import contextlib
-import functools
 import hashlib
 import itertools
 import random
@@ -19,6 +18,7 @@ from torch.nn import functional as F
 import lapnb
 from lapnb.pruning.layers import prunable_layers
 from lapnb.pruning.scores import METHODS
+from lapnb.training.data import augment
 
 
 @contextlib.contextmanager
@@ -85,6 +85,10 @@ def same(masks, others):
     return all(torch.equal(a, b) for a, b in zip(masks, others, strict=True))
 
 
+def same_networks(one, other):
+    return same(one.state_dict().values(), other.state_dict().values())
+
+
 def dense_kernel(module):
     """Weight as (outputs, inputs, kernel positions), zero between the groups."""
     weight, groups = module.weight.detach(), getattr(module, "groups", 1)
@@ -101,19 +105,19 @@ def dense_kernel(module):
 
 def hessian_diagonals(model, names, batches):
     """Per parameter the diagonal of the mean loss's whole Hessian, summed over the batches."""
-    weights = [dict(model.named_parameters())[name].detach() for name in names]
-    totals = [torch.zeros_like(weight) for weight in weights]
-    for images, labels in batches:
+    parameters = dict(model.named_parameters())
+    weights = {name: parameters[name].detach() for name in names}
+    totals = {name: torch.zeros_like(weight) for name, weight in weights.items()}
 
-        def loss(*values, images=images, labels=labels):
-            logits = functional_call(model, dict(zip(names, values, strict=True)), images)
-            return F.cross_entropy(logits, labels)
+    def loss(weights, images, labels):
+        return F.cross_entropy(functional_call(model, weights, images), labels)
 
-        hessian = torch.autograd.functional.hessian(loss, tuple(weights))
-        for i, weight in enumerate(weights):
-            square = hessian[i][i].reshape(weight.numel(), weight.numel())
-            totals[i] += square.diagonal().view(weight.shape)
-    return totals
+    for batch in batches:
+        hessian = torch.func.hessian(loss)(weights, *batch)
+        for name, total in totals.items():
+            square = hessian[name][name].reshape(total.numel(), total.numel())
+            total += square.diagonal().view(total.shape)
+    return [*totals.values()]
 
 
 def train(model, data, steps, lr, batch_size, seed, stage, masks=None):
@@ -129,11 +133,13 @@ def train(model, data, steps, lr, batch_size, seed, stage, masks=None):
             rng = np.random.default_rng([seed, zlib.crc32(stage.encode()), step // 25])
             rng.integers(2**63)  # the seed of dropout
         batch = rng.choice(len(data.train_labels), batch_size, replace=False, shuffle=False)
-        logits = model(normalised(data, data.train_images[batch]))
+        images = augment(data.train_images[batch], data.augmentation, rng)
+        logits = model(normalised(data, images))
         optimizer.zero_grad()
         F.cross_entropy(logits, data.train_labels[batch]).backward()
         for layer, mask in zip(layers, masks or (), strict=False):
-            layer.weight.grad *= mask
+            if layer.weight.requires_grad:
+                layer.weight.grad *= mask
         optimizer.step()
 
 
@@ -348,33 +354,32 @@ def digest(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@functools.cache
-def layer_sizes(network, width, activation, image_size, channels, stride, classes):
-    """How many weights each prunable layer has."""
-    about = dict(image_size=image_size, channels=channels, stride=stride, num_classes=classes)
+def surviving(table, classes, rounds):
+    """By scope and round, the exact fraction of the weights of a table's network that survives.
+
+    Of a layer round(keep · n) of n weights survive, globally round(Σ keep · n) of all.
+    """
+    about = table.model_dump(include={"width", "image_size", "channels", "stride"})
     with torch.device("meta"):
-        model = lapnb.build_model(network, width, activation, **about)
-    return [layer.weight.numel() for layer in lapnb.prunable_layers(model)]
-
-
-def kept(table, classes, t, scope, **changes):
-    """How many weights survive round t, Σ round(keep_l · n_l) or globally round(Σ keep_l · n_l)."""
-    about = table.model_dump(include={"network", "width", "activation", "image_size", "channels"})
-    sizes = layer_sizes(**about | changes, stride=table.stride, classes=classes)
-    each = [(1 - rate) ** t * n for rate, n in zip(table.rates, sizes, strict=True)]
-    return round(sum(each)) if scope == "global" else sum(map(round, each)), sum(sizes)
+        model = lapnb.build_model(table.network, num_classes=classes, **about)
+    sizes = [layer.weight.numel() for layer in lapnb.prunable_layers(model)]
+    fractions = {}
+    for t in rounds:
+        kept = [(1 - rate) ** t * n for rate, n in zip(table.rates, sizes, strict=True)]
+        fractions["layer", t] = sum(map(round, kept)) / sum(sizes)
+        fractions["global", t] = round(sum(kept)) / sum(sizes)
+    return fractions
 
 
 def assert_surviving(rows):
     """`surviving` is exactly what the declared fractions leave of the network's weights."""
     first = rows.iloc[0]
-    table = lapnb.table(first.table, first.scale)
     named = re.search(r"(\d+) classes", first.source)
     classes = int(named[1]) if named else classes_of(first.source)
-    runs = rows.groupby(["width", "activation", "scope", "round"])
-    for (width, activation, scope, t), surviving in runs.surviving:
-        count, n = kept(table, classes, t, scope, width=width, activation=activation)
-        assert surviving.to_numpy() * n == pytest.approx(count, abs=1e-3), (scope, t)
+    table = lapnb.table(first.table, first.scale)
+    expected = surviving(table, classes, rows["round"].unique())
+    for run, fractions in rows.groupby(["scope", "round"]).surviving:
+        assert fractions.to_numpy() == pytest.approx(expected[run], rel=1e-12), run
 
 
 def classes_of(source):
@@ -383,6 +388,5 @@ def classes_of(source):
 
 def fractions(table):
     """The surviving weights (%) of a table, round by round."""
-    for t in table.rounds:
-        count, n = kept(table, classes_of(table.dataset), t, table.scope)
-        yield f"{100 * count / n:.2f}"
+    expected = surviving(table, classes_of(table.dataset), table.rounds)
+    return [f"{100 * expected[table.scope, t]:.2f}" for t in table.rounds]

@@ -159,22 +159,3 @@ def test_the_test_split_is_looked_at_for_its_error_alone(made, tmp_path):
     unmoved = ["method", "round", "surviving", "train_error"]
     assert rows[unmoved].equals(other_rows[unmoved])
     assert (rows.error != other_rows.error).mean() > 0.9
-
-
-def test_training_augments_and_evaluation_does_not():
-    """CIFAR-10 and Tiny-ImageNet are augmented, and the statistics of the data as in training."""
-    digits = lapnb.load_data("mnist5k")
-    data = dataclasses.replace(digits, augmentation="crop_flip")
-    model, seen = lapnb.build_model("fcn", width=0.01, seed=0), []
-    model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-
-    lapnb.train(model, data, steps=2)
-    batches = [*seen, *(images for images, _ in data.batches(2, 60))]
-    stored = data.normalise(data.train_images).flatten(1)
-    distances = torch.cdist(torch.cat(batches).flatten(1), stored).min(dim=1).values
-    assert (distances > 1).double().mean() > 0.9
-
-    for split in ("train", "test"):
-        seen.clear()
-        lapnb.evaluate(model, data, split)
-        assert torch.equal(torch.cat(seen), data.normalise(getattr(data, f"{split}_images")))

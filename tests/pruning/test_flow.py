@@ -1,7 +1,6 @@
 """Neighbours along the data flow: brute force on small networks, rescaling on real ones."""
 
 import copy
-import threading
 
 import pytest
 import torch
@@ -60,7 +59,7 @@ def close(factor, expected):
     torch.testing.assert_close(factor.flatten(), expected)
 
 
-T2, NORM = nn.ConvTranspose2d, nn.BatchNorm1d
+ONES, T2, NORM = torch.ones(1, 5), nn.ConvTranspose2d, nn.BatchNorm1d
 FORMS = {
     "branches and outputs": Net(
         lambda n, x: {"b": n.b(y := n.norm(n.a(x))), "c": [n.c(y) / 2, 3 * y]},
@@ -126,9 +125,9 @@ def test_random_networks_keep_their_scores_where_rescaled_units_leave_the_functi
 @pytest.mark.parametrize("name", ["fcn", "conv6", "vgg11", "vgg16"])
 def test_on_chains_masks_are_those_of_the_order_of_definition(name):
     model = randomised(lapnb.build_model(name, width=0.25, image_size=32, channels=3))
-    for method in ("lap", "lap_forward", "lap_backward"):
+    for method in ("lap", "lap_flow", "lap_forward", "lap_backward", "lamp_lap"):
         masks = lapnb.prune_masks(model, method, 0.1, example=torch.rand(2, 3, 32, 32))
-        assert same(masks, lapnb.prune_masks(model, method, 0.1))
+        assert same(masks, lapnb.prune_masks(model, method.removesuffix("_flow"), 0.1))
 
 
 def test_additions_count_in_our_residual_networks():
@@ -146,7 +145,6 @@ def test_additions_count_in_our_residual_networks():
         lambda x: F.avg_pool2d(F.pad(x, (1, 2, 0, 1)), 3, 2, padding=1)[:, :, 1:],
         lambda x: F.interpolate(F.adaptive_avg_pool2d(x, 3), scale_factor=2, mode="bilinear"),
         lambda x: x.mean((2, 3), keepdim=True) + torch.rand(4, 1, 1),
-        lambda x: x.amax(dim=(2, 3))[..., None, None],
         lambda x: x.permute(0, 2, 3, 1).roll(1, 1).reshape(1, 16, 4, 4).permute(0, 3, 1, 2),
         lambda x: F.group_norm(F.layer_norm(F.instance_norm(x), (8, 8)), 2),
         lambda x: x / (x.pow(2).mean(1, keepdim=True) + 1e-6).sqrt(),
@@ -211,14 +209,11 @@ def test_a_block_ends_at_attention():
 @pytest.mark.parametrize(
     ("function", "before"),
     [
-        (lambda x: F.pad(x, (0, 0, 0, 0, 0, 1)), [1, 1, 1, 0]),
         (lambda x: torch.cat([x, torch.zeros(1, 1, 4, 4)], 1), [1, 1, 1, 0]),
         (lambda x: torch.cat([x, torch.linspace(-1, 1, 4).expand(1, 1, 4, 4)], 1), [1, 1, 1, 1]),
-        (lambda x: torch.cat([x, x.mean(1, True)], 1), [1, 1, 1, 3**-0.5]),
         (lambda x: F.max_pool3d(x, (3, 1, 1)), [1]),  # maxout
         (lambda x: torch.sub(x, x.clone(), alpha=2), [5**0.5] * 3),
         (lambda x: F.conv2d(x, torch.full((3, 1, 2, 2), 0.5), groups=3), [2] * 3),
-        (lambda x: x.sum((2, 3), keepdim=True), [16] * 3),
         (lambda x: x[:, :1].expand_as(x).clone().mul_(0).add_(x).mean(1, True), [3**-0.5]),
     ],
 )
@@ -227,13 +222,14 @@ def test_what_arrives_from_an_input_of_three_channels(function, before):
     close(factors(model, torch.rand(1, 3, 4, 4))["a"][0], before)
 
 
-def test_layers_that_the_input_does_not_reach_stay_dense():
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_layers_that_the_input_does_not_reach_stay_dense(scope):
     model = Net(
         lambda n, x: (n.a(x) + n.table(torch.ones(1, 2)), n.dropped(x))[0],
         **{name: nn.Linear(2, 2) for name in ("a", "table", "dropped", "unused")},
     )
     with pytest.warns(UserWarning, match="dense.*: table, dropped, unused"):
-        masks = lapnb.prune_masks(model, "lap", 0.5, example=torch.rand(1, 2))
+        masks = lapnb.prune_masks(model, "lap", 0.5, scope, torch.rand(1, 2))
     assert [int(mask.sum()) for mask in masks] == [2, 4, 4, 4]
 
 
@@ -257,45 +253,40 @@ def test_several_inputs_and_whole_numbers():
         close(found["gate"][1], columns(model.embed) * columns(model.out))
 
 
-RESCALED = [  # network, common prefix, what is multiplied, the layer that it feeds, the one before
-    ("resnet18", "layer1.0.", "bn1", "conv2", "conv1"),
-    ("densenet121", "features.denseblock1.denselayer1.", "norm2", "conv2", "conv1"),
-    ("convnext_tiny", "features.1.0.block.", "2", "3", "0"),
-    ("swin_t", "features.1.", "1.norm1", "1.attn.qkv", "0.mlp.3"),
-]
+DENSE = "features.denseblock1.denselayer1"
+RESCALED = {  # network → what is multiplied, and the layer that it feeds
+    "resnet18": ("layer1.0.bn1", "layer1.0.conv2"),
+    "densenet121": (f"{DENSE}.norm2", f"{DENSE}.conv2"),
+    "convnext_tiny": ("features.1.0.block.2", "features.1.0.block.3"),
+    "swin_t": ("features.1.1.norm1", "features.1.1.attn.qkv"),
+}
 
 
-@pytest.mark.parametrize(("network", "prefix", "scaled", "fed", "before"), RESCALED)
+@pytest.mark.parametrize("network", RESCALED)
 @torch.no_grad()
-def test_rescaled_units_keep_the_masks_of_the_layers_that_touch_them(
-    network, prefix, scaled, fed, before
-):
+def test_rescaled_units_keep_the_masks_of_the_layer_that_they_feed(network):
     """γ and β times c, the weights of the consumer divided by c: the function stays as it is."""
     model = randomised(torchvision.models.get_model(network))
-    names = [layer.name for layer in prunable_layers(model)]
-    touched = [names.index(prefix + name) for name in (fed, before)]
+    norm, layer = map(model.get_submodule, RESCALED[network])
+    place = [each.module for each in prunable_layers(model)].index(layer)
 
-    def masks(method):
-        found = lapnb.prune_masks(model, method, 0.1, example=torch.rand(1, 3, 64, 64))
-        return [found[i] for i in touched]
+    def mask(method):
+        return lapnb.prune_masks(model, method, 0.1, example=torch.rand(1, 3, 64, 64))[place]
 
-    old = {method: masks(method) for method in ("mp", "lap")}
-    norm, layer = model.get_submodule(prefix + scaled), model.get_submodule(prefix + fed)
+    by_size, by_lap = mask("mp"), mask("lap")
     c = 2.0 ** torch.randint(-3, 4, norm.weight.shape)  # exact
     norm.weight.mul_(c)
     norm.bias.mul_(c)
     layer.weight.div_(c.view(-1, *[1] * (layer.weight.ndim - 2)))
-    assert same(old["lap"], masks("lap"))
-    assert not same(old["mp"], masks("mp"))
+    assert torch.equal(by_lap, mask("lap"))
+    assert not torch.equal(by_size, mask("mp"))
 
 
 @pytest.mark.parametrize(
     ("function", "sentence"),
     [
         (lambda n, x: torch.fft.fft(x).real, r"in odd \(Net\): fft_fft has no rule"),
-        (lambda n, x: x if x.sum() > 0 else -x, "gt has no rule"),
         (lambda n, x: x * float(x.norm()), r"in odd \(Net\): float has no rule for these arg"),
-        (lambda n, x: torch.max(x, -x), "max has no rule for these arguments"),
         (lambda n, x: torch.div(x, 2, rounding_mode="floor"), "div has no rule for these arg"),
         (lambda n, x: F.avg_pool1d(x, 2), "it averages over units"),
         (lambda n, x: x @ torch.rand(4, 4), "a factor is a matrix"),
@@ -303,6 +294,8 @@ def test_rescaled_units_keep_the_masks_of_the_layers_that_touch_them(
         (lambda n, x: F.linear(x, x.mT @ x), "weight .* is computed from the data"),
         (lambda n, x: F.linear(x, n.fc.weight.t()), r"t computes with the weight of odd.fc"),
         (lambda n, x: n.fc.weight.data.clamp_(0), r"data computes with the weight of odd.fc"),
+        (lambda n, x: F.linear(x, n.fc.weight.chunk(2)[0]), "chunk computes with the weight of"),
+        (lambda n, x: torch.stack([*n.fc.weight]) + x, "unbind computes with the weight of"),
         (lambda n, x: {}["features"], r"odd \(Net\) ends in KeyError: 'features'"),
         (lambda n, x: torch.jit.script(nn.ReLU())(x), "scripted, compiled"),
     ],
@@ -320,12 +313,15 @@ def test_what_cannot_be_followed_is_refused_by_name(function, sentence):
     [
         ("mnist", "example must be a batch of inputs, got str"),
         (torch.rand(1, 4), "cannot run a copy of the model on example"),
-        (torch.ones(1, 5).long(), "example reaches no layer"),
+        (ONES.long(), "example reaches no layer"),
+        ((torch.rand(1, 5), ONES.long()), "whole numbers, and b may be reached by"),
     ],
 )
 def test_bad_examples(example, sentence):
     with pytest.raises(ValueError, match=sentence):
-        factors(Net(lambda n, x: n.a(x.float()), a=(5, 4)), example)
+        factors(
+            Net(lambda n, x, y=ONES: n.a(x.float()) + n.b(y.float()), a=(5, 4), b=(5, 4)), example
+        )
 
 
 def test_the_model_is_not_changed_and_its_hooks_do_not_run():
@@ -338,52 +334,5 @@ def test_the_model_is_not_changed_and_its_hooks_do_not_run():
     assert same(before.state_dict().values(), model.state_dict().values())
     assert torch.equal(random, torch.get_rng_state())
     for old, new in zip(before.modules(), model.modules(), strict=True):
-        assert old.training == new.training
-    for old, new in zip(before.parameters(), model.parameters(), strict=True):
-        assert old.requires_grad == new.requires_grad and new.grad is None
+        assert repr(vars(old)) == repr(vars(new))
     assert not features
-    halved.lock = threading.Lock()
-    with pytest.raises(ValueError, match=r"cannot copy the model .*lock"):
-        factors(model, torch.rand(1, 3, 8, 8))
-
-
-class Odd(nn.Module):
-    """A branch whose weights are taken apart, or which sees whole numbers alone."""
-
-    def __init__(self, how):
-        super().__init__()
-        self.how = how
-        self.a, self.b, self.out = nn.Linear(6, 8), nn.Linear(6, 16), nn.Linear(16, 3)
-
-    def forward(self, x, numbers):
-        if self.how == "parts":
-            beside = F.linear(x, self.b.weight.chunk(2)[0])
-        elif self.how == "rows":
-            beside = F.linear(x, torch.stack([row for row in self.b.weight][:8]))
-        else:
-            beside = self.b(F.one_hot(numbers, 6).float())[:, :8]
-        return self.out(torch.cat([self.a(x), beside], 1))
-
-
-@pytest.mark.parametrize(
-    ("how", "words"),
-    [
-        ("parts", r"chunk computes with the weight of b"),
-        ("rows", r"unbind computes with the weight of b"),
-        ("whole numbers", "example has whole numbers, and b may be reached by them alone"),
-    ],
-)
-def test_what_would_leave_a_layer_without_inputs_is_refused(how, words):
-    with pytest.raises(ValueError, match=words):
-        lapnb.prune_masks(Odd(how), "lap", 0.4, example=(torch.rand(2, 6), torch.tensor([1, 3])))
-
-
-@pytest.mark.parametrize("scale", [1e-30, 1e20])
-def test_extreme_weights_do_not_change_masks_along_an_example(scale):
-    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
-    expected = lapnb.prune_masks(model, "lap", 0.4, example=torch.rand(2, 6))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter *= scale
-    found = lapnb.prune_masks(model, "lap", 0.4, example=torch.rand(2, 6))
-    assert all(map(torch.equal, expected, found))

@@ -10,7 +10,6 @@ import scipy.stats
 
 import lapnb
 from lapnb.paper import tables
-from lapnb.paper.protocol import Claim
 from lapnb.report import compare, words
 
 # Skewed, so that a mean is not a median, and in another order for each method
@@ -143,7 +142,9 @@ def test_verdicts(made, lap, mp, verdict):
     ],
 )
 def test_alike_is_judged_by_a_margin(made, gaps, verdict):
-    rows = made({"mp": [10] * len(gaps), "lap": 10 + np.array(gaps)}, "fcn_generalization")
+    errors = [10] * len(gaps)
+    rows = made({"mp": errors, "lap": errors}, "fcn_generalization", train_error=5.0)
+    rows.loc[rows.method == "lap", "train_error"] -= gaps
     found = lapnb.verdicts(rows).iloc[0]
     assert "alike" in found.claim and found.verdict == verdict
     sides = [scipy.stats.ttest_1samp(gaps, limit, alternative=side).pvalue
@@ -167,12 +168,13 @@ def test_accuracy_is_kept_down_to_a_fraction_of_each_seed(made):
 
 
 def test_claims_without_rows_are_not_run(made):
-    found = lapnb.verdicts(made({"lap": [1.0] * 3, "rp": [2.0] * 3}))
-    assert set(found.verdict) == {"not run"} and not found.n.any()
     rows = made({"mp": [1.0, 2.0], "lap": [1.0, 2.0]})
     rows = rows[(rows.method == "mp") == (rows.seed == 0)]  # no seed of both
-    assert lapnb.verdicts(rows).found[0] == "no seed of LAP and MP"
+    found = lapnb.verdicts(rows)
+    assert {*found.verdict} == {"not run"} and not found.n.any()
+    assert found.found[0] == "no seed of LAP and MP"
     assert lapnb.paired(rows, "lap", "mp").empty
+    assert len(lapnb.plot(rows).axes) == 1  # without differences
     dense = made({"mp": MP, "lap": LAP}, nth=0)  # not at the claimed fractions
     assert lapnb.verdicts(dense).verdict[0] == "not run"
 
@@ -198,43 +200,12 @@ def test_effects_are_compared_where_errors_are_shifted(made):
     assert row["z"] == pytest.approx((-34.75 + 51.17) / error)
 
 
-def test_recorded_endpoints(checkout, monkeypatch):
-    """Computed beside the package from the committed rows, when the endpoint was declared."""
-    monkeypatch.setenv("LAPNB_ROOT", str(checkout))
-    conv6 = lapnb.recorded("conv6_cifar10", "paper")
-    found = lapnb.verdicts(conv6).iloc[0]
-    assert found.found == "LAP 27.44, MP 30.12, difference −2.68 [−4.67, −0.69]"
-    assert found.by_fraction == "reproduced at 3.62 %, undecided at 4.32 %"
-    assert compare.effects(compare.one_source(conv6)).z.abs().max() == pytest.approx(0.93, abs=0.01)
-    found = lapnb.verdicts(lapnb.recorded("fcn_before_retraining", "paper"))
-    assert found.method_mean.round(1).tolist() == [19.9, 40.4, 19.9, 57.5, 28.2]
-
-
 def test_p_values_are_adjusted_for_their_number():
     found = compare.holm(pd.Series([0.04, np.nan, 0.01, 0.03, 0.5]))
     assert found.tolist() == pytest.approx([0.09, np.nan, 0.04, 0.09, 0.5], nan_ok=True)
 
 
 # ---- words ---------------------------------------------------------------------------------------
-
-
-def test_claims_in_words():
-    claim = Claim("lap_all", "lap", column="error_before", where={"schedule": "oneshot"})
-    assert words.in_words(claim) == "Whole-network LAP beats LAP before retraining, one-shot"
-    assert words.in_words(tables._kept("mp", 1.0, 30)) == (
-        "MP keeps accuracy within 1 point of the dense network's down to 30 % of the weights "
-        "(within 5 points), before retraining"
-    )
-
-
-def test_the_title_says_what_was_run(made):
-    for name, declared in tables.TABLES.items():
-        rows = made({"mp": [1.0]}, name, source=words.NAMES[declared["dataset"]])
-        assert words.title(rows) == declared["title"]
-    rows = made({"mp": [1.0]}, source="Fashion-MNIST")
-    assert words.title(rows) == "FCN on Fashion-MNIST, standing in for MNIST"
-    rows = made({"mp": [1.0]}, "vgg19_cifar10", "reduced", source="CIFAR-10 (JPEG)")
-    assert words.title(rows) == "VGG-19 ×¼ on CIFAR-10 (JPEG)"
 
 
 def test_captions(made):
@@ -270,7 +241,6 @@ def test_what_are_no_results_is_said_in_a_sentence(made):
     good = made({"mp": [1.0], "lap": [2.0]})
     bad = {
         "list without rows": [1],
-        "method Field required": good.drop(columns="method"),
         "the same run twice": pd.concat([good, good[:1]]),
         "one scale; got": pd.concat([good, made({"mp": [1.0]}, scale="quick")]),
         "one source; got": pd.concat([good, good.assign(source="Fashion")]),

