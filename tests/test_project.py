@@ -28,7 +28,7 @@ LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, toke
 LAYOUT |= {tokenize.ENDMARKER}
 BRANCHES = ast.If | ast.IfExp | ast.For | ast.While | ast.ExceptHandler | ast.comprehension
 BRANCHES |= ast.Assert | ast.match_case
-MOST_TOKENS = 50_250
+MOST_TOKENS = 49_490
 # Tables that share a notebook
 SHARED = {
     "fcn_before_retraining": "fcn_activations",

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
@@ -53,8 +52,9 @@ class Claim:
 
 def _listed(value: Any) -> Any:
     """One value, several, or text with several between commas or spaces: a tuple of them."""
+    value = literal(value)
     if isinstance(value, str):
-        value = re.findall(r"[^\s,'\"()\[\]]+", value)
+        value = [literal(word) for word in value.strip("[]()").replace(",", " ").split()]
     value = tuple(value) if isinstance(value, list | tuple | range) else (value,)
     if len({*map(repr, value)}) < len(value):
         raise ValueError("not repeat an entry")
@@ -64,10 +64,10 @@ def _listed(value: Any) -> Any:
 def _seeds(value: Any) -> Any:
     """A number of seeds as the tuple of them from 0; several seeds as they are."""
     value = literal(value)
-    if type(value) is not int:  # nor a truth value
-        return _listed(value)
-    if 1 <= value <= MOST_SEEDS:
+    if type(value) is int and 1 <= value <= MOST_SEEDS:
         return tuple(range(value))
+    if isinstance(value, str | list | tuple | range):
+        return _listed(value)
     raise ValueError(f"be a number of seeds from 1 to {MOST_SEEDS}, or a list of seeds")
 
 
@@ -83,10 +83,10 @@ def _device(name: str) -> str:
 LOOKS = {"activity": (2000, 30), "curvature": (1000, 60), "inputs": (2000, 30), "ones": (1, 1)}
 Item = TypeVar("Item")
 Several = Annotated[tuple[Item, ...], Field(min_length=1), BeforeValidator(_listed)]
-Whole = Annotated[int, BeforeValidator(literal)]
-Round = Annotated[Whole, Field(ge=1, le=10_000)]
-Seed = Annotated[Whole, Field(ge=0, lt=10**9)]
+Round = Annotated[int, Field(ge=1, le=10_000)]
+Seed = Annotated[int, Field(ge=0, lt=10**9)]
 Seeds = Annotated[tuple[Seed, ...], Field(min_length=1), BeforeValidator(_seeds)]
+Whole = Annotated[int, BeforeValidator(literal)]
 Steps = Annotated[Whole, Field(le=10**9)]
 Device = Annotated[
     Literal["auto", "cpu", "cuda"], AfterValidator(_device), Field(validate_default=True)

@@ -44,7 +44,7 @@ def effects(model: nn.Module, masks: list[Tensor]) -> pd.DataFrame:
         before, after = neighbours(layers, weights, i)
         shares = [mask.double().mean()]
         for score in (weights[i], weights[i] * before * after):
-            shares.append((score * ~mask).norm() / score.norm())
+            shares.append((score * ~mask).norm() / score.norm().clamp(min=1e-30))
         rows.append([100 * float(share) for share in shares])
     return pd.DataFrame(rows, range(1, len(rows) + 1), EFFECTS).rename_axis("layer")
 
@@ -69,7 +69,7 @@ def panel(network="fcn", method="lap", scope="layer", keep=0.1, dataset=None, be
     Raises:
         ValueError: if a parameter has no such value, or the method does not fit the network.
     """
-    require(network in NETWORKS, "network", f"one of {', '.join(NETWORKS)}", network)
+    require(network in [*NETWORKS], "network", f"one of {', '.join(NETWORKS)}", network)
     data, dense, accuracy = _dense(network, dataset)
     told = [f"dense {accuracy:.1f}"]
     survivors = {}

@@ -95,14 +95,16 @@ def recordings(name: str, *scales: str) -> list[pd.DataFrame]:
     found = []
     for scale in scales:
         path = results_file(name, scale)
-        changed = path.stat().st_mtime_ns if path.exists() else 0
-        found += _recording(name, scale, path, changed)
+        state = None
+        if path.exists():
+            state = path.stat().st_mtime_ns, path.stat().st_size
+        found += [rows.copy() for rows in _recording(name, scale, path, state)]
     return found
 
 
 @functools.lru_cache
-def _recording(name: str, scale: str, path: pathlib.Path, changed: int) -> list[pd.DataFrame]:
-    """Read a table's rows, once for each `changed`, the time of its results file."""
+def _recording(name: str, scale: str, path: pathlib.Path, state: tuple) -> list[pd.DataFrame]:
+    """Read a table's rows, once for each `state` of its results file: its time and size."""
     with contextlib.suppress(FileNotFoundError):
         return [of.with_losses(recorded(name, scale))]
     return []

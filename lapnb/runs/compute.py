@@ -121,9 +121,11 @@ def dense_network(task: Task, data: Data, tell: Tell) -> tuple[nn.Module, dict]:
 
     def trained() -> tuple[dict, dict]:
         reason, _ = _train(model, data, task, tell)
-        if reason:
+        (error,) = _errors(model, data)
+        if reason or math.isnan(error):
+            reason = reason or "the loss is not finite"
             return {}, {"diverged": f"{reason} of the dense network"}
-        return model.state_dict(), {"dense_error": _errors(model, data)[0]}
+        return model.state_dict(), {"dense_error": error}
 
     tensors, facts = cached(task.file("dense"), trained)
     if "diverged" in facts:

@@ -135,9 +135,10 @@ def record(path: pathlib.Path, rows: list[dict] | pd.DataFrame) -> None:
     newer = typed(pd.DataFrame(rows, columns=SCHEMA))
     with locked(root() / "runs" / f"{path.parent.name}-{path.stem}.lock", path):
         results = pool(path)
-        kept = matching(results[~failed(results)], keys(newer[failed(newer)]))
+        bad = newer[failed(newer)]
+        kept = matching(results[~failed(results)], keys(bad))
         if not kept.empty:
-            print(f"{newer.status[0]}; the recorded rows of {len(kept)} runs are kept")
+            print(f"{bad.status.iloc[0]}; the recorded rows of {len(kept)} runs are kept")
         write_whole(path, merged([read(path), newer]).to_csv(index=False).encode())
 
 
@@ -170,9 +171,9 @@ def taken_over(path: pathlib.Path, runs: set[tuple]) -> pd.DataFrame:
     for folder in _folders(path):
         for file in sorted(folder.glob("*.csv")):
             with contextlib.suppress(ValueError):  # not a results file, e.g. pruning_cost.csv
-                parts.append(matching(read(file), runs))
-    rows = merged(parts)
-    return rows[rows.status == "ok"].assign(table=path.stem)
+                rows = matching(read(file), runs)
+                parts.append(rows[rows.status == "ok"])
+    return merged(parts).assign(table=path.stem)
 
 
 def _folders(path: pathlib.Path) -> list[pathlib.Path]:

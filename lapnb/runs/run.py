@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from pydantic import Field
 
-from lapnb.checks import checked, require, require_whole
+from lapnb.checks import checked, require
 from lapnb.paper.protocol import SCALES, Table, Whole
 from lapnb.paper.tables import table as declare
 from lapnb.pruning.masks import check_method
@@ -75,7 +75,9 @@ def run(
     require(fits, "executor", allowed, executor)
     _check_methods(table)
     data = load_data(table.dataset)
-    require_whole("batch_size", table.batch_size, 1, len(data.train_labels))
+    most = len(data.train_labels)
+    allowed = f"at most {most}, the number of training images of {data.source}"
+    require(table.batch_size <= most, "batch_size", allowed, table.batch_size)
     source = data.source
 
     path = results_file(table.name, table.scale, table.changed)
@@ -142,7 +144,8 @@ def _missing(path: Path, runs: set[tuple]) -> set[tuple]:
     missing = runs - keys(rows[~failed(rows)])
     if missing:
         shared = taken_over(path, missing)
-        record(path, shared)
+        if not shared.empty:
+            record(path, shared)
         missing -= keys(shared)
     return missing
 

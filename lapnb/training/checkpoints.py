@@ -18,7 +18,6 @@ class Checkpoint:
     Attributes:
         path: The file.
         begun: When this training began; of a resumed one earlier by what its earlier parts took.
-        tensors: All that changes in training, by name, without a copy.
         facts: What the file must agree with: the caller's choices, and the weights it began from.
     """
 
@@ -33,42 +32,42 @@ class Checkpoint:
         masks: list[Tensor],
         data: Data,
         settings: str,
+        steps: int,
     ) -> int:
         """Fill model and optimizer from the file; return its step, or 0 where it is of no use.
 
         Args:
             model, optimizer, masks: What is trained, as it begins.
             data, settings: How it is trained.
+            steps: The last step of this training.
 
         Raises:
             ValueError: the file is of another network, other settings or other data.
             CorruptFile: the file is damaged, or no checkpoint.
         """
-        self.tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-        for number, p in enumerate(model.parameters()):
-            moments = {
+        self.model, self.optimizer = model, optimizer
+        for p in model.parameters():
+            optimizer.state[p] = {  # as Adam's first step makes it
                 "step": torch.zeros((), device=p.device),
                 "exp_avg": torch.zeros_like(p),
                 "exp_avg_sq": torch.zeros_like(p),
             }
-            optimizer.state[p] = moments  # as Adam's first step makes them
-            self.tensors |= {f"adam.{number}.{name}": value for name, value in moments.items()}
         images = content({"images": data.train_images, "labels": data.train_labels})
         inputs = fingerprint([repr(model), images, data.mean, data.std, data.augmentation])
-        start = content(self.tensors | {f"mask {n}": mask for n, mask in enumerate(masks)})
+        start = content(self._state() | {f"mask {n}": mask for n, mask in enumerate(masks)})
         self.facts = {"training": f"{settings}, network and data {inputs}", "start": start}
         if not self.path.exists():
             return 0
         tensors, saved = load_tensors(self.path)
-        if saved.get("training") != self.facts["training"]:
+        if saved.get("training") != self.facts["training"] or saved["step"] > steps:
             raise ValueError(
                 f"checkpoint {self.path} is of another network, training or data ({saved}; this "
-                f"one: {self.facts}); name another file, or delete it"
+                f"one: {self.facts}, {steps} steps); name another file, or delete it"
             )
         if saved["start"] != start:
             print(f"{self.path} began from other weights or masks; this run starts anew")
             return 0
-        for name, value in self.tensors.items():
+        for name, value in self._state().items():
             value.copy_(tensors[name])
         self.begun -= saved["seconds"]
         return saved["step"]
@@ -79,5 +78,12 @@ class Checkpoint:
         if now - self.saved <= CHECKPOINT_SECONDS:
             return
         more = {"step": step, "seconds": now - self.begun}
-        save_tensors(self.path, self.tensors, self.facts | more)
+        save_tensors(self.path, self._state(), self.facts | more)
         self.saved = now
+
+    def _state(self) -> dict[str, Tensor]:
+        """All that changes in training, by name, without a copy."""
+        state = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        for number, values in enumerate(self.optimizer.state.values()):
+            state |= {f"adam.{number}.{name}": value for name, value in values.items()}
+        return state

@@ -97,8 +97,8 @@ def train(
         if checkpoint is not None:
             if not isinstance(checkpoint, Checkpoint):
                 checkpoint = Checkpoint(pathlib.Path(checkpoint))
-            settings = f"{steps} steps of {batch_size}, lr {lr}, seed {seed}, {stage}, {precision}"
-            start = checkpoint.resume(model, optimizer, masks or [], data, settings)
+            settings = f"seed {seed}, stage {stage}, lr {lr}, batch size {batch_size}, {precision}"
+            start = checkpoint.resume(model, optimizer, masks or [], data, settings, steps)
         if not model.training:
             model.train()
         take_step = _step(model, optimizer, pruned, batch_size, device, precision)

@@ -319,15 +319,16 @@ def test_a_failed_run_is_recorded_with_its_reason_and_tried_again(lapnb_root, mo
     assert read(csv()).status.eq("ok").all()
 
 
-def test_a_dense_network_that_diverged_is_recorded_and_not_repeated(lapnb_root, monkeypatch):
-    table = tiny(rounds=[2], lr=1e30)
+@pytest.mark.parametrize("steps", [1, 60])  # it diverges in the last step, or before
+def test_a_dense_network_that_diverged_is_recorded_and_not_repeated(lapnb_root, monkeypatch, steps):
+    table = tiny(rounds=[2], lr=1e30, dense_steps=steps)
     with pytest.raises(RuntimeError, match="no run of fcn_mnist gave a result"):
         lapnb.run(table)
     rows = read(csv("changed"))
-    assert rows.status.str.match("diverged: the loss was .* of the dense network").all()
+    assert rows.status.str.match("diverged: the loss .* of the dense network").all()
     assert rows.error.isna().all()
     monkeypatch.setattr(compute, "train", forbidden)
-    for again in (table, tiny(rounds=[5], lr=1e30)):
+    for again in (table, tiny(rounds=[5], lr=1e30, dense_steps=steps)):
         with pytest.raises(RuntimeError, match="no run of fcn_mnist gave a result"):
             lapnb.run(again)
     assert not [*(lapnb_root / "runs" / "checkpoints").rglob("*.safetensors")]

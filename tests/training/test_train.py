@@ -181,6 +181,34 @@ def test_bfloat16_keeps_weights_in_float32_and_the_callers_autocast_changes_noth
 # Checkpoints
 
 
+class Centred(nn.Module):
+    """Subtracts a running mean, a buffer that each step replaces."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = small()
+        self.register_buffer("mean", torch.zeros(10))
+
+    def forward(self, images):
+        logits = self.layers(images)
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * logits.detach().mean(0)
+        return logits - self.mean
+
+
+def test_a_resumed_run_ends_as_an_uninterrupted_one(hasty, tmp_path):
+    def stop(step):
+        if step == 75:
+            raise KeyboardInterrupt
+
+    file, steps = str(tmp_path / "folder" / "run.safetensors"), []
+    whole = lapnb.train(Centred(), DIGITS, 110)
+    with pytest.raises(KeyboardInterrupt):
+        lapnb.train(Centred(), DIGITS, 110, checkpoint=file, progress=stop)
+    again = lapnb.train(Centred(), DIGITS, 110, checkpoint=file, progress=steps.append)
+    assert same_networks(whole, again) and steps[0] == 75
+
+
 def test_a_run_with_other_masks_begins_anew_and_says_so(hasty, tmp_path, capsys):
     file, masks = tmp_path / "run.safetensors", lapnb.prune_masks(small(), "lap", 0.2)
     pruned, again, whole = small(), small(), small()
