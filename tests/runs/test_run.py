@@ -202,7 +202,7 @@ def test_rows_of_another_device_or_dense_network_are_told(lapnb_root, capsys):
     [
         (tiny(), dict(recompute="maybe"), "recompute must be a valid boolean.*; got 'maybe'"),
         (tiny(), dict(executor=2), "executor must be an object with a method submit.* got 2"),
-        (tiny(batch_size=4001), {}, "batch_size must be .* at most 4000; got 4001"),
+        (tiny(batch_size=4001), {}, "batch_size must be at most 4000, .*; got 4001"),
         (tiny(methods=["lap_forward"], scope="global"), {}, "lap_forward.*global"),
         ("fcn_mnist", {}, "table must be one that lapnb.table declares"),
     ],
