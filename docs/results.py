@@ -356,40 +356,6 @@ def draw() -> None:
                 path.unlink()
 
 
-# ---- docs/pilot.md -------------------------------------------------------------------------------
-
-
-def pilot() -> str:
-    """Each design that was tried: its endpoint, and what that says for the hours it takes."""
-    lines = []
-    for path in sorted((CHECKOUT / "docs" / "pilot").glob("*.csv")):
-        rows = of.one_source(pd.read_csv(path))
-        fractions = sorted(rows["round"].unique())
-        for tried in (fractions[-2:], fractions[:-2]):
-            part = rows[rows["round"].isin(tried)]
-            errors = part.pivot(index=["round", "seed"], columns="method", values="error")
-            both = errors.dropna(subset=["mp", "lap"])
-            endpoint = (both.lap - both.mp).groupby("seed").mean()
-            # of a seed: one dense network, then MP and LAP at these fractions
-            steps = rows.dense_steps.iloc[0] + 2 * len(tried) * rows.retrain_steps.iloc[0]
-            effect = abs(endpoint.mean()) / endpoint.std()
-            line = {
-                "network": words.title(rows, whole=False),
-                "dense steps": f"{rows.dense_steps.iloc[0]:,}",
-                "surviving (%)": words.several(100 * part.groupby("round").surviving.mean()),
-                "dense error": f"{words.dense_error(part):.2f}",
-                "MP": f"{both.mp.mean():.1f}",
-                "LAP": f"{both.lap.mean():.1f}",
-                "RP − MP": words.number((errors.rp - errors.mp).mean(), "+.1f"),
-                "LAP − MP, by seed": ", ".join(words.number(x, "+.1f") for x in endpoint),
-                "mean / sd": f"{effect:.2f}",
-                "steps a seed": f"{steps:,}",
-                "mean / sd for 100,000 steps": f"{effect * (1e5 / steps) ** 0.5:.2f}",
-            }
-            lines.append(line)
-    return markdown(pd.DataFrame(lines).replace("nan", "–"))
-
-
 # ---- files ---------------------------------------------------------------------------------------
 
 
