@@ -128,10 +128,6 @@ def test_an_arrow_shows_where_a_method_leaves_the_differences(made):
     assert arrow.get_ydata() == [high] and arrow.get_color() == plots.COLOURS["synflow"]
 
 
-def test_headings_say_what_was_found(results):
-    assert lapnb.plot(results).get_suptitle() == "LAP beats MP: reproduced\nFCN on MNIST"
-
-
 def test_many_rounds_are_lines_with_bands(made):
     errors = {"mp": [5, 6], "lap": [4, 5]}
     parts = [made(errors, "fcn_before_retraining", nth=n) for n in range(30)]

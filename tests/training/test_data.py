@@ -26,8 +26,11 @@ def test_own_tensors():
     torch.testing.assert_close(pixels, TF.normalize(IMAGES / 255, data.mean, data.std))
     torch.testing.assert_close(pixels.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
     torch.testing.assert_close(pixels.std((0, 2, 3), correction=0), torch.ones(3))
-    black = Data.from_tensors(IMAGES * 0, *OWN[1:], classes=9)
-    assert black.classes == 9 and black.normalise(black.test_images).isfinite().all()
+    black = Data.from_tensors(IMAGES * 0, *OWN[1:], mean=(0, 0, 0), classes=9)
+    assert black.mean == (0, 0, 0) and black.classes == 9
+    assert black.normalise(black.test_images).isfinite().all()
+    moved = data.to("meta")
+    assert moved.test_images.is_meta and moved.train_labels.is_meta
 
 
 def test_own_data_in_other_forms_is_the_same():
