@@ -5,10 +5,13 @@ import re
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 import reference
+from bs4 import BeautifulSoup
 from PIL import Image
+from scipy.stats import t
 
 import lapnb
 from lapnb.paper.tables import TABLES
@@ -35,6 +38,11 @@ def test_a_picture_is_that_of_its_rows(path, monkeypatch):
     assert {*lapnb.caption(rows, "").split(" · ")} <= {*said["Description"].split(" · ")}
 
 
+def test_the_picture_of_the_idea_is_no_other():
+    said = Image.open(CHECKOUT / "figures" / "idea.png").text
+    assert "Table" not in said and "MP removes w" in said["Description"]
+
+
 # ---- numbers and verdicts ------------------------------------------------------------------------
 
 
@@ -53,28 +61,67 @@ def test_results_say_the_means_of_the_rows(path):
         assert (f"{mean:.2f}" if math.isnan(std) else f"{mean:.2f} ± {std:.2f}") in section
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["paper/fcn_mnist", "reduced/resnet18_cifar10", "paper/conv6_cifar10", "reduced/vgg16_cifar10"],
+)
+def test_the_endpoint_is_the_mean_over_the_two_sparsest_fractions(name):
+    rows = pd.read_csv(CHECKOUT / "figures" / f"{name}.csv")
+    last = sorted(rows["round"].unique())[-2:]
+    errors = rows[rows["round"].isin(last)].pivot_table("error", "seed", "method")
+    apart = (errors.lap - errors.mp).dropna()
+    half = t.ppf(0.975, len(apart) - 1) * np.std(apart, ddof=1) / math.sqrt(len(apart))
+    middle = np.mean(apart)
+    text = f"{middle:+.2f} [{middle - half:+.2f}, {middle + half:+.2f}]".replace("-", "−")
+    assert text in README and text in RESULTS
+
+
 # As in "LAP beats MP: undecided at 0.12 % of the weights (quick scale, n = 3): LAP 9.50, …"
-SENTENCE = r" beats .*: ([a-z ]+) at .*n = (\d+)\): ([^<\n]*)"
+SENTENCE = r"(?P<claim>.*): (?P<verdict>[a-z ]+) at .*n = (?P<n>\d+)\): (?P<found>[^<\n]*)"
+
+
+def judgements(notebook):
+    """Claim, verdict, n and numbers, in the sentences and tables of a notebook's stored outputs."""
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            for text in (data.get("text/plain", ""), data.get("text/html", "")):
+                yield from (found.groupdict() for found in re.finditer(SENTENCE, text))
+            html = BeautifulSoup(data.get("text/html", ""), "html.parser")
+            for table in html.find_all("table"):
+                rows = [
+                    [cell.get_text(" ", strip=True) for cell in row.find_all(["th", "td"])]
+                    for row in table.find_all("tr")
+                ]
+                names = [name.partition(" ")[0] for name in rows[0]]
+                yield from (dict(zip(names, row, strict=False)) for row in rows[1:])
 
 
 def test_stored_verdicts_follow_from_the_stored_numbers(notebook):
     """The numbers are rounded: the word may be that of an interval half a digit aside."""
-    for cell in nbformat.read(notebook, as_version=4).cells:
-        for output in cell.get("outputs", []):
-            text = output.get("data", {}).get("text/plain", "")
-            for verdict, n, numbers in re.findall(SENTENCE, text):
-                ends = re.findall(r"[−+]?[\d.]+", numbers.partition("[")[2])[:2] or ["0", "0"]
-                half = 0.5 * 10.0 ** -len(ends[0].partition(".")[2])
-                low, high = (float(end.replace("−", "-")) for end in ends)
-                words = [judged(int(n), low + x, high + x) for x in (-half, 0, half)]
-                assert verdict in words, numbers
+    for row in judgements(notebook):
+        if "verdict" in row and "found" in row and row["n"] != "0":
+            ends = re.findall(r"[−+]?[\d.]+", row["found"].partition("[")[2])[:2] or ["0", "0"]
+            half = 0.5 * 10.0 ** -len(ends[0].partition(".")[2])
+            low, high = (float(end.replace("−", "-")) for end in ends)
+            words = [judged(row, low + x, high + x) for x in (-half, 0, half)]
+            assert row["verdict"] in words, row
 
 
-def judged(n, low, high):
-    """The word for a claim that one method is better, whose difference has this interval."""
-    if n < 3 or low <= 0 <= high:
+def judged(row, low, high):
+    """The word for a claim that has this interval."""
+    n = int(row["n"])
+    margin = re.search(r"\(within ([\d.]+) point", row["claim"])
+    most = float(margin[1]) if margin else 0
+    least = -most if margin else -math.inf
+    if n < 3:
         return "undecided"
-    return "reproduced" if high < 0 else "not reproduced"
+    if high < least or low > most:
+        return "not reproduced"
+    if margin:  # two one-sided tests: the 90 % interval
+        less = (high - low) / 2 * (1 - t.ppf(0.95, n - 1) / t.ppf(0.975, n - 1))
+        low, high = low + less, high - less
+    return "reproduced" if least < low and high < most else "undecided"
 
 
 def test_all_that_the_start_page_says_is_compared():

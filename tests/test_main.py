@@ -1,6 +1,7 @@
 """`python -m lapnb`: the driver that runs all notebooks and builds the report."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -123,12 +124,21 @@ def test_wrong_arguments_are_refused_before_anything_runs(
     assert not (root / "build").exists()
 
 
+def test_what_needs_a_checkout_says_so_at_once(make, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("LAPNB_ROOT", str(make("good")))
+    monkeypatch.setattr(driver, "BUILD", tmp_path / "docs" / "build.py")  # as in a wheel
+    with pytest.raises(SystemExit, match="2"):
+        driver.main([])
+    assert "need a checkout of the project" in capsys.readouterr().err
+
+
 def test_a_folder_of_results_gets_the_notebooks_of_the_checkout(checkout):
     folder = checkout / "notebooks"
     assert [*driver.notebooks().values()] == sorted(folder.glob("*.ipynb"))
 
 
-def test_stopped_at_once_with_nothing_left(make):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_stopped_at_once_with_nothing_left(make, number):
     """Within five seconds on an idle machine; the tests of others may run beside this one."""
     root = make("slow1", "slow2")
     process = start(root, "--jobs", "1")
@@ -137,15 +147,18 @@ def test_stopped_at_once_with_nothing_left(make):
         time.sleep(0.1)
     everything = psutil.Process(process.pid).children(recursive=True)
     assert len(everything) >= 2  # a worker and its kernel
-    process.terminate()
+    process.send_signal(number)
     output, _ = process.communicate(timeout=60)
     deadline = time.monotonic() + 60
     while any(map(alive, everything)):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    assert process.returncode == 130
-    assert output.count("FAILED: not finished") == 2
-    assert "0 of 2 notebooks ran through. Report: stopped" in output
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 130
+        assert output.count("FAILED: not finished") == 2
+        assert "0 of 2 notebooks ran through. Report: stopped" in output
 
 
 def alive(process):

@@ -1,10 +1,12 @@
 """What is drawn are the numbers, on axes that do not mislead; a file only when asked for."""
 
+import hashlib
+import itertools
+
 import matplotlib.colors
 import numpy as np
 import pandas as pd
 import pytest
-import reference
 from PIL import Image
 
 import lapnb
@@ -17,17 +19,26 @@ TOGETHER = [  # in one panel
     "mp lap wanda ria ria_act synflow",
     "mp lap lamp lamp_lap synflow",
 ]
+DEUTERANOPIA = [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]]  # Machado
+PROTANOPIA = [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]]
+EYES = np.array([np.eye(3), DEUTERANOPIA, PROTANOPIA])
+XYZ = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
 
 
-def luminance(colour):
+def linear(colour):
     rgb = np.array(matplotlib.colors.to_rgb(colour))
-    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    return linear @ [0.2126, 0.7152, 0.0722]
+    return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
 
 
-def contrast(*colours):
-    dark, light = sorted(map(luminance, colours))
-    return (light + 0.05) / (dark + 0.05)
+def contrast(one, other):
+    light, dark = sorted((XYZ[1] @ linear(colour) + 0.05 for colour in (one, other)), reverse=True)
+    return light / dark
+
+
+def lab(rgb):
+    """CIELAB of linear RGB, in which a distance of 20 is plain to see."""
+    x, y, z = np.cbrt(XYZ @ np.clip(rgb, 0, 1) / [0.9505, 1, 1.089])
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
 
 def test_text_and_lines_are_legible_on_white_and_on_dark_pages():
@@ -36,10 +47,14 @@ def test_text_and_lines_are_legible_on_white_and_on_dark_pages():
         assert min(contrast(colour, ground) for ground in ("white", "#0d1117")) >= 3, method
 
 
-@pytest.mark.parametrize("methods", [*map(str.split, TOGETHER)])
-@pytest.mark.parametrize("looks", [plots.COLOURS, plots.MARKERS])
-def test_methods_in_one_panel_look_different(methods, looks):
-    assert len({looks[method] for method in methods}) == len(methods)
+def test_methods_in_one_panel_are_told_apart_by_all_readers():
+    for methods in TOGETHER:
+        for one, other in itertools.combinations(methods.split(), 2):
+            first, second = plots.COLOURS[one], plots.COLOURS[other]
+            seen = [np.linalg.norm(lab(e @ linear(first)) - lab(e @ linear(second))) for e in EYES]
+            least = 24 if "lap" in (one, other) else 18
+            assert min(seen) > least, (one, other)
+            assert plots.MARKERS[one] != plots.MARKERS[other], (one, other)
 
 
 def test_further_methods_need_no_look_of_their_own(made, monkeypatch):
@@ -76,7 +91,8 @@ def texts(labels):
 
 
 def test_lines_are_the_methods_numbers(results):
-    means, apart = map(drawn, lapnb.plot(results).axes)
+    above, below = lapnb.plot(results).axes
+    means, apart = drawn(above), drawn(below)
     assert apart.keys() == {"Look-backward (LBP)", "Lookahead (LAP)"}  # no RP
     for method, rows in results.groupby("method"):
         groups = rows.groupby("round")
@@ -86,37 +102,37 @@ def test_lines_are_the_methods_numbers(results):
     pairs = lapnb.paired(results, "lap", "mp")
     _, y, spans = apart["Lookahead (LAP)"]
     assert y == [*pairs.difference] and spans == pytest.approx([*(pairs.high - pairs.low)])
-
-
-def test_no_line_is_hidden_and_dense_and_published_errors_stand_beside(results):
-    above, _ = lapnb.plot(results).axes
     lines = [bars.lines[0] for bars in above.containers[:4]]
-    assert len({line.get_transform().transform((1, 1))[0] for line in lines}) == 4
+    assert len({line.get_transform().transform((1, 1))[0] for line in lines}) == 4  # none is hidden
     assert any([*line.get_ydata()] == [2, 2] for line in above.lines)  # the dense network
     hollow = [line for line in above.lines if line.get_markerfacecolor() == "none"]
     assert (1.75, 67.62) in [tuple(line.get_ydata()) for line in hollow]
 
 
-def test_error_and_accuracy_surviving_weights_and_sparsity(results):
+def test_error_and_accuracy_surviving_weights_and_sparsity(results, made):
     above, below = lapnb.plot(results).axes
     top, right = sorted(above.child_axes, key=lambda axis: axis.get_ylabel())
+    assert above.get_yscale() == "log" and below.get_yscale() == "linear"
     errors = [float(text) for text in texts(above.get_yticklabels())]
     assert errors == [*above.get_yticks()] and {2, 5, 10, 20, 50, 90} <= {*errors}
     assert texts(right.get_yticklabels()) == [f"{100 - error:g}" for error in errors]
     assert texts(below.get_xticklabels()) == ["0.098", "6.25"] and below.xaxis_inverted()
     assert texts(top.get_xticklabels()) == ["99.902", "93.75"]
-
-
-def test_errors_are_on_a_log_axis_unless_they_are_alike_and_differences_on_a_linear_one(
-    results, made
-):
-    scales = [axis.get_yscale() for axis in lapnb.plot(results).axes]
-    assert scales == ["log", "linear"]
     near = made({"mp": [60, 70], "lap": [58, 66]}, "fcn_global", dense_error=40)
     assert lapnb.plot(near).axes[0].get_yscale() == "linear"  # all within a factor of 2
+    assert lapnb.plot(near.assign(dense_error=20)).axes[0].get_yscale() == "log"
     gap = lapnb.plot(results, column="gap").axes[0]
     assert drawn(gap)["Lookahead (LAP)"][1][0] == pytest.approx(33 + 4 - 0.5)
     assert gap.get_yscale() == "linear"
+
+
+def test_fractions_without_room_for_a_label_have_it_further_out(made):
+    parts = [
+        made({"mp": [5], "lap": [4]}, nth=n, surviving=x) for n, x in enumerate((0.1, 0.02, 0.018))
+    ]
+    axis = lapnb.plot(pd.concat(parts)).axes[1]
+    assert texts(axis.get_xticklabels()) == ["1.80", "10.00"]
+    assert texts(axis.get_xticklabels(minor=True)) == ["2.00"]
 
 
 def test_an_arrow_shows_where_a_method_leaves_the_differences(made):
@@ -126,6 +142,12 @@ def test_an_arrow_shows_where_a_method_leaves_the_differences(made):
     assert -8 < low < -1 and 0 < high < 8
     (arrow,) = [line for line in below.lines if line.get_marker() in ("^", "v")]
     assert arrow.get_ydata() == [high] and arrow.get_color() == plots.COLOURS["synflow"]
+    two = lapnb.plot(made({"mp": [10, 11], "lap": [8, 10]})).axes[1]  # an interval of ± 6
+    assert {"v", "^"} <= {line.get_marker() for line in two.lines}
+
+
+def test_headings_say_what_was_found(results):
+    assert lapnb.plot(results).get_suptitle() == "LAP beats MP: reproduced\nFCN on MNIST"
 
 
 def test_many_rounds_are_lines_with_bands(made):
@@ -158,13 +180,19 @@ def test_a_saved_picture_carries_what_it_shows(results, record, lapnb_root):
     chosen = lapnb.plot(results, "error_before", save=True, methods=["mp", "lap"])
     assert texts(chosen.legends[0].get_texts()) == ["Magnitude (MP)", "Lookahead (LAP)"]
     folder = lapnb_root / "figures" / "paper"
-    rows = reference.digest(folder / "fcn_mnist.csv")
+    rows = hashlib.sha256((folder / "fcn_mnist.csv").read_bytes()).hexdigest()
     with Image.open(folder / "fcn_mnist-error_before-mp-lap.png") as image:
         about = {"Table": "paper/fcn_mnist", "Column": "error_before", "Rows": rows}
         assert about.items() <= image.text.items() and "n = " in image.text["Description"]
         assert compare.finding(compare.one_source(results), "error_before") in image.text["Title"]
+        assert image.mode == "RGBA" and image.getpixel((0, 0))[3] == 0  # no plate
     with pytest.raises(ValueError, match="methods must be some of mp, rp, lbp, lap"):
         lapnb.plot(results, methods=["best"])
+
+
+def test_captions_wrap_between_their_parts():
+    lines = plots.wrapped("one part · the second part · third", 18).splitlines()
+    assert lines == ["one part", "the second part", "third"]
 
 
 def test_all_networks_with_every_seed_in_one_picture():
@@ -184,3 +212,9 @@ def test_all_networks_with_every_seed_in_one_picture():
     assert diamonds == [plots.COLOURS["lap"]] * 2 + [plots.INK]  # grey: undecided
     assert "−4.0" in texts(axis.texts) and axis.get_xscale() == "linear"
     assert figure.get_suptitle() == "LAP beats MP on 2 of 3 networks, MP beats LAP on none"
+
+
+def test_methods_without_a_seed_in_common_are_drawn_all_the_same(made):
+    rows = made({"mp": [1.0, 2.0], "lap": [1.0, 3.0]})
+    apart = rows[(rows.method == "mp") == (rows.seed == 0)]
+    assert len(lapnb.plot(apart).axes) == 1

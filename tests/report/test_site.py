@@ -56,6 +56,8 @@ def site(tmp_path_factory, checkout):
         ],
         "good": [
             new_markdown_cell(good),
+            new_code_cell("level: int = 1", metadata={"tags": ["parameters"]}),
+            new_code_cell("level = 2", metadata={"tags": ["injected-parameters"]}),
             new_code_cell("hidden = 3", outputs=[shown("image/png", inside)]),
             new_code_cell("x", outputs=[caption, shown("image/png", png(root / "a.png"))]),
         ],
@@ -87,7 +89,7 @@ def test_no_file_from_outside_gets_in(site):
             assert SECRET.encode() not in path.read_bytes(), path
 
 
-def test_nothing_needs_a_network_and_no_link_is_dead(site):
+def test_links_lead_to_pages_and_nothing_needs_a_network(site):
     pages, folder = site
     for name, page in pages.items():
         for tag in page.select("[href], [src]"):
@@ -95,19 +97,22 @@ def test_nothing_needs_a_network_and_no_link_is_dead(site):
             elsewhere = re.match(r"\w+:|//", target)
             assert not elsewhere or tag.name == "a" or target.startswith("data:"), (name, tag)
             assert elsewhere or (folder / target).exists(), (name, tag)
-
-
-def test_links_to_notebooks_lead_to_their_pages(site):
-    pages, _ = site
     article = pages["index"].article
-    links = [link["href"] for link in article.select("p a, .text_html a")]
-    assert links == ["good.html#part", "readme.html", "good.html"]
+    assert [a["href"] for a in article.select("p a, .text_html a")] == [
+        "good.html#part",
+        "readme.html",
+        "good.html",
+    ]
     assert "gone" in article.text and pages["good"].find(id="part")
     assert pages["good"].article.find("a", string="s")["href"] == "index.html"
 
 
-def test_pictures_are_described(site):
-    alts = [image["alt"] for image in site[0]["good"].article.select("img")]
+def test_a_page_folds_code_and_describes_pictures(site):
+    good = site[0]["good"]
+    code = good.select("div.cell_input")
+    folded = [cell.text.strip() for cell in code if cell.find_parent("details")]
+    assert len(code) == 4 and folded == ["hidden = 3", "x"]
+    alts = [image["alt"] for image in good.article.select("img")]
     assert alts == ["in", "What was found. scale", "the caption"]
 
 
@@ -129,3 +134,20 @@ def test_the_api_page_documents_every_public_name_and_links_its_source(site):
 def test_all_names_of_methods_networks_and_data_sets_are_listed(site):
     names = {code.text for code in site[0]["choices"].article.select("code")}
     assert {*METHODS, *NETWORKS, *DATASETS} <= names
+
+
+def test_every_page_says_what_it_is_and_leads_to_paper_and_results(site):
+    for name, page in site[0].items():
+        if page.select_one("article"):
+            (about,) = page.select('meta[name="description"]')
+            assert len(about["content"]) > 40, name
+            links = {link["href"] for link in page.select("p.run a[href]")}
+            assert {"readme.html", "results.html"} <= links | {f"{name}.html"}, name
+            assert any("arxiv.org" in link for link in links), name
+            assert page.select_one('link[rel~="icon"]')["href"].endswith("favicon.svg"), name
+
+
+def test_the_search_knows_what_readers_look_for(site):
+    index = (site[1] / "searchindex.js").read_text()
+    for stem in ("sparsiti", "accuraci", "prune"):
+        assert f'"{stem}":' in index or f"{stem}:" in index
