@@ -129,6 +129,8 @@ def _step(model, optimizer, pruned, batch_size, device, precision) -> Callable:
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=low, cache_enabled=False)
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
+        if low and images.ndim == 4 and device.type == "cpu":  # a quarter faster
+            images = images.to(memory_format=torch.channels_last)
         with autocast:
             _, losses = _computed(model, images, labels)
         optimizer.zero_grad()
