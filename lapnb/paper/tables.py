@@ -212,7 +212,7 @@ TABLES: dict[str, dict] = {
         methods=("mp", "lap", "obd", "obd_lap", "lap_act"),
         claims=DATA_DEPENDENT,
         looks=LOOKS | {"curvature": (2000, 25)},
-        reduced=dict(looks=FEWER),
+        reduced=dict(seeds=3, looks=FEWER),
     ),
     "conv6_global": _like(CONV6, title="Conv-6 on CIFAR-10, global pruning", scope="global"),
     "conv6_later_criteria": _like(
