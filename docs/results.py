@@ -15,8 +15,7 @@ import pandas as pd
 
 import lapnb
 from lapnb.paper.tables import TABLES, table
-from lapnb.report import advice, plots, show, summary, words
-from lapnb.report import compare as of
+from lapnb.report import advice, compare, plots, show, summary, words
 from lapnb.runs.rows import results_file
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -51,7 +50,7 @@ SETTINGS = {
 
 def recorded(name: str) -> list[pd.DataFrame]:
     """The recorded rows of a table, the largest scale first."""
-    return show.recordings(name, *SCALES)
+    return show.recorded_rows(name, *SCALES)
 
 
 def markdown(frame: pd.DataFrame) -> str:
@@ -169,7 +168,9 @@ def section(name: str, rows: pd.DataFrame) -> str:
     ]
     for column in COLUMNS.get(name, ("error",)):
         if column in drawn(name):
-            alt = f"{words.MEASURED[column][0]}, {words.title(rows)}: {of.finding(rows, column)}"
+            alt = (
+                f"{words.MEASURED[column][0]}, {words.title(rows)}: {compare.finding(rows, column)}"
+            )
             parts.append(f"![{alt}](figures/{scale}/{file_name(name, column)})")
     parts.append("<details><summary>Numbers and verdicts</summary>")
     parts.append(f"*{words.how(rows, 'mean ± standard deviation')}*")
@@ -232,14 +233,14 @@ def paper_data(name: str) -> str:
 
 def differences(rows: pd.DataFrame, column: str) -> pd.DataFrame:
     """Each method minus MP as text: a row per surviving fraction, a column per method."""
-    pairs = of.against_mp(rows, column)
+    pairs = compare.against_mp(rows, column)
     pairs["text"] = [difference(row, words.digits(column)) for _, row in pairs.iterrows()]
-    return show.labelled(pairs, [*of.varied(rows), "round"], [*pairs.method.unique()])
+    return show.labelled(pairs, [*compare.varied(rows), "round"], [*pairs.method.unique()])
 
 
 def difference(row: pd.Series, style: str) -> str:
     text = words.interval_text(row, style)
-    decided = row.n >= of.LEAST_SEEDS and not row.low <= 0 <= row.high
+    decided = row.n >= compare.LEAST_SEEDS and not row.low <= 0 <= row.high
     return f"**{text}**" if decided else text
 
 
@@ -256,7 +257,7 @@ def beside_lap(rows: pd.DataFrame) -> str:
 
 def agreement(rows: pd.DataFrame) -> str:
     """A sentence: how far our mean errors are from the published ones, in standard errors."""
-    both = of.means(rows).dropna(subset=["std", "paper", "paper_std"])
+    both = compare.means(rows).dropna(subset=["std", "paper", "paper_std"])
     both = both[both["std"] + both.paper_std > 0].reset_index()
     if both.empty:
         return ""
@@ -273,7 +274,7 @@ def agreement(rows: pd.DataFrame) -> str:
 
 def effects(rows: pd.DataFrame) -> str:
     """A sentence: how far our differences to MP are from the published ones."""
-    both = of.effects(rows).reset_index(drop=True)
+    both = compare.effects(rows).reset_index(drop=True)
     if both.empty:
         return ""
     far = both.loc[both.z.abs().idxmax()]
@@ -348,7 +349,7 @@ def draw() -> None:
         else:
             plots.plot(rows, column, save=True)
     plots.plot_networks(summary.networks(), summary.network_seeds(), save=True)
-    rows = of.one_source(lapnb.recorded("fcn_mnist", "paper"))
+    rows = compare.one_source(lapnb.recorded("fcn_mnist", "paper"))
     plots.plot(rows, methods=["mp", "lap"], save=True)
     for scale in SCALES:
         for path in (CHECKOUT / "figures" / scale).glob("*.png"):

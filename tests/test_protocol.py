@@ -110,12 +110,12 @@ def test_a_row_is_what_a_literal_loop_finds(made):
     stacked = table.rates[0] == 0.5  # adds up in another order
     near = 0.7 if stacked else 1e-4
     networks = {call["after"] for call in trained}
-    for plain in table.plain():
-        dense = reference.train_dense(plain, data, SEED)
-        for method in plain.methods:
+    for variant in table.split():
+        dense = reference.train_dense(variant, data, SEED)
+        for method in variant.methods:
             model = copy.deepcopy(dense)
-            for t in plain.rounds:
-                expected = reference.prune_and_retrain(model, dense, plain, method, t, data, SEED)
+            for t in variant.rounds:
+                expected = reference.prune_and_retrain(model, dense, variant, method, t, data, SEED)
                 expected["dense_error"] = reference.error(dense, data, "test")
                 row = rows[(rows.method == method) & (rows["round"] == t)].iloc[0]
                 assert row.surviving == expected.pop("surviving")

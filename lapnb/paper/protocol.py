@@ -131,7 +131,7 @@ class Table(BaseModel, frozen=True, strict=True, extra="forbid"):
     variants: tuple[dict[str, Any], ...] = ({},)
     changed: str = ""
 
-    def plain(self) -> Iterator["Table"]:
+    def split(self) -> Iterator["Table"]:
         """The tables that this one puts side by side, each with one value of what varies."""
         for change in self.variants:
             own = change.get("methods", self.methods)
@@ -140,20 +140,22 @@ class Table(BaseModel, frozen=True, strict=True, extra="forbid"):
 
     def runs(self) -> Iterator[tuple[str, str, int, int]]:
         """Every run, one row each: the hash of its settings, method, round and seed."""
-        for plain in self.plain():
-            for method, t, seed in itertools.product(plain.methods, plain.rounds, plain.seeds):
-                yield plain.settings(method, t), method, t, seed
+        for variant in self.split():
+            for method, t, seed in itertools.product(
+                variant.methods, variant.rounds, variant.seeds
+            ):
+                yield variant.settings(method, t), method, t, seed
 
-    def keep(self, round: int) -> tuple[float, ...]:
+    def keep(self, pruning_round: int) -> tuple[float, ...]:
         """The surviving fraction of each layer in a round."""
-        return tuple((1 - rate) ** round for rate in self.rates)
+        return tuple((1 - rate) ** pruning_round for rate in self.rates)
 
-    def settings(self, method: str, round: int) -> str:
+    def settings(self, method: str, pruning_round: int) -> str:
         """A short hash of all that a row depends on, beside method, round, seed and data source."""
         more = {"rates", "retrain_steps", "scope", "schedule"}
         settings = self.model_dump(include=DENSE | more)
         if self.schedule == "iterative":
-            settings["rounds"] = [t for t in self.rounds if t <= round]
+            settings["rounds"] = [t for t in self.rounds if t <= pruning_round]
         if kind := METHODS[method].looks_at:
             # the names in the hashes of recorded rows
             name = {"activity": "active", "curvature": "curved"}.get(kind, kind)

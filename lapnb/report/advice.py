@@ -6,8 +6,7 @@ from itertools import product
 import pandas as pd
 
 from lapnb.pruning.scores import METHODS
-from lapnb.report import compare as of
-from lapnb.report import words
+from lapnb.report import compare, words
 from lapnb.report.show import Shown
 from lapnb.report.summary import everything, matched
 
@@ -95,7 +94,7 @@ def _named(choice: dict) -> str:
 
 def _judged(rows: pd.DataFrame) -> tuple[str, str]:
     """Verdict and evidence of the intervals, one row per surviving fraction."""
-    clear = of.holm(rows.p) < 0.05
+    clear = compare.holm(rows.p) < 0.05
     kinds = {"yes": ("better", rows[rows.high < 0]), "no": ("worse", rows[rows.low > 0])}
     verdicts, told = [], []
     for verdict, (kind, some) in kinds.items():

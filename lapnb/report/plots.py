@@ -18,8 +18,7 @@ import pandas as pd
 from lapnb.checks import require
 from lapnb.paper.protocol import VARIED
 from lapnb.pruning.scores import METHODS
-from lapnb.report import compare as of
-from lapnb.report import words
+from lapnb.report import compare, words
 from lapnb.runs.rows import results_file
 from lapnb.store import root, write_whole
 
@@ -96,7 +95,7 @@ def plot(
     LAP beats MP: reproduced
     FCN on MNIST
     """
-    rows = of.one_source(results, column)
+    rows = compare.one_source(results, column)
     suffix = "" if column == "error" else f"-{column}"
     if methods is not None:
         names = [*rows.method.unique()]
@@ -113,7 +112,7 @@ def plot(
             draw(axis, part, column)
             if draw is _draw_means:
                 errors.append(axis)
-                variant = ", ".join(map(words.short, part.iloc[0][of.varied(rows)]))
+                variant = ", ".join(map(words.short, part.iloc[0][compare.varied(rows)]))
                 axis.set_title(variant, y=0.77, x=0.03, loc="left", weight="bold")
         if column in ERRORS:
             _error_axes(errors)
@@ -122,7 +121,7 @@ def plot(
         marks = words.BARS
         if len(fractions) > MANY:
             marks = marks.replace("bars", "bands")
-        heading = f"{of.finding(rows, column)}\n{words.title(rows)}"
+        heading = f"{compare.finding(rows, column)}\n{words.title(rows)}"
         finish(figure, heading, words.how(rows, marks))
         if save:
             _save(figure, rows, suffix, column)
@@ -149,7 +148,7 @@ def scatter(results: pd.DataFrame, x: str, y: str = "error", save: bool = False)
     >>> lapnb.scatter(rows, "distortion", "error_before").get_suptitle().splitlines()[-1]
     'Linear FCN on MNIST'
     """
-    rows = of.one_source(of.one_source(results, x), y)
+    rows = compare.one_source(compare.one_source(results, x), y)
     with canvas(figsize=(WIDTH, 2.4)) as (figure, ((axis,),)):
         for method, part in rows.groupby("method", sort=False):
             points = look(method) | {"linestyle": "", "alpha": 0.8}
@@ -219,7 +218,8 @@ def _panels(rows: pd.DataFrame, column: str) -> list[tuple]:
     panels = []
     for _, part in variants:
         panels.append((_draw_means, part, means))
-        pairs = of.against_mp(part[part.method != "rp"], column)  # random pruning is too far off
+        near = part[part.method != "rp"]  # random pruning is too far off
+        pairs = compare.against_mp(near, column)
         if len(pairs):
             panels.append((_draw_differences, pairs, differences))
     return panels
@@ -233,7 +233,7 @@ def _draw_means(axis, rows: pd.DataFrame, column: str) -> None:
         place = {"xycoords": axis.get_yaxis_transform(), "textcoords": "offset points"}
         style = {"fontsize": 6.5, "ha": "right", "va": "top"}
         axis.annotate(f"dense {dense:.1f}", (1, dense), (-1, -1.5), **place, **style)
-    means = of.means(rows, column)
+    means = compare.means(rows, column)
     mean, std = means[column], means["std"]
     _draw_lines(axis, means.assign(value=mean, low=mean - std, high=mean + std))
     axis.set_ylabel(textwrap.fill(words.MEASURED[column][0], 20))
@@ -244,7 +244,7 @@ def _draw_differences(axis, pairs: pd.DataFrame, column: str) -> None:
 
     All of LAP and all that is better than MP lies within; others may be as much worse.
     """
-    sure = pairs.n >= of.LEAST_SEEDS
+    sure = pairs.n >= compare.LEAST_SEEDS
     ends = pairs.high.where(sure, pairs.difference)
     low = min(0, pairs.low.where(sure, pairs.difference).min())
     high = max(0, ends[pairs.method == "lap"].max(), min(ends.max(), -low))

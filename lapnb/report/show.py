@@ -11,8 +11,7 @@ from html import escape
 import pandas as pd
 
 from lapnb.paper.tables import table as declared
-from lapnb.report import compare as of
-from lapnb.report import words
+from lapnb.report import compare, words
 from lapnb.report.plots import plot, png
 from lapnb.runs.rows import keys, pool, results_file
 from lapnb.runs.run import recorded
@@ -35,12 +34,12 @@ def show(results: pd.DataFrame | str, column: str = "error") -> None:
         ValueError: These are not rows of one table, or they do not record `column`.
     """
     if not isinstance(results, str):
-        rows = of.one_source(results, column)
+        rows = compare.one_source(results, column)
         show_rows(rows, column)
         if is_whole(rows):
             plot(rows, column, save=True)
         return
-    found = recordings(results, "paper", "reduced")
+    found = recorded_rows(results, "paper", "reduced")
     if not found:
         data = words.NAMES[declared(results, "paper").dataset]
         print(f"Not run on {data} yet: nothing is recorded at the reduced or paper scale.")
@@ -59,7 +58,7 @@ def show_rows(rows: pd.DataFrame, column: str) -> None:
     display(without_numbers(table))
     picture = base64.b64encode(png(figure, 110)).decode()
     display(Shown({"text/plain": figure.get_label(), "image/png": picture}))
-    if len(of.judged(rows)):
+    if len(compare.judged(rows)):
         display(without_numbers(claims_table(rows)))
 
 
@@ -90,7 +89,7 @@ def is_whole(results: pd.DataFrame) -> bool:
     return keys(rows) == keys(results)
 
 
-def recordings(name: str, *scales: str) -> list[pd.DataFrame]:
+def recorded_rows(name: str, *scales: str) -> list[pd.DataFrame]:
     """The recorded rows of a table, typed, of those of the `scales` that have any."""
     found = []
     for scale in scales:
@@ -98,15 +97,15 @@ def recordings(name: str, *scales: str) -> list[pd.DataFrame]:
         state = None
         if path.exists():
             state = path.stat().st_mtime_ns, path.stat().st_size
-        found += [rows.copy() for rows in _recording(name, scale, path, state)]
+        found += [rows.copy() for rows in _rows_in(name, scale, path, state)]
     return found
 
 
 @functools.lru_cache
-def _recording(name: str, scale: str, path: pathlib.Path, state: tuple) -> list[pd.DataFrame]:
+def _rows_in(name: str, scale: str, path: pathlib.Path, state: tuple) -> list[pd.DataFrame]:
     """Read a table's rows, once for each `state` of its results file: its time and size."""
     with contextlib.suppress(FileNotFoundError):
-        return [of.with_losses(recorded(name, scale))]
+        return [compare.with_losses(recorded(name, scale))]
     return []
 
 
@@ -115,15 +114,15 @@ def result(rows: pd.DataFrame) -> str:
 
     Of a table without claims: which method is ahead where fewest weights survive.
     """
-    verdicts = of.judged(rows)
+    verdicts = compare.judged(rows)
     if verdicts.empty:
-        return f"{of.lowest(rows)} ({rows.scale[0]} scale, {words.seeds(rows)})"
+        return f"{compare.lowest(rows)} ({rows.scale[0]} scale, {words.seeds(rows)})"
     return words.verdict_line(verdicts.iloc[0])
 
 
 def claims_table(rows: pd.DataFrame) -> pd.DataFrame:
     """The verdicts as a table to read: claim, verdict, where, numbers, by fraction."""
-    judged = of.judged(rows)
+    judged = compare.judged(rows)
     columns = {
         "claim": judged.claim,
         f"verdict ({rows.scale.iloc[0]} scale)": judged.verdict,
@@ -168,15 +167,15 @@ def side_by_side(rows: pd.DataFrame, column: str = "error") -> pd.DataFrame:
     MP, LAP and their difference stand first. A cell is ours | published. The best of a row is
     between **; of many rounds some are shown.
     """
-    cells = of.means(rows, column)
+    cells = compare.means(rows, column)
     methods = [*rows.method.unique()]
-    keys = [*of.varied(rows), "round"]
+    keys = [*compare.varied(rows), "round"]
     cells["best"] = cells.groupby(keys)[column].transform("min") == cells[column]
     if len(methods) == 1 or column in ("gap", "lost"):
         cells["best"] = False
     cells["text"] = [_cell(row, column) for _, row in cells.iterrows()]
     if {"mp", "lap"} <= {*methods}:
-        pairs = of.pairs(rows, "lap", "mp", column).assign(method="difference")
+        pairs = compare.pairs(rows, "lap", "mp", column).assign(method="difference")
         style = words.digits(column)
         pairs["text"] = [words.interval_text(row, style) for _, row in pairs.iterrows()]
         cells = pd.concat([cells, pairs])

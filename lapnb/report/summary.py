@@ -8,9 +8,8 @@ import pandas as pd
 
 from lapnb.paper.protocol import SCALES, Claim
 from lapnb.paper.tables import LAP_BEATS_MP, TABLES, table
-from lapnb.report import compare as of
-from lapnb.report import words
-from lapnb.report.show import recordings, shown, without_numbers
+from lapnb.report import compare, words
+from lapnb.report.show import recorded_rows, shown, without_numbers
 
 BIG = ("paper", "reduced")
 # The tables of one network and nothing else, whose endpoints are put together
@@ -44,18 +43,18 @@ def summary(scales: tuple[str, ...] = SCALES[::-1]) -> pd.DataFrame:
     judged = [
         largest(name, claim, scales) for name in TABLES for claim in table(name, "paper").claims
     ]
-    claims = pd.DataFrame(judged, columns=of.VERDICT.split())
+    claims = pd.DataFrame(judged, columns=compare.VERDICT.split())
     first = claims.drop_duplicates("runs").set_index("runs").table
     claims["repeats"] = claims.runs.notna() & (claims.runs.map(first) != claims.table)
     endpoints = ~claims.repeats & ~claims.table.duplicated()
-    claims["p_holm"] = of.holm(claims.p.where(endpoints).astype(float))
+    claims["p_holm"] = compare.holm(claims.p.where(endpoints).astype(float))
     return claims
 
 
 def largest(name: str, claim: Claim, scales: tuple[str, ...]) -> dict:
     """The verdict on a table's claim at the first of the scales with seeds of both methods."""
-    for rows in recordings(name, *scales):
-        verdict = of.verdict(rows, claim)
+    for rows in recorded_rows(name, *scales):
+        verdict = compare.verdict(rows, claim)
         if verdict["n"]:
             return verdict
     claimed = words.in_words(claim)
@@ -72,7 +71,7 @@ def networks() -> pd.DataFrame:
         "no" (MP is), "undecided" or "not run".
     """
     judged = [largest(name, LAP_BEATS_MP, BIG) for name in NETWORKS]
-    rows = pd.DataFrame(judged, columns=of.VERDICT.split())
+    rows = pd.DataFrame(judged, columns=compare.VERDICT.split())
     rows = rows.rename(columns={"method_mean": "lap", "baseline_mean": "mp"})
     rows["verdict"] = rows.verdict.replace({"reproduced": "yes", "not reproduced": "no"})
     return rows.merge(pd.DataFrame(map(_published, NETWORKS)), on="table")
@@ -80,7 +79,7 @@ def networks() -> pd.DataFrame:
 
 def _published(name: str) -> dict:
     """The paper's MP and LAP averaged over the rounds of the endpoint."""
-    theirs = of.published()[of.published().table == name]
+    theirs = compare.published()[compare.published().table == name]
     errors = theirs.pivot(index="round", columns="method", values="error_pct")
     rounds = table(name, "paper").rounds[-LAP_BEATS_MP.rounds :]
     mp, lap = errors.reindex(index=rounds, columns=["mp", "lap"]).mean(skipna=False)
@@ -116,7 +115,7 @@ def everything() -> pd.DataFrame:
     """
     parts = []
     for name in TABLES:
-        for rows in recordings(name, *BIG):
+        for rows in recorded_rows(name, *BIG):
             usual = rows.activation.map({"relu": "", "none": ""})
             network = words.title(rows, whole=False) + usual.fillna(", " + rows.activation)
             parts.append(rows.assign(network=network)[rows.retrain_steps > 0])
@@ -132,9 +131,9 @@ def matched(rows: pd.DataFrame, one: dict, other: dict, more: list[str]) -> pd.D
     which both choices are the same run.
     """
     keys = ["network", "scale", *more, "round"]
-    found = of.matched(rows, one, other, keys, ["source", "dense_error", "device"])
+    found = compare.matched(rows, one, other, keys, ["source", "dense_error", "device"])
     same = (found.low == 0) & (found.high == 0)
-    return found[(found.n >= of.LEAST_SEEDS) & ~same]
+    return found[(found.n >= compare.LEAST_SEEDS) & ~same]
 
 
 def comparisons() -> pd.DataFrame:
@@ -197,10 +196,11 @@ def network_seeds() -> pd.DataFrame:
     """
     parts = []
     for name in NETWORKS:
-        for rows in recordings(name, *BIG)[:1]:
+        for rows in recorded_rows(name, *BIG)[:1]:
             last = rows[rows["round"] == rows["round"].max()]
             errors = last.pivot(index="seed", columns="method", values="error")
-            part = of.endpoint(*of.sides(rows, LAP_BEATS_MP), LAP_BEATS_MP)[["difference"]]
+            sides = compare.sides(rows, LAP_BEATS_MP)
+            part = compare.endpoint(*sides, LAP_BEATS_MP)[["difference"]]
             part = part.join(errors[["mp", "lap"]]).reset_index()
             about = {"table": name, "network": words.title(rows), "scale": rows.scale[0]}
             parts.append(part.assign(**about))
@@ -286,9 +286,9 @@ def cost_of_masks(times: pd.DataFrame, most: float = 1.5) -> pd.DataFrame:
     """
     times = times.assign(turn=times.groupby(["network", "method"]).cumcount())
     wide = times.pivot(index=["network", "turn"], columns="method", values="seconds")
-    found = of.intervals(np.log(wide[["lap", "mp"]]), ["network"])
+    found = compare.intervals(np.log(wide[["lap", "mp"]]), ["network"])
     claim = Claim("lap", "mp", high=math.log(most))
-    verdict = [of.judge(row, claim) for row in found.to_dict("records")]
+    verdict = [compare.judge(row, claim) for row in found.to_dict("records")]
     ratios = np.exp(found[["difference", "low", "high"]]).rename(columns={"difference": "ratio"})
     return ratios.assign(n=found.n, verdict=verdict).reset_index()
 

@@ -131,11 +131,11 @@ def recorded(name: str, scale: str | None = None, source: str | None = None) -> 
 
 def _check_methods(table: Table) -> None:
     """Raise ValueError for a method that cannot prune the table's network."""
-    for plain in table.plain():
+    for variant in table.split():
         with torch.device("meta"):  # without numbers in its weights
-            model = network_of(plain)
-        for method in plain.methods:
-            check_method(model, method, plain.scope)
+            model = network_of(variant)
+        for method in variant.methods:
+            check_method(model, method, variant.scope)
 
 
 def _missing(path: Path, runs: set[tuple]) -> set[tuple]:

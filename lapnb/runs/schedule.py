@@ -22,14 +22,14 @@ STACK = 20  # networks, from which on more of them gain nothing
 def graph_of(table: Table, source: str, missing: set[tuple]) -> Graph:
     """Return the tasks that compute the `missing` rows, and for each the tasks it starts from."""
     graph: Graph = {}
-    for plain in table.plain():
-        for seed in plain.seeds:
+    for variant in table.split():
+        for seed in variant.seeds:
             together: dict[Any, list[Run]] = {}
-            for t, method in itertools.product(plain.rounds, plain.methods):
-                if (source, plain.settings(method, t), method, t, seed) in missing:
-                    together.setdefault(_stack(plain, method, t), []).append((method, t))
-            tasks = [Task(plain, source, seed, tuple(runs)) for runs in together.values()]
-            dense = Task(plain, source, seed)
+            for t, method in itertools.product(variant.rounds, variant.methods):
+                if (source, variant.settings(method, t), method, t, seed) in missing:
+                    together.setdefault(_stack(variant, method, t), []).append((method, t))
+            tasks = [Task(variant, source, seed, tuple(runs)) for runs in together.values()]
+            dense = Task(variant, source, seed)
             if tasks and not dense.file("dense").exists():
                 tasks.append(dense)
             for task in tasks:

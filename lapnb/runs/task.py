@@ -27,7 +27,7 @@ class Task:
     A task without runs is their dense network.
 
     Attributes:
-        table: A table that varies nothing, one of `Table.plain`.
+        table: A table that varies nothing, one of `Table.split`.
         source: What the data set was read from.
         seed: The seed of its random streams.
         runs: One run, or several that make a sparse stack.

@@ -122,13 +122,13 @@ def test_changes_are_told_but_for_what_does_not_change_a_row():
     assert table("fcn_mnist", seeds=1, rounds=[4], device="cpu", precision="bfloat16").changed == ""
     assert table("fcn_mnist", lr=1.2e-3, width=0.4).changed == ""
     assert table("fcn_mnist", lr=1e-3, width=0.5).changed == "lr = 0.001, width = 0.5"
-    [plain] = table("fcn_activations", activation="tanh").plain()
-    assert plain.activation == "tanh"
+    [variant] = table("fcn_activations", activation="tanh").split()
+    assert variant.activation == "tanh"
 
 
 def test_variants_have_the_methods_that_were_chosen():
     declared = table("fcn_later_criteria", methods=["lap", "lamp"])
-    assert [(p.scope, p.methods) for p in declared.plain()] == [
+    assert [(p.scope, p.methods) for p in declared.split()] == [
         ("layer", ("lap",)),
         ("global", ("lap", "lamp")),
     ]

@@ -16,14 +16,16 @@ def made():
 
     def rows(errors, name="fcn_mnist", scale="paper", nth=-1, **more):
         found = []
-        for plain in lapnb.table(name, scale).plain():
-            round = plain.rounds[nth]
-            about = {column: getattr(plain, column) for column in SCHEMA if hasattr(plain, column)}
+        for variant in lapnb.table(name, scale).split():
+            round = variant.rounds[nth]
+            about = {
+                column: getattr(variant, column) for column in SCHEMA if hasattr(variant, column)
+            }
             about |= {"table": name, "source": "MNIST", "round": round, "surviving": 0.5**round}
             about |= {"dense_error": 2.0, "error_before": 80.0, "train_error": 0.5}
             about |= {"device": "cpu", "status": "ok", "distortion": None}
             for method, values in errors.items():
-                about |= {"method": method, "settings": plain.settings(method, round)}
+                about |= {"method": method, "settings": variant.settings(method, round)}
                 found += [about | {"seed": n, "error": e} | more for n, e in enumerate(values)]
         table = pd.DataFrame(found, columns=[*SCHEMA])
         return table.drop_duplicates(["settings", "method", "round", "seed"])
