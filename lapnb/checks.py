@@ -28,17 +28,17 @@ def require(condition: bool, name: str, allowed: str, given: Any) -> None:
 
 def require_whole(name: str, given: Any, least: int, most: float = math.inf) -> None:
     """Raise ValueError unless `given` is a whole number from `least` to `most`."""
-    whole = isinstance(given, Integral) and not isinstance(given, bool)
+    is_whole = isinstance(given, Integral) and not isinstance(given, bool)
     allowed = f"a whole number of at least {least}"
     if most < math.inf:
         allowed += f" and at most {most}"
-    require(whole and least <= given <= most, name, allowed, given)
+    require(is_whole and least <= given <= most, name, allowed, given)
 
 
 def owns_memory(tensor: Tensor) -> bool:
-    """Return whether a tensor has memory for each number, which an expanded view does not."""
-    usual = tensor.layout == torch.strided and not tensor.is_quantized
-    return usual and tensor.nbytes <= tensor.untyped_storage().nbytes()
+    """Return whether a tensor has memory for each number, which an expanded view lacks."""
+    is_strided = tensor.layout == torch.strided and not tensor.is_quantized
+    return is_strided and tensor.nbytes <= tensor.untyped_storage().nbytes()
 
 
 def is_plain(tensor: Tensor) -> bool:
@@ -54,7 +54,7 @@ def literal(value: Any) -> Any:
 
 
 def checked(parameter: str, value: Any, kind: Any) -> Any:
-    """Return a value as the type `kind`; raise ValueError naming the parameter.
+    """Convert a value to the type `kind`; raise ValueError naming the parameter where that fails.
 
     >>> checked("seeds", "3", int)
     3
@@ -65,22 +65,22 @@ def checked(parameter: str, value: Any, kind: Any) -> Any:
 
 @contextlib.contextmanager
 def one_sentence(parameter: str = "") -> Iterator[None]:
-    """Turn what pydantic refuses into one sentence with the parameter's name."""
+    """Turn an error of pydantic into a ValueError of one sentence that names the parameter."""
     try:
         yield
     except ValidationError as error:
         first = error.errors()[0]
         name = parameter or next((part for part in first["loc"] if isinstance(part, str)), "")
         reason = re.sub(r"^(Input|Tuple|Value) (should|error,)", "must", first["msg"])
-        given = f"; got {reprlib.repr(first['input'])}" if name else ""
-        raise ValueError(f"{name} {reason}{given}".strip()) from None
+        value = f"; got {reprlib.repr(first['input'])}" if name else ""
+        raise ValueError(f"{name} {reason}{value}".strip()) from None
 
 
 def refuse_unknown_parameters() -> None:
-    """In a notebook: refuse a name that papermill has set and the parameters cell does not have.
+    """Refuse, in a notebook, a name that papermill has set and the parameters cell does not have.
 
-    Papermill itself only warns of a misspelt one. It adds its cell, "# Parameters", right after the
-    cell of typed parameters; a cell of the user's elsewhere may begin like this, too.
+    Papermill itself only warns of a misspelt name. It adds its cell, "# Parameters", right after
+    the cell of typed parameters; a cell of the user's elsewhere may begin like this, too.
     """
     from IPython import get_ipython
 

@@ -8,7 +8,7 @@ import torch
 
 @contextlib.contextmanager
 def usual_torch() -> Iterator[None]:
-    """Compute as PyTorch does when it starts, whatever the caller has set; then put that back.
+    """Compute as PyTorch does when it starts; afterwards restore what the caller has set.
 
     New tensors are float32 on the CPU, gradients are recorded, and the CPU multiplies float32 as
     such, not as bfloat16 (`torch.set_float32_matmul_precision("medium")` or autocast). It serves as
@@ -19,9 +19,9 @@ def usual_torch() -> Iterator[None]:
     cpu
     """
     dtype = torch.get_default_dtype()
-    place = contextlib.nullcontext()
+    device = contextlib.nullcontext()
     if torch.get_default_device().type != "cpu":  # entered only then, as it slows every call
-        place = torch.device("cpu")
+        device = torch.device("cpu")
     torch.set_default_dtype(torch.float32)
     onednn = torch.backends.mkldnn
     products, convolutions = onednn.matmul.fp32_precision, onednn.conv.fp32_precision
@@ -32,7 +32,7 @@ def usual_torch() -> Iterator[None]:
             torch.autocast("cuda", enabled=False),
             torch.inference_mode(False),
             torch.enable_grad(),
-            place,
+            device,
         ):
             yield
     finally:

@@ -20,18 +20,18 @@ ORDERED = "definition_order"  # the attribute by which a model says that its lay
 def chain_layers(model: nn.Module) -> list[Layer]:
     """Return the linear layers and convolutions of a chain, in the order of their definition.
 
-    Layers that stay dense (`prunable = False`) are part of the chain. What lies below a module
-    with the attribute `definition_order = False` is not, such as the shortcuts of our ResNets: the
-    paper's protocol ignores them.
+    Layers that stay dense (`prunable = False`) are part of the chain. Layers at or below a module
+    with the attribute `definition_order = False`, such as the shortcuts of our ResNets, are not:
+    the paper's protocol ignores them.
     """
     return layers_with_norms(modules_by_name(model, ORDERED), (nn.Linear, *CONVOLUTIONS))
 
 
 def check_chain(model: nn.Module) -> None:
-    """Raise ValueError unless it is known that a model calls its layers in order of definition.
+    """Raise ValueError unless a model is known to call its layers in the order of definition.
 
-    It is known of models that say so by the attribute `definition_order = True`, our own, as long
-    as the layers and batch norms of the chain hold all their weights.
+    This is known of our own models, which have the attribute `definition_order = True`, as long as
+    the layers and batch norms of the chain hold all their weights.
     """
     fault = chain_fault(model, chain_layers(model))
     if fault:
@@ -42,7 +42,7 @@ def check_chain(model: nn.Module) -> None:
 
 
 def chain_fault(model: nn.Module, layers: list[Layer]) -> str:
-    """Return where it is not known that `layers` are called in this order; "" if it is known."""
+    """Say where it is unknown whether `layers` are called in this order; "" if it is known."""
     if not getattr(model, ORDERED, False):
         return f"in {type(model).__name__}"
     members = [module for layer in layers for module in (layer.module, layer.batch_norm)]

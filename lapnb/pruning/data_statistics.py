@@ -20,13 +20,14 @@ from lapnb.pruning.layers import (
 from lapnb.pruning.twin import twin_of
 
 ACTIVATIONS = nn.ReLU, nn.Sigmoid, nn.Tanh  # of our networks
-# What a foreign chain may be made of: it runs in the order of definition, whatever a `forward` says
+# A model that is not ours must consist of these modules alone: none has a `forward` that changes
+# the order of definition
 CHAIN = (
     *(nn.Sequential, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d),
     *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Dropout, nn.Identity),
     *ACTIVATIONS,
 )
-# What BackPACK computes the Hessian of in our networks
+# Modules of our networks whose Hessian BackPACK computes
 HESSIAN_MODULES = nn.Linear, nn.Conv2d, nn.MaxPool2d, nn.Flatten, *ACTIVATIONS
 NEEDS = "obd and obd_lap serve the fully-connected networks and Conv-6 of this project"
 
@@ -37,19 +38,19 @@ def data_statistics(model: nn.Module, kind: str, batches: Iterable) -> list[Tens
 
     Kinds:
 
-    - "activity" (lap_act): sqrt(p) per output unit, with p the fraction of inputs for which the
-      first activation after the layer is above 0; 1 where none comes before the next layer.
-      Channels have the sum of sqrt(p) over positions. This serves networks that run their layers
-      in the order of definition: those of this project, and an `nn.Sequential` of the modules in
-      `CHAIN`, each used once.
-    - "curvature" (obd, obd_lap): sqrt(h), 0 where h < 0, per weight, with h the diagonal of the
-      mean cross entropy's Hessian, by BackPACK's DiagHessian, summed over the batches. This serves
-      `build_model("fcn")` and `build_model("conv6")`.
+    - "activity" (lap_act): sqrt(p) per output unit, where p is the fraction of inputs for which
+      the first activation after the layer is above 0, or 1 if no activation comes before the next
+      layer. A channel has the sum of sqrt(p) over its positions. This serves networks that run
+      their layers in the order of definition: those of this project, and an `nn.Sequential` of the
+      modules in `CHAIN`, each used once.
+    - "curvature" (obd, obd_lap): sqrt(h) per weight, 0 where h < 0. Here h is the diagonal of the
+      Hessian of the mean cross entropy, computed by BackPACK's DiagHessian and summed over the
+      batches. This serves `build_model("fcn")` and `build_model("conv6")`.
     - "inputs" (wanda, ria_act): ‖X_j‖₂ per input unit, over all inputs and positions.
-    - "ones" (synflow): ∂R/∂|w| per weight, largest 1, with R the sum of the outputs for an image
-      of ones. Parameters have their absolute values. Biases (parameters named so, or "beta") and
-      the means of batch norms count as 0, which they are at initialisation. Of the batches only a
-      shape is used.
+    - "ones" (synflow): ∂R/∂|w| per weight, scaled so that the largest is 1. Here R is the sum of
+      the outputs for an image of ones, computed with the absolute values of all parameters. Biases
+      (parameters named so, or "beta") and the means of batch norms count as 0, their value at
+      initialisation. Of the batches only the shape of an image is used.
 
     Args:
         model: the network.
@@ -75,8 +76,8 @@ def data_statistics(model: nn.Module, kind: str, batches: Iterable) -> list[Tens
 def check_kind(model: nn.Module, kind: str) -> None:
     """Raise ValueError where it is known beforehand that a kind cannot be computed for a model."""
     if kind == "activity" and not (getattr(model, ORDERED, False) or _is_chain(model)):
-        kinds = ", ".join(kind.__name__ for kind in CHAIN)
-        raise ValueError(f"lap_act serves networks of this project, or {kinds}, each used once")
+        names = ", ".join(module.__name__ for module in CHAIN)
+        raise ValueError(f"lap_act serves networks of this project, or {names}, each used once")
     if kind == "curvature":
         hessian_modules(model)
 
@@ -87,7 +88,7 @@ def _is_chain(model: nn.Module) -> bool:
 
 
 def _moved(batches: Iterable, weight: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Images and labels on the device of `weight`, and images in its type."""
+    """Yield images and labels on the device of `weight`, the images in its type."""
     allowed = "pairs (images, labels), at least one, images normalised floats"
     pair = None
     for pair in batches:
@@ -100,7 +101,7 @@ def _moved(batches: Iterable, weight: Tensor) -> Iterator[tuple[Tensor, Tensor |
 
 
 def _activations(network: nn.Module) -> dict[str, nn.Module]:
-    """Name of each layer → the first activation that is defined after it, or else itself."""
+    """Map each layer's name to the first activation defined after it, or to the layer itself."""
     modules: dict[str, nn.Module] = {}
     last = ""
     for name, module in modules_by_name(network, ORDERED):
@@ -159,7 +160,7 @@ def _inputs(network: nn.Module, layers: list[Layer], batches) -> list[Tensor]:
 
 @torch.enable_grad()
 def _ones(network: nn.Module, layers: list[Layer], batches) -> list[Tensor]:
-    network.double()  # sums of products over all layers
+    network.double()  # outputs are sums of products over all layers
     for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
         leaf = name.rpartition(".")[2]
         if "bias" in leaf or leaf in ("beta", "running_mean"):
@@ -178,7 +179,7 @@ def _ones(network: nn.Module, layers: list[Layer], batches) -> list[Tensor]:
 def hessian_modules(model: nn.Module) -> list[nn.Module]:
     """Return the modules that one of our networks runs one after the other.
 
-    BackPACK can be silently wrong about all that is no such chain of modules it supports.
+    BackPACK can be silently wrong about a network that is no such chain of modules it supports.
 
     Raises:
         ValueError: for another network, naming the module that is at fault.
@@ -203,7 +204,7 @@ def _curvature(network: nn.Module, layers: list[Layer], batches) -> list[Tensor]
 
     modules = hessian_modules(network)
     for module in modules:
-        module.inplace = False  # BackPACK needs what an activation in place overwrites
+        module.inplace = False  # BackPACK needs what an in-place activation overwrites
     run = extend(nn.Sequential(*modules))
     weights = [layer.weight.requires_grad_() for layer in layers]
     totals = [torch.zeros_like(weight, dtype=torch.double) for weight in weights]

@@ -1,8 +1,8 @@
 """The neighbours of every layer of any network, found by following the data through its `forward`.
 
 The model runs once on squared norms. Each linear layer or convolution emits the squared norms of
-its weight's rows, ‖W[j, :]‖² for unit j, in place of its outputs. What lies between layers does to
-them what it does to the variance of independent signals (`flow_rules`), so that what arrives at a
+its weight's rows, ‖W[j, :]‖² for unit j, in place of its outputs. What lies between layers changes
+them as it changes the variance of independent signals (`flow_rules`), so that what arrives at a
 layer is `before`². As this is linear in what was emitted, `after`² is the gradient of the sum, over
 all layers, of ⟨‖W[:, k]‖², what arrives at unit k⟩. For layer i
 
@@ -10,36 +10,38 @@ all layers, of ⟨‖W[:, k]‖², what arrives at unit k⟩. For layer i
     after_k²  = Σ over consumers c of s²·‖W_c[:, k]‖²
 
 with s the scale of the norm layers and constants along each path. |w| · before · after is exactly
-the Frobenius distortion that zeroing w causes in [W_p1 | W_p2 | …] → W_i → [W_c1; W_c2; …], without
-activations, the producers' inputs independent and the consumers' outputs stacked: so across
-additions, branches and concatenations too. For the network end to end it is an approximation: it
-looks one layer away, as lookahead pruning does, and where parallel paths meet again it drops their
-cross terms.
+the Frobenius distortion that zeroing w causes in [W_p1 | W_p2 | …] → W_i → [W_c1; W_c2; …], where
+activations are left out, the producers' inputs are independent and the consumers' outputs are
+stacked. This holds across additions, branches and concatenations, too. For the network end to end
+it is an approximation: it looks one layer away, as lookahead pruning does, and where parallel paths
+meet again it drops their cross terms.
 
-- The model's input counts as 1 per unit, its outputs as consumers of norm 1: the first layer's
-  `before` and the last one's `after` are the paper's. An identity path reaches through to them.
-  Whole numbers are an input where they look up an embedding.
-- Labels (`flow_rules`) tell units from positions, never values.
+- The model's input counts as 1 per unit, and its outputs count as consumers of norm 1. So the first
+  layer's `before` and the last one's `after` are the paper's. An identity path reaches through to
+  the input or the outputs. Whole numbers are an input where they look up an embedding.
+- Labels (`flow_rules`) tell units from positions; values never do.
 - A batch norm multiplies by γ²/(running_var + ε), other norm layers by γ²: the scale that they
   compute from the data counts as 1.
-- Whatever weight a linear layer or a convolution has, it is a neighbour. Only a filter of each
-  channel by constants, such as a blur but no transposed one, multiplies by their squares.
+- A linear layer or a convolution is a neighbour, whatever weight it has. The only exception is a
+  filter of each channel by constants, such as a blur, unless it is transposed: it multiplies by
+  their squares.
 - Activations, dropout, resizing, pooling and averages over positions are the identity of each unit.
   Positions of one unit move together: a sum over n of them, as a filter makes it, counts as n².
-- An average over n units is 1/n² of the sum of theirs; padded units hold nothing, padded positions
-  more of the same. Norms and deviations over positions are sums and means of squares. What takes a
-  power of activations takes it of squares.
+- An average over n units is 1/n² of their sum. Padded units hold nothing; padded positions hold
+  more of the same. Norms and deviations over positions are sums and means of squares. A power of
+  activations is the same power of squares.
 - A constant beside units counts as 1, as an input does, or as 0 if all of it is 0.
-- In a product of signals each is multiplied by the other's square: so weights on either side may be
-  rescaled, as around relu(a)·b or x·linear(mean(x)).
+- In a product of signals each is multiplied by the other's square, so that weights on either side
+  may be rescaled, as around relu(a)·b or x·linear(mean(x)).
 - But what comes from a sigmoid, or from another activation that is not homogeneous, is a gate: in
-  x·g, x passes and g counts as 1; what g is made of is multiplied by x². Of two such factors the
-  sigmoid is the gate, or the one that is broadcast.
+  x·g, x passes and g counts as 1; what g is made of is multiplied by x². If both factors come from
+  such activations, the sigmoid is the gate; if both or neither are sigmoids, the factor that is
+  broadcast is the gate, or there is none.
 - A block ends, with the factor 1 on either side, at what cannot be followed: matrix products of
   signals, attention, softmax, maxima over units.
 - What has no rule is refused, and so is a `forward` that asks for the value of a signal, writes
   one into a constant, multiplies it by a matrix that is no layer's weight, or computes with a
-  layer's weight elsewhere than in that layer.
+  layer's weight outside that layer.
 - A layer that is called twice gets the sum of before²·after² over its calls.
 """
 
@@ -75,19 +77,21 @@ def flow(model: nn.Module, example, layers: list[Layer], weights: list[Tensor]) 
         such a layer stays dense.
 
     Raises:
-        ValueError: the data cannot be followed, or the model does not take the example. The
-            sentence names the function and the module that calls it. Or no layer is reached.
+        ValueError: no layer is reached, the data cannot be followed, or the model does not take
+            the example. In the last two cases the message names the module where this happens, and
+            a function that is refused.
     """
     if not any(isinstance(value, Tensor) for value in tree_leaves(example)):
         raise ValueError(f"example must be a batch of inputs, got {type(example).__name__}")
     calls = _walk(model, example, layers, weights)
     factors = [_factors(*x) for x in zip(layers, weights, calls, strict=True)]
-    dense = [layer.name for layer, found in zip(layers, calls, strict=True) if not found]
+    dense = [layer.name for layer, squares in zip(layers, calls, strict=True) if not squares]
     if len(dense) == len(layers):
         raise ValueError("example reaches no layer: pass a batch of inputs, images as floats")
     if dense:
-        _tell_of_dense(", ".join(dense), example)
-    if not chain_fault(model, layers):  # masks are equal bit for bit where its order says the same
+        _report_unreached(", ".join(dense), example)
+    # Take the chain's factors where they are the same, so that masks are equal bit for bit
+    if not chain_fault(model, layers):
         for i, pair in enumerate(factors):
             ordered = neighbours(layers, weights, i)
             if pair and all(map(_close, ordered, pair)):
@@ -95,7 +99,7 @@ def flow(model: nn.Module, example, layers: list[Layer], weights: list[Tensor]) 
     return factors
 
 
-def _tell_of_dense(names: str, example) -> None:
+def _report_unreached(names: str, example) -> None:
     inputs = [value for value in tree_leaves(example) if isinstance(value, Tensor)]
     if not all(value.is_floating_point() for value in inputs):
         raise ValueError(
@@ -113,7 +117,7 @@ def _close(a: Tensor, b: Tensor) -> bool:
 @torch.inference_mode(False)
 @torch.enable_grad()
 def _walk(model: nn.Module, example, layers: list[Layer], weights: list[Tensor]) -> list:
-    """The squares (what arrives, what follows) of each layer's calls, as a copy runs."""
+    """Run a copy, and return the squares (what arrives, what follows) of each layer's calls."""
     twin = twin_of(model, [layer.weight for layer in layers])
     stand_ins = [twin.get_submodule(layer.name).weight for layer in layers]
     walk = _Walk(layers, weights, stand_ins)
@@ -130,7 +134,7 @@ def _walk(model: nn.Module, example, layers: list[Layer], weights: list[Tensor])
             f"cannot follow the data in {_innermost(twin, reason)}: {reason}; methods that need no "
             "neighbours, such as mp, work"
         ) from None
-    except Exception as error:  # whatever a model does with an input that it does not take
+    except Exception as error:  # a model may raise anything for an input that it does not take
         where = _innermost(twin, error)
         kind = type(error).__name__
         raise ValueError(
@@ -139,7 +143,7 @@ def _walk(model: nn.Module, example, layers: list[Layer], weights: list[Tensor])
 
 
 def _innermost(twin: nn.Module, error: BaseException) -> str:
-    """What messages call the innermost module at work when an error came."""
+    """Return what messages call the innermost module that was at work when an error came."""
     innermost = twin
     for frame, _ in traceback.walk_tb(error.__traceback__):
         at_work = frame.f_locals.get("self")
@@ -150,7 +154,7 @@ def _innermost(twin: nn.Module, error: BaseException) -> str:
 
 
 def _factors(layer: Layer, weight: Tensor, calls: list[Factors]) -> Factors | None:
-    """The factors of a layer from the squares (what arrives, what follows) of each of its calls."""
+    """Compute a layer's factors from the squares (what arrives, what follows) of its calls."""
     if not calls:
         return None
     before = sum(layer.per_input(arrived) for arrived, _ in calls)
@@ -163,10 +167,10 @@ def _factors(layer: Layer, weight: Tensor, calls: list[Factors]) -> Factors | No
 
 
 class _Walk(Rules):
-    """Runs functions of signals by their rules, all others as they are."""
+    """A mode that runs functions of signals by their rules and all others as they are."""
 
     def as_input(self, value: Tensor) -> Tensor:
-        """An input of the model: 1 per unit. Whole numbers stay as they are."""
+        """Turn a model's input into a signal of 1 per unit; whole numbers stay as they are."""
         if not value.is_floating_point():
             return value
         shape = _units(value, self.layers[0])
@@ -182,12 +186,12 @@ class _Walk(Rules):
         if not signals and rule != "embedding":
             out = func(*args, **kwargs)
             if rule != "constant":
-                self.check_made(out, func, leaves, args, kwargs)
+                self.check_constant(out, func, leaves, args, kwargs)
             return out
         if func.__name__ == "__get__":
             return self.attribute(func, args[0])
         self.check(func, rule, signals, args)
-        if rule != "convert":  # x.to(weight) looks at its type alone
+        if rule != "convert":  # x.to(weight) uses only its type
             self.check_weights(func, leaves, args, kwargs)
         in_place = kwargs.pop("inplace", False) or re.fullmatch("[a-z].*_", func.__name__)
         try:
@@ -201,38 +205,38 @@ class _Walk(Rules):
         return out
 
     def signals(self, values) -> list[Tensor]:
-        """The signals among `values`; refused where one comes from code without rules."""
+        """Return the signals among `values`; refuse one that comes from code without rules."""
         signals = [value for value in tree_leaves(values) if is_signal(value)]
         if not all(hasattr(signal, "labels") for signal in signals):
             raise Refused("what comes before is scripted, compiled or has a gradient of its own")
         return signals
 
     def check(self, func, rule, signals, args) -> None:
-        """Refuse what has no rule, or none for these arguments."""
+        """Refuse a function that has no rule, or none for these arguments."""
         if rule is None:
             raise Refused(f"{_name(func)} has no rule")
         single = len(signals) == 1 and signals[0] is args[0]
         if not (single or has_trait(rule, "takes several")):
-            why = "its weight or another parameter is computed from the data"
-            raise Refused(f"{_name(func)} has no rule for these arguments ({why})")
+            reason = "its weight or another parameter is computed from the data"
+            raise Refused(f"{_name(func)} has no rule for these arguments ({reason})")
 
-    def check_made(self, out, func, leaves, args, kwargs) -> None:
+    def check_constant(self, out, func, leaves, args, kwargs) -> None:
         """Refuse a constant that is computed with a layer's weight."""
-        made = [value for value in tree_leaves(out) if isinstance(value, Tensor)]
-        if made and all(value is not x for value in made for x in leaves):
+        outputs = [value for value in tree_leaves(out) if isinstance(value, Tensor)]
+        if outputs and all(value is not x for value in outputs for x in leaves):
             self.check_weights(func, leaves, args, kwargs)
 
     def check_weights(self, func, leaves, args, kwargs) -> None:
         """Refuse a function that computes with a layer's weight, unless it is the layer's own."""
         for value in leaves:
-            whole = getattr(value, "_base", None)  # of which it may be a part
-            if whole is None:
-                whole = value
-            i = self.index.get(id(whole))
+            base = getattr(value, "_base", None)  # the whole tensor, if the value is a view
+            if base is None:
+                base = value
+            i = self.index.get(id(base))
             if i is None or func.__name__ == "multi_head_attention_forward":
                 continue
             layer = self.layers[i]
-            takes = any(whole is x for x in [*args[1:2], kwargs.get("weight")])
+            takes = any(base is x for x in [*args[1:2], kwargs.get("weight")])
             if not takes or func.__name__ != functional_of(layer.module):
                 raise Refused(
                     f"{_name(func)} computes with the weight of {called(layer.name, layer.module)} "
@@ -240,12 +244,12 @@ class _Walk(Rules):
                 )
 
     def attribute(self, func, signal):
-        """An attribute of a signal; that it is no activation is not to be seen."""
+        """Return an attribute of a signal as if it were an activation."""
         name = func.__self__.__name__
         dtype = self.layers[0].weight.dtype
-        hidden = {"requires_grad": False, "data": signal, "dtype": dtype}
-        if name in hidden:
-            return hidden[name]
+        replaced = {"requires_grad": False, "data": signal, "dtype": dtype}
+        if name in replaced:
+            return replaced[name]
         out = func(signal)
         return self.moved(func, signal) if is_signal(out) else out
 
@@ -257,7 +261,7 @@ def _name(func) -> str:
 
 
 def _units(value: Tensor, first: Layer) -> list[int]:
-    """The shape of an input's units, 1 along positions, judged by the model's first layer."""
+    """Return the shape of an input's units, 1 along positions, judged by the first layer."""
     shape = [1] * value.ndim
     if value.ndim < 2:
         return shape
@@ -265,6 +269,6 @@ def _units(value: Tensor, first: Layer) -> list[int]:
         shape[1] = value.shape[1]
     elif value.ndim < 4 or value.shape[-1] == first.module.in_features:
         shape[-1] = value.shape[-1]
-    else:  # all are flattened or rearranged
+    else:  # every value is a unit, as all are flattened or rearranged
         shape[1:] = value.shape[1:]
     return shape

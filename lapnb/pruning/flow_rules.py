@@ -1,14 +1,15 @@
 """What functions do to the signals of `flow`, which are squared norms in place of activations.
 
-A signal is a tensor that depends, for autograd, on what a layer emitted or the model was given; all
-else is a constant. Each signal has these attributes:
+A signal is a tensor that depends, for autograd, on what a layer emitted or on the model's input;
+everything else is a constant. Each signal has these attributes:
 
 labels: a random number per unit, in the signal's own shape; 0 where there is nothing. They move
     with the signal where it is rearranged, and constants leave them alone. So neighbours along a
     dimension whose labels differ are two units, and those with the same label are two positions of
     one.
-gate: as what it counts in a product: 0 it is homogeneous in the weights that make it, 1 an
-    activation made it that is not, 2 one that saturates, 3 it is a scale computed from data.
+gate: a number that decides whether it is the gate in a product of signals. It is 0 if the signal
+    is homogeneous in the weights that make it, 1 if it comes from an activation that is not, 2 if
+    it comes from an activation that saturates, 3 if it is a scale computed from the data.
 root: the same object for all elementwise functions of one signal.
 """
 
@@ -29,7 +30,7 @@ from lapnb.pruning.layers import (
     row_norms,
 )
 
-# Functions by name, without underscores, dimensions and "_as", for each method of `Rules`
+# Each method of `Rules` and its functions: their names without underscores, dimensions and "_as"
 NAMES = {
     "activation": "sigmoid hardsigmoid relu6 elu selu celu gelu silu mish hardswish hardtanh tanh "
     "softplus softsign logsigmoid tanhshrink softshrink hardshrink threshold sin cos exp erf "
@@ -44,14 +45,14 @@ NAMES = {
     "rsub": "rsub",
     "multiply": "mul rmul multiply",
     "divide": "div divide truediv true_divide",
-    # rearranges or selects signals, or asks for their shape
+    # These rearrange or select signals, or ask for their shape
     "moved": "reshape view flatten unflatten ravel permute transpose t swapaxes movedim moveaxis "
     "unsqueeze squeeze expand broadcast_to repeat tile repeat_interleave chunk split "
     "split_with_sizes tensor_split unbind getitem select narrow index_select gather roll flip "
     "unfold pixel_shuffle pixel_unshuffle channel_shuffle zero "
     "size dim ndimension numel stride is_contiguous is_floating_point is_complex element_size "
     "get_device len hash repr format",
-    # makes constants
+    # These make constants
     "constant": "zeros_like ones_like empty_like full_like new_zeros new_ones new_empty new_full",
     "cat": "cat concat concatenate",
     "reduce": "mean sum norm linalg_norm linalg_vector_norm std var",
@@ -63,7 +64,7 @@ NAMES = {
     "product": "matmul rmatmul mm bmm einsum",
     "end": "softmax log_softmax fold scaled_dot_product_attention",
     "embedding": "embedding embedding_bag",
-    # called as the function is
+    # These methods have the names of their functions
     "": "avg_pool stack pad addcmul glu group_norm where masked_fill multi_head_attention_forward",
 }
 RULES = {}
@@ -72,7 +73,7 @@ for _rule, _names in NAMES.items():
         RULES[_name] = _rule or _name
 TRAITS = {
     "elementwise": "activation homogeneous identity convert power add rsub multiply divide",
-    # all others take the first of their arguments alone, and no parameter of theirs is a signal
+    # All other rules take one signal, the first argument: no parameter of theirs is a signal
     "takes several": "convert add rsub multiply divide moved constant cat stack product "
     "end embedding addcmul where masked_fill multi_head_attention_forward",
 }
@@ -81,7 +82,7 @@ SATURATING = "sigmoid", "hardsigmoid", "softmax"
 
 
 def rule_of(func) -> str | None:
-    """The name of a function's method of `Rules`."""
+    """Return the name of a function's method of `Rules`; None if it has no rule."""
     name = func.__name__.strip("_")
     return RULES.get(re.sub(r"_as$|[123]d$", "", name))
 
@@ -91,13 +92,13 @@ def has_trait(rule: str, trait: str) -> bool:
 
 
 class Refused(BaseException):
-    """Why the data cannot be followed. No `except Exception` of a model holds it up."""
+    """The reason why the data cannot be followed. No `except Exception` of a model catches it."""
 
 
 class Rules(TorchFunctionMode):
-    """What is counted, and a method per rule, which takes the function and its arguments.
+    """The sums that are counted, and a method per rule, which takes a function and its arguments.
 
-    `stand_ins` are the layers' weights in the model that runs, in whose place `weights` count.
+    `stand_ins` are the layers' weights in the model that runs; `weights` count in their place.
     """
 
     def __init__(self, layers: list[Layer], weights: list[Tensor], stand_ins: list[Tensor]):
@@ -109,7 +110,7 @@ class Rules(TorchFunctionMode):
         self.total = weights[0].new_zeros(())  # Σ of ⟨‖W[:, k]‖², what arrives⟩
 
     def finish(self, outputs: list[Tensor]) -> list[list]:
-        """The squares (what arrives, what follows) of each layer's calls; [] where it is unused."""
+        """Return the squares (what arrives, what follows) of each layer's calls; [] if unused."""
         self.count(outputs)
         pairs: list[list] = [[] for _ in self.weights]
         if self.calls:
@@ -121,7 +122,7 @@ class Rules(TorchFunctionMode):
         return pairs
 
     def count(self, ends: list[Tensor]) -> None:
-        """Let each unit of these signals be consumed with norm 1."""
+        """Count each unit of these signals as consumed with norm 1."""
         for signal in ends:
             for dim in range(signal.ndim):
                 signal = self.mean_of_units(signal, dim)
@@ -130,7 +131,7 @@ class Rules(TorchFunctionMode):
     # Signals and their labels
 
     def mark(self, out, labels):
-        """`out`, its signals marked with labels."""
+        """Give labels to the signals in `out`, and return it."""
         for value, label in zip(tree_leaves(out), tree_leaves(labels), strict=True):
             if is_signal(value):
                 value.labels = label
@@ -139,7 +140,7 @@ class Rules(TorchFunctionMode):
         return out
 
     def emit(self, values: Tensor, shape, labels: Tensor | None = None) -> Tensor:
-        """A new signal: `values`, of new units, in a shape."""
+        """Return a new signal of `values` in a shape; without `labels` its units are new."""
         if labels is None:
             labels = self.new_labels(values)
         if not is_signal(values):
@@ -148,16 +149,16 @@ class Rules(TorchFunctionMode):
         return self.mark(out, labels.expand(shape).clone())
 
     def new_labels(self, like: Tensor) -> Tensor:
-        kind = dict(dtype=torch.double, device="cpu", generator=self.random)
-        return 1 + torch.rand(like.shape, **kind).to(like)
+        options = dict(dtype=torch.double, device="cpu", generator=self.random)
+        return 1 + torch.rand(like.shape, **options).to(like)
 
     def set_gates(self, out, func, rule: str, signals: list[Tensor], args) -> None:
-        """Note what products will ask of the signals in `out`."""
+        """Set the gate and the root of the signals in `out`, which products need."""
         gate = _gate_of(func, rule, args)
         root = object()
         if has_trait(rule, "elementwise") and len({id(signal.root) for signal in signals}) == 1:
             root = signals[0].root
-        if rule in ("moved", "divide"):  # of x.expand_as(y) the first counts
+        if rule in ("moved", "divide"):  # in x.expand_as(y) only x counts
             signals = signals[:1]
         if rule == "moved" or has_trait(rule, "elementwise"):
             gate = max(gate, min(signal.gate for signal in signals))
@@ -166,7 +167,7 @@ class Rules(TorchFunctionMode):
             value.root = root
 
     def written(self, x: Tensor, out: Tensor) -> Tensor:
-        """x, and its labels, once `out` is written into it in place."""
+        """Write `out` and its labels into x in place, and return x."""
         if not is_signal(x):
             raise NotImplementedError("it writes into a constant")
         x.copy_(out)
@@ -174,12 +175,12 @@ class Rules(TorchFunctionMode):
         return x
 
     def joined(self, out: Tensor, *parts) -> Tensor:
-        """`out`, an elementwise function of parts; its labels are the sums of theirs."""
+        """Label `out`, an elementwise function of parts, with the sums of their labels."""
         labels = sum(part.labels for part in parts if is_signal(part))
         return self.mark(out, labels.expand(out.shape).clone())
 
     def borders(self, x: Tensor, dim: int) -> Tensor:
-        """Where along a dimension a new unit begins, for each pair of neighbours."""
+        """Return, for each pair of neighbours along a dimension, whether they are two units."""
         labels = x.labels.movedim(dim, 0).flatten(1)
         first = labels[:-1]
         second = labels[1:]
@@ -190,7 +191,7 @@ class Rules(TorchFunctionMode):
         return bool(self.borders(x, dim).any())
 
     def of_units(self, x: Tensor, values: Tensor, dim: int) -> Tensor:
-        """Sums of values of x over the positions of each unit along a dimension."""
+        """Sum values of x over the positions of each unit along a dimension."""
         borders = self.borders(x, dim)
         if not borders.any():
             return values.sum(dim, keepdim=True)
@@ -200,24 +201,24 @@ class Rules(TorchFunctionMode):
         return values.new_zeros(shape).index_add(dim, unit, values)
 
     def mean_of_units(self, x: Tensor, dim: int) -> Tensor:
-        """One entry per unit along a dimension: the mean over its positions."""
+        """Return one entry per unit along a dimension: the mean over its positions."""
         count = self.of_units(x, torch.ones_like(x.detach()), dim)
         labels = self.of_units(x, x.labels, dim) / count
         return self.mark(self.of_units(x, x, dim) / count, labels)
 
     def sum_over(self, x: Tensor, dim: int) -> Tensor:
-        """The sum over a dimension: positions of a unit move together, units independently."""
+        """Sum over a dimension: positions of a unit move together, units independently."""
         squares = self.of_units(x, x, dim)
         sizes = self.of_units(x, x.detach().sqrt(), dim)
-        together = ratio(sizes.square(), squares)
-        out = (squares * together).sum(dim, keepdim=True)
+        factor = ratio(sizes.square(), squares)
+        out = (squares * factor).sum(dim, keepdim=True)
         labels = x.labels.mean(dim, keepdim=True)
         return self.mark(out, labels)
 
     # Layers
 
     def weighted(self, func, x, weight, bias=None, *args, **kwargs):
-        """A layer takes what arrives, weighs it with its columns and emits its rows."""
+        """Let a layer take what arrives, weigh it with its columns and emit its rows."""
         i = self.index.get(id(weight))
         transposed = "transpose" in func.__name__
         if weight.shape[1] == 1 and not (transposed or is_parameter(weight)):
@@ -243,13 +244,13 @@ class Rules(TorchFunctionMode):
         return self.emit(source.view(-1, *positions), out.shape)
 
     def embedding(self, func, indices, weight, *args, **kwargs):
-        """A layer that takes one-hot inputs."""
+        """Take an embedding as a layer with one-hot inputs."""
         values = column_norms(at_least_float(weight), 1)
         out = func(indices, weight, *args, **kwargs)
         return self.emit(values.double().square(), out.shape)
 
     def multi_head_attention_forward(self, func, *args, **kwargs):
-        """Its projections are layers, between them the block ends."""
+        """Take its projections as layers, between which the block ends."""
         queries_keys_values = args[:3]
         if args[5] is None:  # keys or values of another size than queries
             weights = [kwargs[f"{name}_proj_weight"] for name in "qkv"]
@@ -266,7 +267,7 @@ class Rules(TorchFunctionMode):
         return out, scores if scores is None else self.emit(one, scores.shape)
 
     def filtered(self, func, x, weight, *args, **kwargs):
-        """A filter of each channel by constants, such as a blur: positions move together."""
+        """Filter each channel by constants, as a blur does: positions move together."""
 
         def run(values, filters):
             return func(values, filters.to(values), None, *args, **kwargs)
@@ -285,7 +286,7 @@ class Rules(TorchFunctionMode):
         return self.end(func, *args, **kwargs)
 
     def end(self, func, *args, **kwargs):
-        """What cannot be followed ends the block; what comes out of it counts as 1."""
+        """End the block at what cannot be followed; what comes out of it counts as 1."""
         signals = [value for value in tree_leaves((args, kwargs)) if is_signal(value)]
         self.count(signals)
         one = signals[0].new_ones(())
@@ -312,7 +313,7 @@ class Rules(TorchFunctionMode):
         return self.identity(func, x)
 
     def power(self, func, x, exponent=None):
-        """A homogeneous function of another degree than 1."""
+        """Apply a homogeneous function of a degree other than 1."""
         if exponent is None:
             exponent = 0.5 if "sqrt" in func.__name__ else 2
         if exponent < 0:
@@ -339,9 +340,9 @@ class Rules(TorchFunctionMode):
         *,
         weight=None,
         eps=1e-5,
-        **how,
+        **settings,
     ):
-        of_batch = how.get("training") or how.get("use_input_stats")
+        of_batch = settings.get("training") or settings.get("use_input_stats")
         if variance is not None and not of_batch:
             weight = norm_scale(variance, weight, eps)
         return self.group_norm(func, x, 1, weight)
@@ -359,18 +360,21 @@ class Rules(TorchFunctionMode):
         if not is_signal(b):
             factor = torch.as_tensor(b).to(a)
             return self.joined(a * factor.square(), a)
-        rank = self.gate_rank(a, b)
-        other = self.gate_rank(b, a)
-        if rank == other:
+        rank_a = self.gate_rank(a, b)
+        rank_b = self.gate_rank(b, a)
+        if rank_a == rank_b:
             return self.joined(a * b, a, b)
-        x, gate = (b, a) if rank > other else (a, b)
+        x, gate = (b, a) if rank_a > rank_b else (a, b)
         if x.root is gate.root:  # an activation, such as x·sigmoid(x)
             return self.joined(x.clone(), x)
         slope = gate - gate.detach()  # the gate counts as 1
         return self.joined(x + x.detach() * slope, x, gate)
 
     def gate_rank(self, x: Tensor, other: Tensor) -> int:
-        """Of two factors the one of higher rank is the gate; with equal ranks both count."""
+        """Return the rank of x in its product with `other`.
+
+        The factor of higher rank is the gate; with equal ranks both count.
+        """
         if x.gate == 0 or (x.gate == 1 and x.numel() > other.numel()):
             return 0
         return 2 * x.gate + (x.numel() < other.numel())
@@ -393,13 +397,13 @@ class Rules(TorchFunctionMode):
     # Sums, pooling and rearrangements
 
     def largest(self, func, x, *args, **kwargs):
-        """A maximum over positions is the identity of each unit; over units it ends the block."""
+        """Take a maximum over positions as the identity; end the block at one over units."""
         units = any(self.has_units(x, dim) for dim in dimensions(x, args, **kwargs))
         rule = self.end if units else self.moved
         return rule(func, x, *args, **kwargs)
 
     def reduce(self, func, x, *args, **kwargs):
-        """Over positions the identity of each unit; over n units a mean is 1/n² of their sum."""
+        """Take a mean over positions as the identity, over n units as 1/n² of their sum."""
         name = func.__name__
         dims = dimensions(x, args[1:] if "norm" in name else args, **kwargs)
         shape = func(meta(x), *args, **kwargs).shape
@@ -416,7 +420,7 @@ class Rules(TorchFunctionMode):
         return self.mark(out.view(shape), x.labels.mean(dims).view(shape))
 
     def pool(self, func, x, *args, **kwargs):
-        """Pooling or resizing: over positions the identity; a maximum over units ends the block."""
+        """Take pooling over positions as the identity; end the block at a maximum over units."""
 
         def run(values):
             return func(values, *args, **kwargs)
@@ -443,11 +447,11 @@ class Rules(TorchFunctionMode):
     ):
         if divisor_override:
             raise NotImplementedError("its divisor is another")
-        padded = False  # does not count
+        padded = False  # padding does not count
         return self.pool(func, x, kernel_size, stride, padding, ceil_mode, padded)
 
     def pad(self, func, x, pad, mode="constant", value=None):
-        """Units are padded with a constant, positions with more of the same."""
+        """Pad units with a constant, positions with more of the same."""
         if mode != "constant":
             return self.moved(func, x, pad, mode)
         fill = float(bool(value))
@@ -476,8 +480,12 @@ class Rules(TorchFunctionMode):
         return self.mark(torch.cat(parts, dim), torch.cat([part.labels for part in parts], dim))
 
     def constant_part(self, x: Tensor, like: Tensor, dim: int, tokens: bool) -> Tensor:
-        """Constant units count as 1, as an input does, or all as 0; a token as next to nothing."""
-        if tokens:  # a layer may see it alone
+        """Return the signal that stands for a constant beside units.
+
+        Constant units count as 1, as an input does, or as 0 if all of them are 0. A token counts as
+        next to nothing.
+        """
+        if tokens:  # it is not 0, as a layer may see it alone
             part = like.new_full(x.shape, 1e-12)
             part.labels = like.labels.narrow(dim, 0, 1).expand(x.shape)
         else:
@@ -491,9 +499,9 @@ class Rules(TorchFunctionMode):
         return self.cat(func, parts, dim)
 
     def moved(self, func, *args, **kwargs):
-        # signals and labels may lie in memory otherwise than activations do
-        layouts = {"view": Tensor.reshape, "view_as": Tensor.reshape_as}
-        move = layouts.get(func.__name__, func)
+        # Signals and labels may have another memory layout than activations
+        reshapes = {"view": Tensor.reshape, "view_as": Tensor.reshape_as}
+        move = reshapes.get(func.__name__, func)
         out = move(*args, **kwargs)
         args, kwargs = with_labels((args, kwargs))
         return self.mark(out, move(*args, **kwargs))
@@ -514,57 +522,57 @@ def is_signal(value) -> bool:
 
 
 def is_parameter(value) -> bool:
-    """Whether it is a parameter of the model, or a view of one."""
+    """Return whether a tensor is a parameter of the model or a view of one."""
     return isinstance(value, nn.Parameter) or isinstance(value._base, nn.Parameter)
 
 
 def _gate_of(func, rule: str, args) -> int:
-    """As what the outputs of a function count in a product, whatever its inputs are."""
+    """Return the gate of a function's outputs, whatever its inputs are."""
     name = func.__name__.strip("_")
-    numbers = any(isinstance(x, int | float) and x for x in args)
+    has_number = any(isinstance(x, int | float) and x for x in args)
     if name in SATURATING:
         return 2
-    if "clamp" in name or rule in ("add", "rsub"):  # those of zero are homogeneous
-        return int(numbers)
+    if "clamp" in name or rule in ("add", "rsub"):  # with zero alone they are homogeneous
+        return int(has_number)
     if rule == "reduce":
         return int(name not in SUMS)
     return {"activation": 1, "scale_of_data": 3}.get(rule, 0)
 
 
 def ratio(a: Tensor, b: Tensor) -> Tensor:
-    """a / b as a constant, 0 where both are."""
+    """Return a / b as a constant; 0 where both are 0."""
     return (a / b.detach()).nan_to_num(0)
 
 
 def with_labels(values):
-    """`values` with labels, which are doubles, in place of signals."""
+    """Replace signals in `values` by their labels, and other floats by doubles, as labels are."""
 
-    def replaced(x):
+    def label_of(x):
         if is_signal(x):
             return x.labels
         return x.double() if x.is_floating_point() else x
 
-    return tree_map_only(Tensor, replaced, values)
+    return tree_map_only(Tensor, label_of, values)
 
 
 def differ(a: Tensor, b: Tensor) -> Tensor:
-    """Where labels are not the same, but for rounding."""
+    """Return where labels differ by more than rounding."""
     return (a - b).abs() > 1e-9 * b.abs()
 
 
 def meta(value: Tensor) -> Tensor:
-    """A tensor without values, for asking a function for the shape that it makes."""
-    kind = torch.float32 if value.is_floating_point() else value.dtype
-    return torch.empty(value.shape, dtype=kind, device="meta")
+    """Return a tensor without values, to ask a function for the shape that it makes."""
+    dtype = torch.float32 if value.is_floating_point() else value.dtype
+    return torch.empty(value.shape, dtype=dtype, device="meta")
 
 
 def without_constant(value) -> Tensor:
-    """Signals are added; of a constant there is nothing to add but its shape."""
+    """Return a signal as it is, and zeros in the shape of a constant."""
     return value if is_signal(value) else torch.zeros_like(torch.as_tensor(value))
 
 
 def dimensions(x: Tensor, args, dim=None, **_) -> list[int]:
-    """The dimensions that a reduction sums over."""
+    """Return the dimensions that a reduction sums over."""
     dim = args[0] if args and dim is None else dim
     if dim is None:
         return list(range(x.ndim))

@@ -44,23 +44,23 @@ class Layer:
 
     @property
     def values(self) -> Tensor:
-        """The weight, detached, in float32 or better."""
+        """Return the weight, detached, in float32 or better."""
         return at_least_float(self.weight.detach())
 
     def per_output(self, units: Tensor) -> Tensor:
-        """One number per output unit, shaped to multiply the weight."""
+        """Shape one number per output unit to multiply the weight."""
         return self._along(units, self.transposed)
 
     def per_input(self, units: Tensor) -> Tensor:
-        """One number per input unit, shaped to multiply the weight."""
+        """Shape one number per input unit to multiply the weight."""
         return self._along(units, not self.transposed)
 
     def _along(self, units: Tensor, is_second: bool) -> Tensor:
-        """Numbers along the first dimension of the weight or the second, which holds a group's."""
-        rest = [1] * (self.weight.ndim - 2)
+        """Shape numbers along the weight's first dimension or its second, which is per group."""
+        positions = [1] * (self.weight.ndim - 2)
         if not is_second:
-            return units.view(-1, 1, *rest)
-        factor = units.view(self.groups, -1, *rest)
+            return units.view(-1, 1, *positions)
+        factor = units.view(self.groups, -1, *positions)
         if self.groups > 1:
             factor = factor.repeat_interleave(len(self.weight) // self.groups, dim=0)
         return factor
@@ -113,25 +113,25 @@ def layers_with_norms(modules: list[tuple[str, nn.Module]], kinds: tuple) -> lis
 
 
 def _fits(norm: nn.Module, layer: Layer) -> bool:
-    """Whether a batch norm scales a layer's units or, after a flatten, the columns they become."""
-    columns, rest = divmod(norm.num_features, layer.outputs)
+    """Return whether a batch norm scales a layer's units, or their columns after a flatten."""
+    columns, remainder = divmod(norm.num_features, layer.outputs)
     flat = isinstance(norm, nn.BatchNorm1d)
-    return norm.running_var is not None and not rest and (flat or columns == 1)
+    return norm.running_var is not None and not remainder and (flat or columns == 1)
 
 
 def modules_by_name(model: nn.Module, flag: str) -> list[tuple[str, nn.Module]]:
-    """List modules by qualified name, without those at or below one whose attribute is False."""
-    aside = {
-        below
+    """List modules by qualified name, without those at or below one whose `flag` is False."""
+    excluded = {
+        submodule
         for module in model.modules()
         if not getattr(module, flag, True)
-        for below in module.modules()
+        for submodule in module.modules()
     }
-    return [(name, module) for name, module in model.named_modules() if module not in aside]
+    return [(name, module) for name, module in model.named_modules() if module not in excluded]
 
 
 def _refuse_faults(model: nn.Module, layers: list[Layer]) -> None:
-    """Raise ValueError that names all layers whose weight cannot be pruned, and why."""
+    """Raise ValueError that names all layers whose weight cannot be pruned and says why."""
     uses = Counter(
         id(parameter) for module in model.modules() for parameter in module._parameters.values()
     )
@@ -147,7 +147,7 @@ def _refuse_faults(model: nn.Module, layers: list[Layer]) -> None:
 
 
 def _fault(module: nn.Module, uses: Counter) -> str:
-    """Say why a layer does not compute with a `weight` of its own, as it is; "" if it does."""
+    """Say why a layer does not compute with its own `weight` unchanged; "" if it does."""
     weight = module._parameters.get("weight")
     if weight is None:
         return "computes its weight from other tensors, as torch.nn.utils.prune makes it do"
@@ -163,7 +163,7 @@ def _fault(module: nn.Module, uses: Counter) -> str:
 
 
 def functional_of(module: nn.Module) -> str:
-    """The name of the function in torch.nn.functional that a layer calls with its weight."""
+    """Return the name of the function in torch.nn.functional that a layer calls with its weight."""
     if isinstance(module, nn.Linear):
         return "linear"
     kind = "conv_transpose" if isinstance(module, TRANSPOSED) else "conv"
@@ -171,7 +171,7 @@ def functional_of(module: nn.Module) -> str:
 
 
 def _takes_weight(module: nn.Module) -> bool:
-    """Whether a forward of its own hands the weight itself to its function, and to no other."""
+    """Return whether a module's forward passes its weight unchanged to its usual function alone."""
     trial = copy.deepcopy(module).to("meta").eval()
     names = set()  # of the functions that compute something from the weight
 
@@ -189,7 +189,7 @@ def _takes_weight(module: nn.Module) -> bool:
     try:
         with Watch(), torch.no_grad():
             trial.forward(image)
-    except Exception:  # whatever a forward does with an input that is not its own
+    except Exception:  # a forward may raise anything for an input that is not its own
         return False
     return names == {functional_of(module)}
 
@@ -214,12 +214,12 @@ def _overruns(module: nn.Module) -> bool:
 
 
 def called(name: str, module: nn.Module) -> str:
-    """What messages call a module."""
+    """Return what messages call a module: its name and its type."""
     return f"{name or 'the model'} ({type(module).__name__})"
 
 
 def batch_norm_scale(layer: Layer) -> Tensor:
-    """|gamma| / sqrt(running_var + eps) per feature of the layer's batch norm; 1 without one."""
+    """Return |gamma| / sqrt(running_var + eps) per feature of the batch norm; 1 without one."""
     norm = layer.batch_norm
     if norm is None:
         return layer.values.new_ones(layer.outputs)
@@ -232,11 +232,11 @@ def norm_scale(variance: Tensor, gamma: Tensor | None, eps: float) -> Tensor:
 
 
 def row_norms(weight: Tensor) -> Tensor:
-    """Frobenius norm of all that enters each output unit; shape (outputs,)."""
+    """Return the Frobenius norm of all weights that enter each output unit; shape (outputs,)."""
     return torch.linalg.vector_norm(weight.flatten(1), dim=1)
 
 
 def column_norms(weight: Tensor, groups: int) -> Tensor:
-    """Frobenius norm of all that leaves each input unit, in its own group; shape (inputs,)."""
+    """Return the Frobenius norm of all weights that leave each input unit; shape (inputs,)."""
     squares = weight.reshape(groups, len(weight) // groups, -1).square().sum(1)  # sums over rows
     return squares.view(groups * weight.shape[1], -1).sum(1).sqrt()  # over kernel positions

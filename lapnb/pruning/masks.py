@@ -47,8 +47,8 @@ def prune_masks(
             SynFlow.
         example: a batch of the model's inputs. Neighbours are then found by following it through
             the model. A layer that it never reaches stays dense, with a warning. Without it the
-            neighbours are the layers defined next to each, dense ones too, which is known of this
-            project's own networks only.
+            neighbours of a layer are those defined next to it, dense ones too. This is known to
+            hold for this project's own networks only.
         batches: (images, labels) for the methods that look at data, as `data_statistics` takes
             them, unless its result is passed as `statistics`. Lookahead methods count
             neighbours that stay dense without such numbers.
@@ -110,7 +110,7 @@ def check_method(model: nn.Module, method, scope="layer", example=None, statisti
 
 
 def _is_ordered(criterion: Method, example) -> bool:
-    """Whether the order of definition says which layers are neighbours."""
+    """Return whether the order of definition says which layers are neighbours."""
     by_order = criterion.neighbours == "chain" and example is None
     return by_order or criterion.neighbours == "all"
 
@@ -126,9 +126,9 @@ class _Scores:
     """The scores of each layer, and what they are computed from.
 
     weights: what is ranked in each layer, and the weights of a chain's layers that stay dense.
-    places: where in `weights` those of each layer are.
-    data: what the criterion knows of the data for each layer; 1 without.
-    masks: what survives; all, until a layer is ranked.
+    places: the index in `weights` of each layer's own.
+    data: what the criterion knows of the data for each layer; 1 if it looks at none.
+    masks: which weights survive: all of them, until a layer is ranked.
     """
 
     def __init__(self, model, layers: list[Layer], criterion: Method, example, statistics, seed):
@@ -136,7 +136,7 @@ class _Scores:
         self.layers = layers
         self.criterion = criterion
         self.example = example
-        self.factors: list = []  # of flow
+        self.factors: list = []  # what flow has returned
         self.is_ordered = _is_ordered(criterion, example)
         self.chain = chain_layers(model) if self.is_ordered else layers
         self.weights = [layer.values for layer in self.chain]
@@ -153,8 +153,8 @@ class _Scores:
     def _rank_noise(self, seed: int) -> None:
         generator = torch.Generator("cpu").manual_seed(int(seed))
         for i, weight in enumerate(self.weights):
-            kind = dict(dtype=torch.float32, device="cpu", generator=generator)
-            noise = torch.rand(weight.shape, **kind).to(weight)
+            options = dict(dtype=torch.float32, device="cpu", generator=generator)
+            noise = torch.rand(weight.shape, **options).to(weight)
             self.weights[i] = noise * (weight != 0)  # what is pruned does not return
 
     def _rescale(self) -> None:
@@ -162,7 +162,7 @@ class _Scores:
         unit = _unit(self.weights)
         if self.is_ordered or not self.criterion.neighbours:
             self.weights = [weight / unit for weight in self.weights]
-        elif unit != 1:  # the network of flow has other weights beside these
+        elif unit != 1:  # flow also sees weights that are not among these
             self.weights = [weight.double() for weight in self.weights]
 
     def _look_at(self, statistics) -> None:
@@ -175,13 +175,13 @@ class _Scores:
                 self.weights[place] = self.data[place] * weight
 
     def of(self, i: int) -> Tensor | None:
-        """The scores of layer i; None where the data does not reach it."""
+        """Return the scores of layer i; None where the data does not reach it."""
         factors = self._neighbours(i)
         if factors is None:  # flow has warned
             return None
         name = self.layers[i].name
         score = self.criterion.score(self.weights[self.places[i]], *factors)
-        largest = score.max()  # NaN if any is
+        largest = score.max()  # NaN if any score is
         if not largest.isfinite():
             raise ValueError(f"scores must be finite, but weights or data of {name} are not")
         if not largest:
@@ -189,7 +189,7 @@ class _Scores:
         return score
 
     def _neighbours(self, i: int) -> tuple[Tensor, Tensor] | None:
-        """`before` and `after` of layer i."""
+        """Return `before` and `after` of layer i; None where the data does not reach it."""
         place = self.places[i]
         if not self.criterion.neighbours:
             return self.data[place], self.data[place].new_ones(())
@@ -207,10 +207,10 @@ class _Scores:
 
 def _rank_within_layers(scores: _Scores, fractions: list[float]) -> list[Tensor]:
     pick = keep_in_rows if scores.criterion.within == "row" else keep_largest
-    numbers = range(len(fractions))
+    indices = range(len(fractions))
     if scores.criterion.order == "backward":
-        numbers = reversed(numbers)
-    for i in numbers:
+        indices = reversed(indices)
+    for i in indices:
         score = scores.of(i)
         if score is None:
             continue
@@ -241,9 +241,9 @@ def _rank_over_all(scores: _Scores, fraction: float) -> list[Tensor]:
 
 
 def keep_largest(score: Tensor, count: int, *weights: Tensor) -> Tensor:
-    """Mask of the `count` largest entries of `score`, which belong to the entries of `weights`.
+    """Return the mask of the `count` largest entries of `score`, a score per entry of `weights`.
 
-    Ties go to weights not yet zero (what was pruned does not return), then to the lower index.
+    Ties go to weights that are not zero (what was pruned does not return), then to lower indices.
     """
     flat = score.flatten()
     rank = len(flat) - count
@@ -266,12 +266,12 @@ def keep_largest(score: Tensor, count: int, *weights: Tensor) -> Tensor:
 
 
 def keep_in_rows(score: Tensor, count: int, weight: Tensor) -> Tensor:
-    """`keep_largest` with equally many of each row, and one more where the next is largest."""
+    """Return a mask of equally many per row, and one more in rows whose next score is largest."""
     rows = score.masked_fill(weight == 0, -1).flatten(1)  # what was pruned earlier comes last
     rank = rows.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    each, left = divmod(count, len(rows))
-    one_more = keep_largest(rows.masked_fill(rank != each, -2), left, rows)
-    return ((rank < each) | one_more).view_as(score)
+    per_row, remainder = divmod(count, len(rows))
+    one_more = keep_largest(rows.masked_fill(rank != per_row, -2), remainder, rows)
+    return ((rank < per_row) | one_more).view_as(score)
 
 
 def apply_masks(model: nn.Module, masks: list[Tensor]) -> None:
@@ -285,7 +285,7 @@ def apply_masks(model: nn.Module, masks: list[Tensor]) -> None:
 
 @dataclass
 class MaskHandle:
-    """Ends what it was returned for."""
+    """A handle that ends what it was returned for."""
 
     hooks: list[RemovableHandle]
 
@@ -325,13 +325,13 @@ def keep_masks(
     pairs = fitting(model, masks)
     trained = [pair for pair in pairs if pair[0].weight.requires_grad]
     stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    others = [layer.name for layer, _ in trained if id(layer.weight) not in stepped]
+    unstepped = [layer.name for layer, _ in trained if id(layer.weight) not in stepped]
     is_hooked = getattr(type(optimizer).step, "hooked", False)
     allowed = "a torch.optim.Optimizer that steps prunable weights of the model, no wrapper of one"
-    fits = is_hooked and len(others) < len(trained)
+    fits = is_hooked and len(unstepped) < len(trained)
     require(fits, "optimizer", allowed, type(optimizer).__name__)
-    if others:
-        warnings.warn(f"optimizer does not step {', '.join(others)}, masked too", stacklevel=2)
+    if unstepped:
+        warnings.warn(f"optimizer does not step {', '.join(unstepped)}, masked too", stacklevel=2)
     zero(pairs)
     with torch.inference_mode(False):
         hooks = [_mask_gradient(layer.weight, mask) for layer, mask in trained]
@@ -346,7 +346,7 @@ def _mask_gradient(weight: Tensor, mask: Tensor) -> RemovableHandle:
     return weight.register_hook(lambda grad: grad.masked_fill(pruned.to(grad.device), 0))
 
 
-@torch.inference_mode()  # in which weights that were made in it can be changed, too
+@torch.inference_mode()  # weights that were made in this mode can be changed only in it
 def zero(pairs: list[tuple[Layer, Tensor]]) -> None:
     """Zero the weights outside the masks."""
     for layer, mask in pairs:
@@ -361,9 +361,10 @@ def surviving(masks: list[Tensor]) -> float:
 
 @torch.no_grad()
 def to_torch_prune(model: nn.Module, masks: list[Tensor]) -> nn.Module:
-    """Attach masks as `torch.nn.utils.prune` does (weight_orig, weight_mask); zeroes weight_orig.
+    """Attach masks as `torch.nn.utils.prune` does, as weight_orig and weight_mask.
 
-    For PyTorch's own tools. Until `prune.remove` folds them in, functions here refuse the model.
+    The pruned entries of weight_orig become zero. This serves PyTorch's own tools. Functions here
+    refuse the model until `prune.remove` folds the masks in.
 
     Returns:
         The model itself.
@@ -379,22 +380,22 @@ def to_torch_prune(model: nn.Module, masks: list[Tensor]) -> nn.Module:
 
 
 def fitting(model: nn.Module, masks: list[Tensor]) -> list[tuple[Layer, Tensor]]:
-    """Return each prunable layer with its mask; ValueError when they do not fit."""
+    """Return each prunable layer with its mask; raise ValueError when the masks do not fit."""
     layers = prunable_layers(model)
     allowed = f"a list of one per prunable layer ({len(layers)})"
-    given = len(masks) if isinstance(masks, list | tuple) else type(masks).__name__
-    require(given == len(layers), "masks", allowed, given)
+    count = len(masks) if isinstance(masks, list | tuple) else type(masks).__name__
+    require(count == len(layers), "masks", allowed, count)
     pairs = list(zip(layers, masks, strict=True))
     for layer, mask in pairs:
         shape = tuple(layer.weight.shape)
         fits = isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.shape == shape
-        given = getattr(mask, "shape", mask)
-        require(fits, f"mask of {layer.name}", f"a bool tensor of shape {shape}", given)
+        mask_shape = getattr(mask, "shape", mask)
+        require(fits, f"mask of {layer.name}", f"a bool tensor of shape {shape}", mask_shape)
     return pairs
 
 
 def _unit(tensors: Iterable[Tensor]) -> float:
-    """A power of two near the largest value; 1 where products neither under- nor overflow."""
+    """Return a power of two near the largest value; 1 if products neither under- nor overflow."""
     largest = max(abs(float(value)) for x in tensors for value in x.aminmax())
     if 0.01 < largest < 100:
         return 1.0
@@ -402,7 +403,7 @@ def _unit(tensors: Iterable[Tensor]) -> float:
 
 
 def _comparable(score: Tensor, criterion: Method) -> Tensor:
-    """What the global ranking compares."""
+    """Return what the global ranking compares: the scores to a power, normalised or not."""
     if not criterion.normalised:
         return score**criterion.power
     score = (score / _unit([score])) ** criterion.power
@@ -410,7 +411,7 @@ def _comparable(score: Tensor, criterion: Method) -> Tensor:
 
 
 def _fractions(keep, layers: int, scope: str) -> list[float]:
-    """The surviving fraction of each layer; in global scope the only one."""
+    """Return the surviving fraction of each layer or, in global scope, the only one."""
     count = layers if scope == "layer" else 1
     try:
         fractions = torch.as_tensor(keep, dtype=torch.double, device="cpu").expand(count).tolist()

@@ -22,53 +22,54 @@ from torch import Tensor
 
 
 def mp(weight: Tensor, before: Tensor, after: Tensor) -> Tensor:
-    """Magnitude pruning."""
+    """Score by |w|: magnitude pruning."""
     return weight.abs()
 
 
 def lfp(weight: Tensor, before: Tensor, after: Tensor) -> Tensor:
-    """Look-forward pruning: only the next layer."""
+    """Score by |w| · after: look-forward pruning, which sees only the next layer."""
     return weight.abs() * after
 
 
 def lbp(weight: Tensor, before: Tensor, after: Tensor) -> Tensor:
-    """Look-backward pruning: only the previous layer."""
+    """Score by |w| · before: look-backward pruning, which sees only the previous layer."""
     return weight.abs() * before
 
 
 def lap(weight: Tensor, before: Tensor, after: Tensor) -> Tensor:
-    """Lookahead pruning: both neighbours."""
+    """Score by |w| · before · after: lookahead pruning, which sees both neighbours."""
     return weight.abs() * before * after
 
 
 def obd(weight: Tensor, before: Tensor, after: Tensor) -> Tensor:
-    """Optimal brain damage (LeCun et al., NeurIPS 1989): sqrt(h) · |w|, `before` is sqrt(h).
+    """Score by sqrt(h) · |w|: optimal brain damage (LeCun et al., NeurIPS 1989).
 
-    h is the diagonal of the loss's Hessian. The square of this score ranks as the published
-    h · w² / 2 does.
+    `before` is sqrt(h), and h is the diagonal of the loss's Hessian. The square of this score ranks
+    as the published h · w² / 2 does.
     """
     return weight.abs() * before
 
 
 def lamp(weight: Tensor, before: Tensor, after: Tensor) -> Tensor:
-    """LAMP (Lee et al., ICLR 2021): w² / Σ of w′² over the layer's weights with w′² ≥ w².
+    """Score by w² / Σ of w′² over the layer's weights with w′² ≥ w²: LAMP (Lee et al., ICLR 2021).
 
     Within a layer it ranks as |w| does. It is made for the global ranking, without normalisation.
     """
     size = weight.flatten().abs()
     ascending = size.sort().values
-    not_smaller = ascending.double().square().flip(0).cumsum(0).flip(0)  # the sum from each on
-    rest = not_smaller[torch.searchsorted(ascending, size)].clamp(min=1e-300)
-    return (size.double().square() / rest).view_as(weight).to(weight)
+    # For each entry, the sum of the squares from it on
+    not_smaller = ascending.double().square().flip(0).cumsum(0).flip(0)
+    sums = not_smaller[torch.searchsorted(ascending, size)].clamp(min=1e-300)
+    return (size.double().square() / sums).view_as(weight).to(weight)
 
 
 def lamp_lap(weight: Tensor, before: Tensor, after: Tensor) -> Tensor:
-    """LAMP with the lookahead distortion L(w) in place of |w|. This is ours: it is unpublished."""
+    """Score by LAMP with the lookahead distortion L(w) in place of |w|: ours, unpublished."""
     return lamp(lap(weight, before, after), before, after)
 
 
 def wanda(weight: Tensor, before: Tensor, after: Tensor) -> Tensor:
-    """Wanda (Sun et al., ICLR 2024): |w_kj| · ‖X_j‖₂, ranked within each output unit k.
+    """Score by |w_kj| · ‖X_j‖₂, ranked within each output unit k: Wanda (Sun et al., ICLR 2024).
 
     `before` is ‖X_j‖₂, the norm of all that input unit j (of a convolution: the channel) receives.
     """
@@ -76,10 +77,11 @@ def wanda(weight: Tensor, before: Tensor, after: Tensor) -> Tensor:
 
 
 def ria(weight: Tensor, before: Tensor, after: Tensor) -> Tensor:
-    """Relative importance (Zhang et al., ICLR 2024): |w_kj| / Σ_k |w_kj| + |w_kj| / Σ_j |w_kj|.
+    """Score by |w_kj| / Σ_k |w_kj| + |w_kj| / Σ_j |w_kj|: relative importance (RIA).
 
-    Σ_k runs over all weights that leave input unit j, Σ_j over all that enter output unit k, kernel
-    positions included. In a grouped convolution the j-th inputs of all groups count as one unit.
+    The method is that of Zhang et al., ICLR 2024. Σ_k runs over all weights that leave input unit
+    j, Σ_j over all that enter output unit k, kernel positions included. In a grouped convolution
+    the j-th inputs of all groups count as one unit.
     """
     size = weight.abs()
     leaving, entering = ([d for d in range(weight.ndim) if d != unit] for unit in (1, 0))
@@ -89,18 +91,18 @@ def ria(weight: Tensor, before: Tensor, after: Tensor) -> Tensor:
 
 
 def ria_act(weight: Tensor, before: Tensor, after: Tensor) -> Tensor:
-    """RIA with activations (Zhang et al., ICLR 2024): times ‖X_j‖₂^½; `before` is ‖X_j‖₂."""
+    """Score by RIA times ‖X_j‖₂^½ (Zhang et al., ICLR 2024); `before` is ‖X_j‖₂."""
     return ria(weight, before, after) * before.sqrt()
 
 
 def synflow(weight: Tensor, before: Tensor, after: Tensor) -> Tensor:
-    """SynFlow (Tanaka et al., NeurIPS 2020): |w| · ∂R/∂|w|, `before` is ∂R/∂|w|.
+    """Score by |w| · ∂R/∂|w|: SynFlow (Tanaka et al., NeurIPS 2020).
 
-    R is the sum of the outputs of the network with absolute weights for an input of ones. Here it
-    is computed once, on the trained network; the published method prunes at initialisation and in
-    many small steps, each with scores of its own. Trained biases and running means count as 0. On a
-    fully-connected network (no activation or ReLU) it is `lap_all` with absolute weights in its
-    products and sums in place of Frobenius norms.
+    `before` is ∂R/∂|w|, and R is the sum of the outputs of the network with absolute weights for
+    an input of ones. Here it is computed once, on the trained network; the published method prunes
+    at initialisation and in many small steps, each with scores of its own. Trained biases and
+    running means count as 0. On a fully-connected network (no activation or ReLU) it is `lap_all`
+    with absolute weights in its products and sums in place of Frobenius norms.
     """
     return weight.abs() * before
 

@@ -16,13 +16,13 @@ def twin_of(model: nn.Module, unread: tuple | list = ()) -> nn.Module:
     Raises:
         ValueError: a module cannot be copied.
     """
-    stand_ins: dict = {}  # by the id of what they stand for, as deepcopy keeps them
+    stand_ins: dict = {}  # keyed by the id of the original, as deepcopy does
     for parameter in unread:
         zeros = parameter.new_zeros(()).expand(parameter.shape)
         stand_ins[id(parameter)] = nn.Parameter(zeros, requires_grad=False)
     try:
         twin = copy.deepcopy(model, stand_ins)
-    except Exception as error:  # whatever a module holds
+    except Exception as error:  # a module may hold anything
         raise ValueError(f"cannot copy {called('', model)}: {error}") from error
     for module in twin.modules():
         module.training = False
