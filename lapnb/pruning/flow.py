@@ -229,14 +229,11 @@ class _Walk(Rules):
     def check_weights(self, func, leaves, args, kwargs) -> None:
         """Refuse a function that computes with a layer's weight, unless it is the layer's own."""
         for value in leaves:
-            base = getattr(value, "_base", None)  # the whole tensor, if the value is a view
-            if base is None:
-                base = value
-            i = self.index.get(id(base))
+            i = self.index.get(id(value))
             if i is None or func.__name__ == "multi_head_attention_forward":
                 continue
             layer = self.layers[i]
-            takes = any(base is x for x in [*args[1:2], kwargs.get("weight")])
+            takes = any(value is x for x in [*args[1:2], kwargs.get("weight")])
             if not takes or func.__name__ != functional_of(layer.module):
                 raise Refused(
                     f"{_name(func)} computes with the weight of {called(layer.name, layer.module)} "
