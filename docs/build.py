@@ -40,13 +40,13 @@ THEMES = {
 
 
 def load(source: Path, copy: Path) -> tuple[nbformat.NotebookNode, str, str]:
-    """The notebook to show, a sentence about its run, and the reason if that failed."""
+    """Return the notebook to show, a sentence about its run, and the reason if that failed."""
     ran = copy.exists() and copy.stat().st_mtime >= source.stat().st_mtime
     try:
         notebook = nbformat.read(copy if ran else source, as_version=4)
         for output in (o for cell in notebook.cells for o in cell.get("outputs", [])):
             base64.b64decode(output.get("data", {}).get("image/png", ""))
-    except Exception as error:  # the other pages are built all the same
+    except Exception as error:  # the other pages are built nevertheless
         return nbformat.v4.new_notebook(), "", f"{type(error).__name__}: {error}"
     if not ran:
         return notebook, "Not run for this report: shown as committed.", ""
@@ -58,7 +58,7 @@ def load(source: Path, copy: Path) -> tuple[nbformat.NotebookNode, str, str]:
 
 def stage(name: str, notebook: nbformat.NotebookNode, run: str, failed: str, folder: Path) -> str:
     """Write the notebook as Sphinx is to read it; return its line in the list of pages."""
-    note = "papermill-error-cell-tag"  # papermill's words about the failure; ours stand at the top
+    note = "papermill-error-cell-tag"  # papermill's cell about the failure; ours stands at the top
     notebook.cells = [c for c in notebook.cells if note not in c.metadata.get("tags", [])]
     texts = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
     if not (texts and texts[0].source.startswith("# ")):
@@ -80,7 +80,7 @@ def stage(name: str, notebook: nbformat.NotebookNode, run: str, failed: str, fol
 
 
 def contents(lines: dict[str, str]) -> str:
-    """The page that lists all pages, by theme; the side bar is made of it."""
+    """Return the page that lists all pages by theme; the side bar is made of it."""
     left = dict(sorted(lines.items(), key=lambda line: [*TABLES, line[0]].index(line[0])))
     groups = {"Report": [left.pop(name) for name in [START] if name in left]}
     for theme, beginning in THEMES.items():
@@ -95,7 +95,7 @@ def contents(lines: dict[str, str]) -> str:
 
 
 def choices() -> str:
-    """The page of all names of methods, networks and data sets, from the tables in the package."""
+    """Return the page of all names of methods, networks and data sets in the package."""
     methods = ["| name | criterion | looks at the data | neighbours |", "| --- | --- | --- | --- |"]
     for name, method in METHODS.items():
         data = "no" if method.looks_at in ("", "ones") else "yes"

@@ -32,7 +32,7 @@ nb_merge_streams = True
 nb_code_prompt_show = "Show code"
 nb_code_prompt_hide = "Hide code"
 nb_render_markdown_format = "gfm"
-nb_ipywidgets_js = {}  # would be loaded from a CDN
+nb_ipywidgets_js = {}  # the scripts would be loaded from a CDN
 myst_gfm_only = True
 
 default_role = "py:obj"  # `name` in a docstring is a link where the name is documented
@@ -53,7 +53,7 @@ html_show_search_summary = False  # browsers do not let a page on disk read the 
 
 
 def machine() -> str:
-    """Where the report was made: processor, cores, GPU, versions."""
+    """Say where the report was made: processor, cores, GPU, versions."""
     import torch
 
     cpu = platform.processor() or platform.machine()
@@ -66,7 +66,7 @@ def machine() -> str:
 
 
 def commit() -> str:
-    """The checkout's commit, with "-dirty" if files differ from it; "" outside git."""
+    """Return the checkout's commit, with "-dirty" if files differ from it; "" outside git."""
     command = ["git", "-C", str(root()), "describe", "--always", "--dirty", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True).stdout.strip()
@@ -79,7 +79,7 @@ ABOUT = "Lookahead pruning (Park et al., ICLR 2020), reproduced: test error, acc
 
 
 def repository() -> str:
-    """The address that README.md tells to clone; "" where it names none."""
+    """Return the address that README.md tells readers to clone; "" where it names none."""
     readme = Path(__file__).parents[1] / "README.md"
     address = re.search(r"https://github\.com/[\w.-]+/[\w-]+", readme.read_text(encoding="utf-8"))
     return address[0] if address else ""
@@ -96,30 +96,31 @@ html_context = {
 
 
 def picture(folder: Path, uri: str) -> Path | None:
-    """The picture inside the checkout that `uri` names; None for every other file."""
+    """Return the picture inside the checkout that `uri` names; None for every other file."""
     path = Path(os.path.realpath(folder / unquote(uri).lstrip("/")))
-    known = (mimetypes.guess_type(path.name)[0] or "").startswith("image/")
-    inside = known and path.is_relative_to(root())
-    return path if inside and os.path.isfile(path) else None  # no error for an impossible name
+    is_picture = (mimetypes.guess_type(path.name)[0] or "").startswith("image/")
+    inside = is_picture and path.is_relative_to(root())
+    # os.path.isfile raises no error for an impossible name
+    return path if inside and os.path.isfile(path) else None
 
 
 def located(uri: str) -> Path | None:
-    """The picture that a notebook, or a page of the checkout's own folder, names."""
+    """Return the picture that a notebook, or a page in the checkout's root, names."""
     return picture(root() / "notebooks", uri) or picture(root(), uri)
 
 
 def description(path: Path) -> str:
-    """The finding and the caption that a PNG carries."""
+    """Return the finding and the caption that a PNG carries."""
     try:
         with Image.open(path) as file:
             texts = [file.info.get(name, "") for name in ("Title", "Description")]
-    except OSError:  # another kind of picture, or none that can be read
+    except OSError:  # another kind of picture, or one that cannot be read
         return ""
     return ". ".join(" ".join(text.split()) for text in texts if text)
 
 
 def captions(image: nodes.image) -> list[str]:
-    """Texts of the output that holds the picture, then of those before it in its cell."""
+    """Return texts of the output that holds the picture, then of those before it in its cell."""
     bundle = image.parent.parent
     beside = [part.astext() for part in bundle if part["mime_type"] == "text/plain"]
     earlier = bundle.parent[: bundle.parent.index(bundle)]
@@ -127,7 +128,7 @@ def captions(image: nodes.image) -> list[str]:
 
 
 class Pictures(SphinxTransform):
-    """Shows pictures that are inside the checkout, with a text for those who cannot see them.
+    """A transform that shows pictures of the checkout, with a text for those who cannot see them.
 
     No other file gets into the report, whatever a notebook names.
     """
@@ -151,7 +152,7 @@ class Pictures(SphinxTransform):
 
 
 def links(app, pagename, templatename, context, doctree) -> None:
-    """Links to notebooks lead to their pages; what is not on the site is not linked.
+    """Point links to notebooks at their pages, and remove links to what is not on the site.
 
     Pictures that raw HTML names are treated like all others.
     """
@@ -177,13 +178,13 @@ def links(app, pagename, templatename, context, doctree) -> None:
             image.replace_with(image.get("alt", ""))
     context["body"] = str(soup)
     paragraphs = [" ".join(text.get_text().split()) for text in soup.select("p:not([class])")]
-    about = next((text for text in paragraphs if len(text) > 40), ABOUT)
-    tag = f'<meta name="description" content="{html.escape(about[:300])}">'
+    summary = next((text for text in paragraphs if len(text) > 40), ABOUT)
+    tag = f'<meta name="description" content="{html.escape(summary[:300])}">'
     context["metatags"] = context.get("metatags", "") + tag
 
 
 def docstring(app, what, name, obj, options, lines) -> None:
-    """This project's docstrings as reST: |w| and W_i are no markup."""
+    """Escape |w| and W_i in this project's docstrings, which reST would take for markup."""
     for number, line in enumerate(lines):
         if not line.lstrip().startswith(">>>"):
             parts = line.split("`")

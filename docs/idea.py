@@ -12,7 +12,7 @@ from lapnb.report.plots import COLOURS, INK, WIDTH, canvas, png
 from lapnb.report.words import short
 from lapnb.store import root, write_whole
 
-# Row j of the first is what enters unit j, column k of the last is what leaves unit k.
+# Row j of the first holds the weights into unit j, column k of the last those out of unit k.
 WEIGHTS = (
     [[1.0, -2.0, 2.0], [-1.0, 0.5, 1.0], [0.2, 0.4, -0.4]],
     [[0.5, -1.6, 1.7], [1.6, 1.7, -1.8], [-1.8, 1.6, 1.5]],
@@ -24,17 +24,17 @@ TITLES = {
     "lap": "Lookahead pruning (LAP) looks at its neighbours too",
 }
 REMOVED = COLOURS["lap_backward"]
-COLUMNS = {  # of the numbers below the picture, one per layer: matrix, heading, colour
+COLUMNS = {  # the columns of numbers below the picture, one per layer: matrix, heading, colour
     "before": ("$W_{i-1}$", "norm of the\nweights in", COLOURS["lfp"]),
     "magnitude": ("$W_i$", "weight's\nmagnitude", INK),
     "after": ("$W_{i+1}$", "norm of the\nweights out", COLOURS["lap_flow"]),
 }
 HEAD = {"ha": "center", "va": "top", "fontsize": 6.5}
-ROWS = {"w": -1.55, "v": -1.9}  # of the numbers, and how low they stand
+ROWS = {"w": -1.55, "v": -1.9}  # the rows of numbers, and how low they stand
 
 
 def example() -> pd.DataFrame:
-    """The weights w and v of the picture: their scores, what zeroing them distorts, who does it.
+    """Return, for weights w and v, their scores, what zeroing them distorts, and who removes them.
 
     `distortion` is ‖W_{i+1} W̃_i W_{i−1} − W_{i+1} W_i W_{i−1}‖_F, computed by zeroing the weight.
     `removed_by` names the methods that prune this weight when one of the layer's nine has to go.
@@ -55,7 +55,7 @@ def example() -> pd.DataFrame:
 
 
 def draw():
-    """How MP and LAP look at one weight of three layers; a Figure.
+    """Draw how MP and LAP look at a weight in the middle of three layers; return the Figure.
 
     Lines are as thick as the `WEIGHTS` are large; a cross marks the weight that the method removes
     first.
@@ -76,7 +76,7 @@ def draw():
 
 
 def draw_layer(axis, layer: int, column: str, method: str, numbers: pd.DataFrame) -> None:
-    """A layer's weights as lines, those the method looks at in colour, and its numbers."""
+    """Draw a layer's weights as lines, those the method looks at in colour, and its numbers."""
     matrix, heading, colour = COLUMNS[column]
     axis.text(layer + 0.5, -0.4, matrix, ha="center")
     looked_at = method == "lap" or column == "magnitude"
@@ -95,7 +95,7 @@ def draw_layer(axis, layer: int, column: str, method: str, numbers: pd.DataFrame
 
 
 def draw_scores(axis, method: str, numbers: pd.DataFrame) -> None:
-    """The names and scores of w and v, and a cross on the one that is removed first."""
+    """Draw the names and scores of w and v, and a cross on the one that is removed first."""
     axis.text(3.36, -0.8, f"score\nof {short(method)}", **HEAD)
     for (name, y), prime, unit in zip(ROWS.items(), ("", "'"), (2, 0), strict=True):
         axis.text(-0.4, y, f"${name}$")
@@ -114,7 +114,7 @@ def draw_scores(axis, method: str, numbers: pd.DataFrame) -> None:
 
 
 def described(numbers: pd.DataFrame) -> str:
-    """The picture in words."""
+    """Describe the picture in words."""
     w, v = numbers.loc["w"], numbers.loc["v"]
     return (
         f"MP removes w, whose magnitude is smaller ({w.magnitude:.3g}, v: {v.magnitude:.3g}). "

@@ -20,19 +20,19 @@ from lapnb.runs.rows import results_file
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 SCALES = ("paper", "reduced")
-# What is shown of a table, where it is not the error alone
+# The columns that are shown of a table, where they are not the error alone
 COLUMNS = {
     "fcn_linear": ("error", "error_before", "distortion"),
     "fcn_before_retraining": ("error_before",),
     "fcn_generalization": ("gap", "error", "train_error"),
 }
-# The notebooks that are not called like their table
+# The notebooks whose names are not their tables'
 NOTEBOOKS = {
     "fcn_before_retraining": "fcn_activations",
     "fcn_later_criteria": "later_criteria",
     "conv6_later_criteria": "later_criteria",
 }
-# What LAP leaves dense in torchvision's networks, by family
+# The parts of torchvision's networks that LAP leaves dense, by family
 LEFT = {
     "GoogLeNet, Inception v3": "auxiliary classifiers, which run in training only",
     "ViT": "query, key and value: a parameter of `nn.MultiheadAttention`, not a layer",
@@ -49,12 +49,12 @@ SETTINGS = {
 
 
 def recorded(name: str) -> list[pd.DataFrame]:
-    """The recorded rows of a table, the largest scale first."""
+    """Return the recorded rows of a table, the largest scale first."""
     return show.recorded_rows(name, *SCALES)
 
 
 def markdown(frame: pd.DataFrame) -> str:
-    """A table of texts as Markdown."""
+    """Format a table of texts as Markdown."""
     rows = [
         frame.columns,
         ["---"] * len(frame.columns),
@@ -68,7 +68,7 @@ def markdown(frame: pd.DataFrame) -> str:
 
 
 def claims() -> str:
-    """All claims as a table, each on the largest scale that can judge it."""
+    """List all claims as a table, each on the largest scale that can judge it."""
     rows = summary.summary(SCALES)
     rows = rows[~rows.repeats]
     links = [
@@ -94,7 +94,7 @@ def claims() -> str:
 
 
 def across() -> str:
-    """All networks put together, and groups of them."""
+    """Return the table of all networks put together, of groups of them, and of each."""
     rows = summary.across()
     names = rows.networks.map(lambda name: TABLES[name]["title"] if name in TABLES else name)
     after = rows.after_the_fact.map({True: " (put together after the fact)", False: ""})
@@ -114,7 +114,7 @@ def across() -> str:
 
 
 def advice_table() -> str:
-    """What to use: a line for each choice, with the evidence where it depends."""
+    """Say what to use: a line for each choice, with the evidence where it depends."""
     lines = []
     for choice, part in advice.advice().groupby("choice", sort=False):
         line = {"choice": choice, "verdict": advice.together(part.verdict)}
@@ -133,7 +133,7 @@ def advice_table() -> str:
 
 
 def contents() -> str:
-    """Links to the tables' sections."""
+    """List links to the tables' sections."""
     lines = []
     for name in TABLES:
         for rows in recorded(name):
@@ -148,7 +148,7 @@ def heading_of(rows: pd.DataFrame) -> str:
 
 
 def tables() -> str:
-    """A section for each table and scale; at the end what is not run."""
+    """Return a section for each table and scale, and at the end the tables that are not run."""
     parts = {name: recorded(name) for name in TABLES}
     sections = [section(name, rows) for name, scales in parts.items() for rows in scales]
     missing = [f"- {TABLES[name]['title']}" for name, scales in parts.items() if not scales]
@@ -158,7 +158,7 @@ def tables() -> str:
 
 
 def section(name: str, rows: pd.DataFrame) -> str:
-    """Result and picture of one table; its numbers and verdicts, folded."""
+    """Return the result and the pictures of one table, and its numbers and verdicts, folded."""
     scale = rows.scale.iloc[0]
     notebook = f"[notebook](notebooks/{NOTEBOOKS.get(name, name)}.ipynb)"
     result = show.result(rows)
@@ -184,7 +184,7 @@ def section(name: str, rows: pd.DataFrame) -> str:
 
 
 def numbers(rows: pd.DataFrame, column: str) -> list[str]:
-    """The means of a column, ours beside the published, and the differences to MP."""
+    """Return the means of a column, ours beside the published ones, and the differences to MP."""
     beside = show.side_by_side(rows, column)
     parts = [f"{show.heading(beside, column)}.", markdown(beside)]
     if "mp" in set(rows.method) and rows["round"].nunique() <= show.MOST_LINES:
@@ -194,7 +194,7 @@ def numbers(rows: pd.DataFrame, column: str) -> list[str]:
 
 
 def differs(rows: pd.DataFrame) -> str:
-    """A sentence: what is not as in the paper."""
+    """Say in a sentence what differs from the paper."""
     first = rows.iloc[0]
     ran, paper = (table(first.table, scale) for scale in (first.scale, "paper"))
     parts = [
@@ -232,7 +232,7 @@ def paper_data(name: str) -> str:
 
 
 def differences(rows: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Each method minus MP as text: a row per surviving fraction, a column per method."""
+    """Return each method minus MP as text: a row per surviving fraction, a column per method."""
     pairs = compare.against_mp(rows, column)
     pairs["text"] = [difference(row, words.digits(column)) for _, row in pairs.iterrows()]
     return show.labelled(pairs, [*compare.varied(rows), "round"], [*pairs.method.unique()])
@@ -245,18 +245,18 @@ def difference(row: pd.Series, style: str) -> str:
 
 
 def beside_lap(rows: pd.DataFrame) -> str:
-    """A sentence: which other methods are better or worse than LAP, at how many fractions."""
-    said = advice.beside_lap(rows[rows.retrain_steps > 0])
-    if not said:
+    """Say which other methods are better or worse than LAP, and at how many fractions."""
+    comparisons = advice.beside_lap(rows[rows.retrain_steps > 0])
+    if not comparisons:
         return ""
     return (
         "Compared with LAP by 95 % intervals (in brackets: at how many fractions also after "
-        f"adjustment for their number, Holm, and the difference at the sparsest): {said}."
+        f"adjustment for their number, Holm, and the difference at the sparsest): {comparisons}."
     )
 
 
 def agreement(rows: pd.DataFrame) -> str:
-    """A sentence: how far our mean errors are from the published ones, in standard errors."""
+    """Say how far our mean errors are from the published ones, in standard errors."""
     both = compare.means(rows).dropna(subset=["std", "paper", "paper_std"])
     both = both[both["std"] + both.paper_std > 0].reset_index()
     if both.empty:
@@ -273,7 +273,7 @@ def agreement(rows: pd.DataFrame) -> str:
 
 
 def effects(rows: pd.DataFrame) -> str:
-    """A sentence: how far our differences to MP are from the published ones."""
+    """Say how far our differences to MP are from the published ones."""
     both = compare.effects(rows).reset_index(drop=True)
     if both.empty:
         return ""
@@ -291,13 +291,13 @@ def effects(rows: pd.DataFrame) -> str:
 
 
 def accepted() -> tuple[str, str]:
-    """What benchmarks/networks.csv says, by family: for README.md, and at length for RESULTS.md."""
+    """Sum up benchmarks/networks.csv for README.md, and by family for RESULTS.md."""
     rows = pd.read_csv(CHECKOUT / "benchmarks" / "networks.csv")
-    own = rows[rows.family != "timm"]
+    vision = rows[rows.family != "timm"]
     timm = rows[rows.family == "timm"]
     seconds = f"median {rows.seconds.median():.1f} s, at most {rows.seconds.max():.1f} s"
     short = (
-        f"{share(own)} classification networks of torchvision and {share(timm)} designs of timm "
+        f"{share(vision)} classification networks of torchvision and {share(timm)} designs of timm "
         f"(seconds on one CPU core: {seconds}; [the list](RESULTS.md#networks-that-lap-accepts))."
     )
     lines = []
@@ -306,10 +306,10 @@ def accepted() -> tuple[str, str]:
         lines.append([family, share(part), LEFT.get(family, "–"), most])
     long = pd.DataFrame(lines, columns=["networks", "accepted", "left dense", "seconds"])
     refused = rows.dropna(subset="refused")
-    told = [f"- `{row.network}`: {row.refused}" for row in refused.itertuples()]
-    if told:
-        told = ["", "Refused, with the message:", "", *told]
-    return short, "\n".join([markdown(long), *told])
+    refusals = [f"- `{row.network}`: {row.refused}" for row in refused.itertuples()]
+    if refusals:
+        refusals = ["", "Refused, with the message:", "", *refusals]
+    return short, "\n".join([markdown(long), *refusals])
 
 
 def share(rows: pd.DataFrame) -> str:
@@ -320,7 +320,7 @@ def share(rows: pd.DataFrame) -> str:
 
 
 def drawn(name: str) -> list[str]:
-    """The columns of a table that have a picture; where the gap is shown, only that."""
+    """Return the columns of a table that have a picture: where the gap is shown, only that one."""
     columns = COLUMNS.get(name, ("error",))
     return ["gap"] if "gap" in columns else [*columns]
 
@@ -330,20 +330,20 @@ def file_name(name: str, column: str) -> str:
 
 
 def pictures() -> dict[Path, tuple[pd.DataFrame, str]]:
-    """The committed pictures of tables: the rows and the column that each shows."""
-    found = {}
+    """Return the committed pictures of tables: the rows and the column that each shows, by path."""
+    shown = {}
     for name in TABLES:
         for rows in recorded(name):
             folder = results_file(name, rows.scale.iloc[0]).parent
             for column in drawn(name):
-                found[folder / file_name(name, column)] = rows, column
-    return found
+                shown[folder / file_name(name, column)] = rows, column
+    return shown
 
 
 def draw() -> None:
     """Draw all committed pictures, and delete those of tables that are not recorded."""
-    there = pictures()
-    for rows, column in there.values():
+    shown = pictures()
+    for rows, column in shown.values():
         if column == "distortion":
             plots.scatter(rows, "distortion", "error_before", save=True)
         else:
@@ -353,7 +353,7 @@ def draw() -> None:
     plots.plot(rows, methods=["mp", "lap"], save=True)
     for scale in SCALES:
         for path in (CHECKOUT / "figures" / scale).glob("*.png"):
-            if path not in there and not path.stem.endswith("-mp-lap"):
+            if path not in shown and not path.stem.endswith("-mp-lap"):
                 path.unlink()
 
 
@@ -361,7 +361,7 @@ def draw() -> None:
 
 
 def written(text: str, **blocks: str) -> str:
-    """`text` with the blocks between its marks replaced."""
+    """Return `text` with the blocks between its marks replaced."""
     for name, block in blocks.items():
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
         if text.count(begin) != 1 or text.count(end) != 1:
@@ -372,7 +372,7 @@ def written(text: str, **blocks: str) -> str:
 
 
 def pages() -> dict[Path, str]:
-    """README.md and RESULTS.md as they should be."""
+    """Return README.md and RESULTS.md as they should be, by path."""
     short, long = accepted()
     rows = summary.networks()
     answer = textwrap.fill(summary.answer(rows), 120)
@@ -390,7 +390,7 @@ def pages() -> dict[Path, str]:
             accepted=long,
         ),
     }
-    return {path: written(path.read_text("utf-8"), **own) for path, own in blocks.items()}
+    return {path: written(path.read_text("utf-8"), **texts) for path, texts in blocks.items()}
 
 
 def main() -> int:

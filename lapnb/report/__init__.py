@@ -1,1 +1,1 @@
-"""Reads rows: comparisons, verdicts, plots. Trains no table."""
+"""Comparisons, verdicts and plots of recorded rows. Nothing here trains a table."""

@@ -1,4 +1,4 @@
-"""What to use: a practitioner's choices, judged on all recorded rows. Reads rows only."""
+"""What to use: a practitioner's choices, judged on all recorded rows. It only reads rows."""
 
 from collections.abc import Iterable, Iterator
 from itertools import product
@@ -16,29 +16,30 @@ COLUMNS = ["choice", "network", "scale", "n", "verdict", "evidence"]
 
 
 def advice() -> pd.DataFrame:
-    """Say whether to take the one rather than the other, a row per choice and network.
+    """Judge whether to take one method rather than another, a row per choice and network.
 
-    Judges the retrained rows of all tables at the reduced and the paper scale; see `everything` and
-    `matched` for what is paired. At a surviving fraction the one is better or worse where p of the
-    paired difference in test error is below 5 %, adjusted for the number of fractions (Holm).
+    The rows judged are the retrained ones of all tables at the reduced and the paper scale; see
+    `everything` and `matched` for the pairs. The one is better or worse than the other at a
+    surviving fraction where p of the paired difference in test error, adjusted for the number of
+    fractions (Holm), is below 5 %.
 
     Returns:
-        Columns: choice, methods being layer-wise and one-shot unless it says otherwise; network;
-        scale; n; verdict, *yes* when the one is better at some fraction and worse at none, *no* the
-        other way round, *it depends* for both, *undecided* for neither; evidence, at how many
-        fractions it is better and worse by its 95 % interval, at how many of these after the
-        adjustment, and the difference at the sparsest of these.
+        Columns: choice, whose methods are layer-wise and one-shot unless it says otherwise;
+        network; scale; n; verdict, *yes* when the one is better at some fraction and worse at none,
+        *no* the other way round, *it depends* for both, *undecided* for neither; evidence, the
+        number of fractions at which it is better or worse by its 95 % interval, the number of these
+        that remain after the adjustment, and the difference at the sparsest of these fractions.
     """
-    rows, found = everything(), []
+    rows, judgements = everything(), []
     for choice, one, other in _choices():
         pairs = matched(rows, one, other, [])
         for (network, scale), part in pairs.groupby(["network", "scale"], sort=False):
-            found.append([choice, network, scale, words.span(part.n), *_judged(part)])
-    return pd.DataFrame(found, columns=COLUMNS)
+            judgements.append([choice, network, scale, words.span(part.n), *_judged(part)])
+    return pd.DataFrame(judgements, columns=COLUMNS)
 
 
 def in_words() -> Shown:
-    """`advice` as a table with a row per choice, whose evidence is folded unless it depends."""
+    """Return `advice` as a table, a row per choice; the evidence is folded unless it depends."""
     text, html = [], ["<table><tr><th>choice</th><th>verdict</th><th>evidence</th></tr>"]
     for choice, rows in advice().groupby("choice", sort=False):
         verdict = together(rows.verdict)
@@ -54,34 +55,35 @@ def in_words() -> Shown:
 
 
 def beside_lap(rows: pd.DataFrame) -> str:
-    """Say which others of a table's typed rows are better or worse than LAP, by 95 % intervals."""
+    """Say by 95 % intervals which other methods of typed rows are better or worse than LAP."""
     forms = rows[[*LAP]].drop_duplicates().to_dict("records")
     other = LAP if LAP in forms else LAP | {"scope": "global"}
-    told = []
+    clauses = []
     for one in forms:
         pairs = matched(rows, one, other, ["activation"])
         for activation, part in pairs.groupby("activation", sort=False):
             name = _named(one)
             if rows.activation.nunique() > 1:
                 name += f", {words.short(activation)},"
-            told.append(f"{name} is {_judged(part)[1]}")
-    return "; ".join(told)
+            clauses.append(f"{name} is {_judged(part)[1]}")
+    return "; ".join(clauses)
 
 
 def _choices() -> Iterator[tuple[str, dict, dict]]:
-    """What might be taken, and rather than what."""
+    """Yield each choice: its name, what might be taken, and what it would replace."""
     yield "LAP rather than MP", LAP, MP
     for scope, schedule, method in product(["layer", "global"], ["oneshot", "iterative"], METHODS):
         one = {"method": method, "scope": scope, "schedule": schedule}
         if one in (MP, LAP):
             continue
-        # MP and LAP beside their layer-wise, one-shot form, others beside LAP in the same form
+        # MP and LAP are compared with their layer-wise, one-shot form; others are compared with LAP
+        # in the same form
         other = {"mp": MP, "lap": LAP}.get(method, one | {"method": "lap"})
         yield f"{_named(one)} rather than {_named(other)}", one, other
 
 
 def _named(choice: dict) -> str:
-    """A choice in words, as in "LAP-act (sees data), global"."""
+    """Return a choice in words, as in "LAP-act (sees data), global"."""
     text = words.short(choice["method"])
     if METHODS[choice["method"]].looks_at not in ("", "ones"):
         text += " (sees data)"
@@ -93,20 +95,20 @@ def _named(choice: dict) -> str:
 
 
 def _judged(rows: pd.DataFrame) -> tuple[str, str]:
-    """Verdict and evidence of the intervals, one row per surviving fraction."""
+    """Return the verdict and the evidence of intervals, a row per surviving fraction."""
     clear = compare.holm(rows.p) < 0.05
     kinds = {"yes": ("better", rows[rows.high < 0]), "no": ("worse", rows[rows.low > 0])}
-    verdicts, told = [], []
-    for verdict, (kind, some) in kinds.items():
-        count = clear[some.index].sum()
+    verdicts, evidence = [], []
+    for verdict, (kind, significant) in kinds.items():
+        count = clear[significant.index].sum()
         if count:
             verdicts.append(verdict)
-        if len(some):
-            at = f"{len(some)} of {len(rows)} fractions"
-            told.append(f"{kind} at {at} ({count} after adjustment; {_sparsest(some)})")
-    if not told:
-        told = [f"not significantly different at {len(rows)} fractions ({_sparsest(rows)})"]
-    return together(verdicts), " and ".join(told)
+        if len(significant):
+            at = f"{len(significant)} of {len(rows)} fractions"
+            evidence.append(f"{kind} at {at} ({count} after adjustment; {_sparsest(significant)})")
+    if not evidence:
+        evidence = [f"not significantly different at {len(rows)} fractions ({_sparsest(rows)})"]
+    return together(verdicts), " and ".join(evidence)
 
 
 def _sparsest(rows: pd.DataFrame) -> str:
@@ -115,7 +117,7 @@ def _sparsest(rows: pd.DataFrame) -> str:
 
 
 def together(verdicts: Iterable[str]) -> str:
-    said = {*verdicts} - {"undecided"}
-    if not said:
+    decided = {*verdicts} - {"undecided"}
+    if not decided:
         return "undecided"
-    return said.pop() if len(said) == 1 else "it depends"
+    return decided.pop() if len(decided) == 1 else "it depends"

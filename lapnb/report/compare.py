@@ -1,4 +1,4 @@
-"""Statistics of rows: means, paired differences, endpoints, verdicts on claims. Reads rows only."""
+"""Statistics of rows: means, paired differences, endpoints, verdicts. It only reads rows."""
 
 import dataclasses
 import math
@@ -29,7 +29,7 @@ LEAST_SEEDS = 3
 def one_source(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
     """Return a typed copy of rows that may be compared with each other, with columns gap and lost.
 
-    All that follows uses this copy, so that it does not matter how the rows were read.
+    All comparisons use this copy, so that it does not matter how the rows were read.
 
     Raises:
         ValueError: These are not rows of one table, scale, source and settings, each run once; or
@@ -54,18 +54,18 @@ def one_source(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
 
 
 def with_losses(rows: pd.DataFrame) -> pd.DataFrame:
-    """Typed rows with the columns gap and lost."""
+    """Return typed rows with the columns gap and lost added."""
     gap, lost = rows.error - rows.train_error, rows.error_before - rows.dense_error
     return rows.assign(gap=gap, lost=lost)
 
 
 def varied(rows: pd.DataFrame) -> list[str]:
-    """The settings that rows put side by side."""
+    """Return the names of the settings that differ between rows."""
     return [name for name in VARIED if rows[name].nunique() > 1]
 
 
 def those(rows: pd.DataFrame, values: dict) -> pd.DataFrame:
-    """The rows that have these values in these columns."""
+    """Return the rows that have these values in these columns."""
     return rows[(rows[[*values]] == pd.Series(values)).all(axis=1)]
 
 
@@ -90,16 +90,16 @@ def compare(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
 
 
 def means(rows: pd.DataFrame, column: str = "error") -> pd.DataFrame:
-    """`compare` of typed rows."""
+    """Compare means with the published ones as `compare` does, for typed rows."""
     keys = [*varied(rows), "round"]
     groups = rows.groupby([*keys, "method"], sort=False)
     ours = groups[column].agg(["mean", "std", "count"]).join(100 * groups.surviving.mean())
     ours = ours.rename(columns={"mean": column, "count": "n"}).reset_index()
-    theirs = published().rename(columns={"error_pct": "paper", "error_std": "paper_std"})
-    theirs = theirs[theirs.table == rows.table.iloc[0]]
+    paper = published().rename(columns={"error_pct": "paper", "error_std": "paper_std"})
+    paper = paper[paper.table == rows.table.iloc[0]]
     if column != "error" or not words.as_published(rows):
-        theirs = theirs[:0]
-    both = ours.merge(theirs[["method", "round", "paper", "paper_std"]], "left")
+        paper = paper[:0]
+    both = ours.merge(paper[["method", "round", "paper", "paper_std"]], "left")
     mp = both[keys].merge(both[both.method == "mp"], "left", keys)
     both["difference"] = both[column] - both.paper
     both["gain_over_mp"] = 100 * (both[column] / mp[column] - 1)
@@ -128,57 +128,57 @@ def paired(
 
 
 def pairs(rows: pd.DataFrame, method: str, baseline: str, column: str = "error") -> pd.DataFrame:
-    """`paired` of typed rows."""
+    """Compare two methods as `paired` does, for typed rows."""
     keys = [*varied(rows), "round"]
-    found = matched(rows, {"method": method}, {"method": baseline}, keys, [], column)
-    return found.rename(columns={"method_mean": method, "baseline_mean": baseline})
+    differences = matched(rows, {"method": method}, {"method": baseline}, keys, [], column)
+    return differences.rename(columns={"method_mean": method, "baseline_mean": baseline})
 
 
 def matched(
     rows: pd.DataFrame, one: dict, other: dict, keys: list[str], same: list[str], column="error"
 ) -> pd.DataFrame:
-    """Intervals of the difference of two choices, a row for each of `keys`.
+    """Return the intervals of the difference between two choices, a row for each value of `keys`.
 
-    A choice is a dictionary of columns and their values. Pairs are of one seed, and agree in
-    `same` too.
+    A choice is a dictionary of columns and their values. The runs of a pair have the same seed and
+    agree in `same` too.
     """
     on = [*keys, "seed", *same]
     both = those(rows, one).merge(those(rows, other), on=on, suffixes=("", "_other"))
     both = both.set_index(keys)
     values = both[[column, f"{column}_other"]].set_axis(["method_mean", "baseline_mean"], axis=1)
-    found = intervals(values, keys)
-    found.insert(0, "surviving", 100 * both.surviving.groupby(level=keys).mean())
-    return found.reset_index()
+    differences = intervals(values, keys)
+    differences.insert(0, "surviving", 100 * both.surviving.groupby(level=keys).mean())
+    return differences.reset_index()
 
 
 def against_mp(rows: pd.DataFrame, column: str = "error") -> pd.DataFrame:
-    """`pairs` of each method and MP, with a column method."""
+    """Compare each method with MP as `pairs` does; a column method names it."""
     methods = rows.method[rows.method != "mp"].unique()
     parts = [pairs(rows, method, "mp", column).assign(method=method) for method in methods]
     return pd.concat(parts or [rows[:0]], ignore_index=True)
 
 
 def intervals(values: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """The means of two columns and the `interval` of first − second, by levels of the index."""
+    """Return means of two columns and the `interval` of first − second, by levels of the index."""
     values = values.dropna()
     both = values.groupby(level=keys).mean()
-    apart = (values.iloc[:, 0] - values.iloc[:, 1]).groupby(level=keys)
-    found = [interval(part) for _, part in apart]
-    return both.join(pd.DataFrame(found, both.index, INTERVAL))
+    differences = (values.iloc[:, 0] - values.iloc[:, 1]).groupby(level=keys)
+    summaries = [interval(part) for _, part in differences]
+    return both.join(pd.DataFrame(summaries, both.index, INTERVAL))
 
 
 def effects(rows: pd.DataFrame) -> pd.DataFrame:
-    """Compare differences to MP with the published ones, of typed rows.
+    """Compare differences to MP with the published ones, for typed rows.
 
     Where the images or the training differ, all errors shift, and effects say more than errors.
 
     Returns:
-        One row per method and surviving fraction of which a difference is published. Columns, among
-        others: difference, paper_difference, and z, their distance in standard errors.
+        One row per method and surviving fraction for which a difference is published. Among the
+        columns are difference, paper_difference, and z, their distance in standard errors.
     """
-    theirs = means(rows).dropna(subset="paper")[["method", "round", "paper", "paper_std"]]
-    both = against_mp(rows).merge(theirs)
-    both = both.merge(theirs[theirs.method == "mp"], on="round", suffixes=("", "_mp"))
+    paper = means(rows).dropna(subset="paper")[["method", "round", "paper", "paper_std"]]
+    both = against_mp(rows).merge(paper)
+    both = both.merge(paper[paper.method == "mp"], on="round", suffixes=("", "_mp"))
     both["paper_difference"] = both.paper - both.paper_mp
     variance = both.standard_error**2 + (both.paper_std**2 + both.paper_std_mp**2) / 5
     both["z"] = (both.difference - both.paper_difference) / variance**0.5
@@ -192,9 +192,9 @@ def interval(values: pd.Series) -> dict[str, float]:
     """Summarise one number per seed.
 
     Returns:
-        difference, the mean; low and high, its 95 % interval (Student's t); n; p, two-sided, that
-        the mean is 0; standard_error; and detectable, the difference that the t test at 5 % finds
-        with 80 % power at this n and standard deviation: (t(0.975) + t(0.8)) · standard_error.
+        difference, the mean; low and high, its 95 % interval (Student's t); n; p, two-sided, of a
+        mean of 0; standard_error; and detectable, the difference that the t test at 5 % finds with
+        80 % power at this n and standard deviation: (t(0.975) + t(0.8)) · standard_error.
     """
     from scipy.stats import t  # takes a second to import
 
@@ -212,7 +212,7 @@ def per_seed(values: pd.DataFrame, claim: Claim) -> pd.Series:
 
     Args:
         values: A row per seed; a column per fraction of surviving weights (%), the sparsest last.
-        claim: Says how.
+        claim: Holds the `measure`.
     """
     percent = values.columns.to_numpy(float)
     if claim.measure == "kept":
@@ -230,7 +230,7 @@ def per_seed(values: pd.DataFrame, claim: Claim) -> pd.Series:
 
 
 def alike(found: dict, claim: Claim) -> float:
-    """The p value of a mean outside the limits of a claim: the larger of two one-sided tests'."""
+    """Return p of a mean outside the limits of a claim: the larger of two one-sided tests."""
     from scipy.stats import t
 
     nearest = min(found["difference"] - claim.low, claim.high - found["difference"])
@@ -241,9 +241,10 @@ def alike(found: dict, claim: Claim) -> float:
 def judge(found: dict, claim: Claim) -> str:
     """Judge an `interval` by the limits of a claim.
 
-    *reproduced* when there are at least 3 seeds and the 95 % interval lies between the limits, *not
-    reproduced* when it lies outside, *undecided* otherwise. With two limits, as of methods that are
-    alike, two one-sided tests at 5 % each reproduce: the 90 % interval lies between them.
+    It is *undecided* when there are fewer than 3 seeds. Otherwise it is *reproduced* when the 95 %
+    interval lies between the limits, *not reproduced* when it lies outside, *undecided* when it
+    does neither. With two limits, as for methods that are alike, it is reproduced by two one-sided
+    tests at 5 % each, which means that the 90 % interval lies between the limits.
     """
     if found["n"] < LEAST_SEEDS:
         return "undecided"
@@ -287,16 +288,17 @@ def verdicts(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def judged(rows: pd.DataFrame) -> pd.DataFrame:
-    """`verdicts` of typed rows."""
+    """Judge the paper's claims as `verdicts` does, for typed rows."""
     claims = words.in_the_paper(rows).claims
     return pd.DataFrame([verdict(rows, claim) for claim in claims], columns=VERDICT.split())
 
 
 def sides(rows: pd.DataFrame, claim: Claim) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The claim's column of the method and of the baseline; of the method twice if it has none.
+    """Return the claim's column of the method and of the baseline, a row per seed.
 
-    A row per seed and a column per fraction of surviving weights (%). The rounds are the declared
-    ones of the scale, of those that both methods have; the seeds have all these rounds.
+    Each has a column per fraction of surviving weights (%). The method stands in for a baseline
+    that is published. The rounds are those that are declared for the scale and that both methods
+    have; the seeds are those that have all these rounds.
     """
     first = rows.iloc[0]
     declared = table(first.table, first.scale).rounds[-claim.rounds :]
@@ -314,9 +316,9 @@ def sides(rows: pd.DataFrame, claim: Claim) -> tuple[pd.DataFrame, pd.DataFrame]
 
 
 def endpoint(ours: pd.DataFrame, theirs: pd.DataFrame, claim: Claim) -> pd.DataFrame:
-    """What a claim is judged by, of its `sides`.
+    """Return what a claim is judged by, from its `sides`: a row per seed.
 
-    Columns method_mean, baseline_mean, difference; a row per seed.
+    The columns are method_mean, baseline_mean and difference.
     """
     baseline = claim.published
     if claim.baseline != "published":
@@ -326,59 +328,59 @@ def endpoint(ours: pd.DataFrame, theirs: pd.DataFrame, claim: Claim) -> pd.DataF
 
 
 def verdict(rows: pd.DataFrame, claim: Claim) -> dict:
-    """The row of a claim in `verdicts`."""
+    """Return the row of a claim in `verdicts`."""
     first = rows.iloc[0]
-    told = {"table": first.table, "scale": first.scale, "network": words.title(rows)}
-    told |= {"claim": words.in_words(claim), "n": 0, "verdict": "not run"}
+    row = {"table": first.table, "scale": first.scale, "network": words.title(rows)}
+    row |= {"claim": words.in_words(claim), "n": 0, "verdict": "not run"}
     ours, theirs = sides(rows, claim)
     numbers = endpoint(ours, theirs, claim)
     if numbers.empty:
         method, baseline = words.short(claim.method), words.short(claim.baseline)
-        return told | {"found": f"no seed of {method} and {baseline}"}
+        return row | {"found": f"no seed of {method} and {baseline}"}
     part = those(rows, claim.where)
-    told["dense"] = words.dense_error(part)
-    told["published_dense"] = words.published_dense(part)
-    told |= numbers.mean().to_dict() | interval(numbers.difference)
-    told |= {"surviving": words.several(ours), "sparsity": words.several(ours, words.sparsity)}
-    told["runs"] = f"{claim.column} {numbers.round(6).to_numpy().tolist()}"
-    told["verdict"] = judge(told, claim)
+    row["dense"] = words.dense_error(part)
+    row["published_dense"] = words.published_dense(part)
+    row |= numbers.mean().to_dict() | interval(numbers.difference)
+    row |= {"surviving": words.several(ours), "sparsity": words.several(ours, words.sparsity)}
+    row["runs"] = f"{claim.column} {numbers.round(6).to_numpy().tolist()}"
+    row["verdict"] = judge(row, claim)
     if claim.low > -math.inf:
-        told["p"] = alike(told, claim)
-    told["found"] = words.found(told, claim)
-    told["found"] += words.devices(part[part.method.isin([claim.method, claim.baseline])])
+        row["p"] = alike(row, claim)
+    row["found"] = words.found(row, claim)
+    row["found"] += words.devices(part[part.method.isin([claim.method, claim.baseline])])
     if claim.measure == "mean":
-        apart = ours - theirs
-        judged = {at: judge(interval(apart[at]), claim) for at in apart}
-        told["by_fraction"] = words.by_fraction(judged)
+        differences = ours - theirs
+        judged = {at: judge(interval(differences[at]), claim) for at in differences}
+        row["by_fraction"] = words.by_fraction(judged)
         whole = dataclasses.replace(claim, measure="area", rounds=ALL_ROUNDS)
-        told["area"] = endpoint(*sides(rows, whole), whole).difference.mean()
-    return told
+        row["area"] = endpoint(*sides(rows, whole), whole).difference.mean()
+    return row
 
 
 def finding(rows: pd.DataFrame, column: str = "error") -> str:
-    """Say in few words what typed rows show of `column`: the title of a picture.
+    """Say in a few words what typed rows show of `column`: the title of a picture.
 
-    It is the verdict on the first claim about it, or on that of each variant; without such a claim
-    the method with the lowest mean.
+    This is the verdict on the first claim about the column, or one verdict per variant. Without a
+    verdict it is the method with the lowest mean.
     """
-    about = [column, "lost"] if column == "error_before" else [column]
-    claims = [claim for claim in words.in_the_paper(rows).claims if claim.column in about]
+    columns = [column, "lost"] if column == "error_before" else [column]
+    claims = [claim for claim in words.in_the_paper(rows).claims if claim.column in columns]
     if claims and not claims[0].where:
         claims = claims[:1]
     verdicts = [verdict(rows, claim)["verdict"] for claim in claims]
     if {*verdicts} <= {"not run"}:
         return lowest(rows, column)
-    said = verdicts[0]
+    outcome = verdicts[0]
     if len({*verdicts}) > 1:
         variants = [words.short(*claim.where.values()) for claim in claims]
-        said = ", ".join(map("{} ({})".format, verdicts, variants))
-    return f"{words.in_words(dataclasses.replace(claims[0], where={}))}: {said}"
+        outcome = ", ".join(map("{} ({})".format, verdicts, variants))
+    return f"{words.in_words(dataclasses.replace(claims[0], where={}))}: {outcome}"
 
 
 def lowest(rows: pd.DataFrame, column: str = "error") -> str:
     """Say which method has the lowest mean where fewest weights survive."""
-    found = means(rows, column)
-    sparsest = found[found["round"] == found["round"].max()]
+    averages = means(rows, column)
+    sparsest = averages[averages["round"] == averages["round"].max()]
     best = sparsest.loc[sparsest[column].idxmin()]
     name = ", ".join(map(words.short, best[["method", *varied(rows)]]))
     at = words.percent(best.surviving)
@@ -390,6 +392,6 @@ def caption(results: pd.DataFrame, marks: str = words.BARS) -> str:
 
     Args:
         results: Rows of one table, as `lapnb.run` returns them.
-        marks: What the spread over seeds looks like, said where there are several.
+        marks: How the spread over seeds is drawn; said where there are several seeds.
     """
     return words.how(one_source(results), marks)

@@ -27,15 +27,16 @@ from lapnb.training.train import evaluate
 NETWORKS = {"fcn": "fcn_mnist", "conv6": "conv6_cifar10"}
 NETWORKS |= {name: f"{name}_cifar10" for name in ("vgg11", "vgg16", "vgg19", "resnet18")}
 EFFECTS = ["surviving weights (%)", "distortion (%)", "distortion with neighbours (%)"]
-BROWSERS = {"JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG"}  # set where somebody looks on
+# One of these is set where somebody looks at the output.
+BROWSERS = {"JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG"}
 
 
 def effects(model: nn.Module, masks: list[Tensor]) -> pd.DataFrame:
-    """What masks leave and lose in percent, the columns `EFFECTS`, one row per prunable layer.
+    """Return what masks leave and lose (%), the columns `EFFECTS`, one row per prunable layer.
 
-    The distortion of a layer is ‖W̃ − W‖_F / ‖W‖_F, which MP makes as small as it can; with its
-    neighbours, the same with each weight multiplied by the norms of its neighbours, so the root of
-    the lost share of Σ L(w)², which LAP makes as small as it can.
+    The distortion of a layer is ‖W̃ − W‖_F / ‖W‖_F, which MP makes as small as it can. In the
+    distortion with neighbours, each weight is multiplied by the norms of its neighbours. It is
+    the root of the lost share of Σ L(w)², which LAP makes as small as it can.
     """
     layers = prunable_layers(model)
     weights = [layer.weight.detach() for layer in layers]
@@ -52,8 +53,8 @@ def effects(model: nn.Module, masks: list[Tensor]) -> pd.DataFrame:
 def panel(network="fcn", method="lap", scope="layer", keep=0.1, dataset=None, beside="mp"):
     """Draw a network pruned in one shot by two methods, not retrained.
 
-    The heading says what is left of the accuracy. Below it are the survivors of the first layer,
-    by method and their difference, then each layer's survivors and distortion (`effects`).
+    The heading says what is left of the accuracy. Below it are the surviving weights of the first
+    layer for each method, their difference, and then the `effects` on each layer.
 
     Args:
         network: a name of `NETWORKS`, trained at the quick scale on first use and then cached.
@@ -71,7 +72,7 @@ def panel(network="fcn", method="lap", scope="layer", keep=0.1, dataset=None, be
     """
     require(network in [*NETWORKS], "network", f"one of {', '.join(NETWORKS)}", network)
     data, dense, accuracy = _dense(network, dataset)
-    told = [f"dense {accuracy:.1f}"]
+    accuracies = [f"dense {accuracy:.1f}"]
     survivors = {}
     lost = {}
     for name in (beside, method):
@@ -79,16 +80,17 @@ def panel(network="fcn", method="lap", scope="layer", keep=0.1, dataset=None, be
         example = None
         if METHODS[name].neighbours == "flow":
             example = data.normalise(data.test_images[:1])
-        with warnings.catch_warnings(action="ignore"):  # of empty layers: one sees them
+        # the warnings are about empty layers, which the picture shows
+        with warnings.catch_warnings(action="ignore"):
             masks = prune_masks(dense, name, keep, scope, example, data.batches(10, 60))
         pruned = copy.deepcopy(dense)
         apply_masks(pruned, masks)
         title = short(name)
-        told.append(f"{title} {evaluate(pruned, data)[1]:.1f}")
+        accuracies.append(f"{title} {evaluate(pruned, data)[1]:.1f}")
         survivors[title] = _survivors(masks[0], data)
         lost[title] = effects(dense, masks)
     count = sum(mask.numel() for mask in masks)
-    heading = f"Accuracy: {', '.join(told)} %\n{network}, {short(scope)}, "
+    heading = f"Accuracy: {', '.join(accuracies)} %\n{network}, {short(scope)}, "
     heading += f"not retrained: {100 * surviving(masks):.3g} % of {count:,} weights"
     one, other = short(beside), short(method)
     colours = [COLOURS[beside], COLOURS[method]]
@@ -98,9 +100,9 @@ def panel(network="fcn", method="lap", scope="layer", keep=0.1, dataset=None, be
         most = max(map(np.nanmax, survivors.values()))
         _draw_survivors(axes["a"], one, survivors[one], "viridis", 0, most)
         _draw_survivors(axes["b"], other, survivors[other], "viridis", 0, most)
-        apart = survivors[other] - survivors[one]
-        most = np.nanmax(abs(apart)) or 1
-        _draw_survivors(axes["c"], f"{other} − {one}", apart, "coolwarm", -most, most)
+        difference = survivors[other] - survivors[one]
+        most = np.nanmax(abs(difference)) or 1
+        _draw_survivors(axes["c"], f"{other} − {one}", difference, "coolwarm", -most, most)
         for place, effect in enumerate(EFFECTS):
             axis = axes[str(place)]
             bars = pd.concat(lost, axis=1).xs(effect, axis=1, level=1)
@@ -121,7 +123,7 @@ def _draw_survivors(axis, title: str, picture: np.ndarray, colours: str, low, hi
 
 
 def _survivors(mask: Tensor, data: Data) -> np.ndarray:
-    """How many weights of the first layer survive: per pixel of the input, or kernel position."""
+    """Return a picture of the first layer's surviving weights, by input pixel or by kernel."""
     from torchvision.utils import make_grid
 
     if mask.ndim == 2:
@@ -132,7 +134,7 @@ def _survivors(mask: Tensor, data: Data) -> np.ndarray:
 
 
 def controls(network="fcn", method="lap", scope="layer", keep=0.1, dataset=None, beside="mp"):
-    """`panel` below controls, redrawn when one of them has changed; without a browser, alone.
+    """Return `panel` below controls, redrawn when one of them changes; alone without a browser.
 
     The arguments are those of `panel`; the slider goes from 0.1 % to 100 %.
     """
@@ -161,11 +163,11 @@ def controls(network="fcn", method="lap", scope="layer", keep=0.1, dataset=None,
 
 @cache
 def _dense(network: str, dataset: str | None) -> tuple[Data, nn.Module, float]:
-    """The data, the dense network, and its accuracy (%)."""
+    """Return the data, the dense network, and its accuracy (%)."""
     declared = table(NETWORKS[network], "quick", dataset=dataset, device="cpu")
     data = load_data(declared.dataset, declared.image_size, declared.channels)
     task = Task(declared, data.source, seed=0)
     with Progress(task.steps, f"dense {network}", delay=1) as bar:
-        compute(task, bar.at)  # on one thread, as for a table, whose dense network this is
+        compute(task, bar.at)  # on one thread, as for the table whose dense network this is
     model, _ = dense_network(task, data, bar.at)
     return data, model, evaluate(model, data)[1]

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 WIDTH = 3.15  # inches
 INK = "#757575"
 STYLE = pathlib.Path(__file__).with_suffix(".mplstyle")
-# Looks of the methods by their position in METHODS, taken in turns by further ones. The colours
-# have a contrast of 3 : 1 on white and on black, and are apart for colour-blind readers where a
-# table puts methods side by side.
+# The looks of the methods by their position in METHODS; further methods take them in turn. The
+# colours have a contrast of 3 : 1 on white and on black. Colour-blind readers can tell apart those
+# of methods that a table puts side by side.
 PALETTE = "0173b2 8c8c8c 903edf 007846 d55e00 0096b4 e1184e 784bff 8778ff 2d7869 872dff 339b66 "
 PALETTE += "08a4a0 d21e5a 69a16b 4da0ad a9446f 5f4bf3"
 SHAPES = "osv^D><Pphd*XH>v^P"
@@ -39,11 +39,11 @@ HOLLOW = {"markersize": 6, "markerfacecolor": "none", "markeredgewidth": 0.8, "l
 ERRORS = ("error", "error_before", "train_error")  # 100 minus these is an accuracy
 TICKS = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 90]
 FINE = [1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 10, 12, 15, 20, 25, 30, 40, 50, 60, 70, 90]
-MANY = 20  # rounds: a line with a band then says more than markers with bars
+MANY = 20  # beyond so many rounds, a line with a band says more than markers with bars
 
 
 def look(method: str) -> dict[str, str]:
-    """Colour, marker and dashes of a method."""
+    """Return the colour, marker and dashes of a method."""
     n = [*METHODS].index(method) % len(SHAPES)
     colour = f"#{PALETTE.split()[n]}"
     return {"color": colour, "marker": SHAPES[n], "linestyle": DASHES[n]}
@@ -55,7 +55,7 @@ MARKERS = {method: look(method)["marker"] for method in METHODS}
 
 @contextlib.contextmanager
 def canvas(*shape: int, **settings):
-    """A figure in our style and its axes; pyplot forgets it, and shows it no second time."""
+    """Yield a figure in our style and its axes; pyplot forgets it, so it is not shown twice."""
     import matplotlib.pyplot as plt
 
     with plt.style.context(STYLE):
@@ -165,7 +165,7 @@ def scatter(results: pd.DataFrame, x: str, y: str = "error", save: bool = False)
 
 
 def plot_networks(networks: pd.DataFrame, seeds: pd.DataFrame, save: bool = False) -> "Figure":
-    """Draw LAP − MP of all networks: a line each, with its interval and every seed as a dot.
+    """Draw LAP − MP of all networks, one line for each, with its interval and a dot per seed.
 
     Args:
         networks: a row per network with the columns network ("VGG-16 ×¼ on CIFAR-10"), scale, n,
@@ -212,7 +212,7 @@ def plot_networks(networks: pd.DataFrame, seeds: pd.DataFrame, save: bool = Fals
 
 
 def _panels(rows: pd.DataFrame, column: str) -> list[tuple]:
-    """What is drawn below each other: how, of what, and how high (inches)."""
+    """Return the panels from top to bottom: how each is drawn, of what, and how high (inches)."""
     variants = rows.groupby([*VARIED], sort=False)
     means, differences = (1.6, 1.2) if len(variants) == 1 else (1.1, 0.8)
     panels = []
@@ -226,7 +226,7 @@ def _panels(rows: pd.DataFrame, column: str) -> list[tuple]:
 
 
 def _draw_means(axis, rows: pd.DataFrame, column: str) -> None:
-    """Draw a line per method, ours and the published one, and the dense network's."""
+    """Draw our line and the published one for each method, and the dense network's line."""
     if column in ("error", "error_before"):
         dense = words.dense_error(rows)
         axis.axhline(dense, color=INK, linewidth=0.8)
@@ -242,7 +242,8 @@ def _draw_means(axis, rows: pd.DataFrame, column: str) -> None:
 def _draw_differences(axis, pairs: pd.DataFrame, column: str) -> None:
     """Draw a line per method on a linear axis.
 
-    All of LAP and all that is better than MP lies within; others may be as much worse.
+    All of LAP and all that is better than MP lies within its limits. A method that is
+    worse than MP lies within if it is worse by no more than others are better.
     """
     sure = pairs.n >= compare.LEAST_SEEDS
     ends = pairs.high.where(sure, pairs.difference)
@@ -257,13 +258,13 @@ def _draw_differences(axis, pairs: pd.DataFrame, column: str) -> None:
 
 
 def _draw_lines(axis, numbers: pd.DataFrame, limits=(-math.inf, math.inf)) -> None:
-    """Draw a line per method, from low over value to high, and arrows where it leaves the limits.
+    """Draw a line per method, its range from low to high, and arrows where it leaves the limits.
 
-    Each lies a little aside so that none is hidden.
+    Each line lies a little aside so that none is hidden.
     """
     from matplotlib.transforms import offset_copy
 
-    for end in ("value", "low", "high", "paper"):  # of lines that lie aside, matplotlib does not
+    for end in ("value", "low", "high", "paper"):  # matplotlib leaves out lines that lie aside
         axis.update_datalim(numbers[["surviving", end]])
     groups = numbers.groupby("method", sort=False)
     for place, (method, line) in enumerate(groups):
@@ -289,14 +290,14 @@ def _draw_lines(axis, numbers: pd.DataFrame, limits=(-math.inf, math.inf)) -> No
 
 
 def _name(method: str) -> str:
-    """A method's title where it is short, else its abbreviation."""
+    """Return a method's title where it is short, else its abbreviation."""
     title = METHODS[method].title
     name = title if len(title) < 20 else words.short(method)
     return name[0].upper() + name[1:]
 
 
 def _error_axes(axes: list) -> None:
-    """Give panels the same axis, error on the left, accuracy on the right.
+    """Give panels the same axis, with error on the left and accuracy on the right.
 
     It is linear if all values lie within a factor of 2.
     """
@@ -320,7 +321,7 @@ def _error_axes(axes: list) -> None:
 
 
 def _surviving_axes(first, last, fractions: pd.Series) -> None:
-    """Surviving weights below the last panel, sparsity above the first; few to the right.
+    """Put surviving weights below the last panel and sparsity above the first, few to the right.
 
     Measured fractions are ticks. Labels without room beside their neighbours stand further out.
     """
@@ -348,16 +349,16 @@ def _save(figure, rows: pd.DataFrame, suffix: str, column: str) -> None:
     """Write figures/<scale>/<table><suffix>.png, whose metadata say what it shows of which rows."""
     first = rows.iloc[0]
     path = results_file(first.table, first.scale, first.changed)
-    about = {
+    metadata = {
         "Column": column,
         "Table": f"{path.parent.name}/{path.stem}",
         "Rows": hashlib.sha256(path.read_bytes()).hexdigest(),
     }
-    write_whole(path.with_name(f"{path.stem}{suffix}.png"), png(figure, **about))
+    write_whole(path.with_name(f"{path.stem}{suffix}.png"), png(figure, **metadata))
 
 
 def wrapped(text: str, width: int) -> str:
-    """A caption in lines, which begin between its parts where that is possible."""
+    """Break a caption into lines, between its parts where that is possible."""
     lines: list[str] = []
     for part in text.split(" · "):
         if lines and len(lines[-1]) + len(part) + 3 <= width:
@@ -368,7 +369,7 @@ def wrapped(text: str, width: int) -> str:
 
 
 def finish(figure, heading: str, text: str) -> None:
-    """Put a heading above the panels, legend and caption below."""
+    """Put a heading above the panels, and the legend and a caption below them."""
     figure.suptitle(heading, fontsize=8, wrap=True)
     named = {}
     for axis in figure.axes:
@@ -386,7 +387,7 @@ def finish(figure, heading: str, text: str) -> None:
 
 
 def png(figure, dpi: int = 200, **about: str) -> bytes:
-    """A figure as a PNG. Its metadata hold heading, caption and `about`."""
+    """Return a figure as a PNG, whose metadata hold the heading, the caption and `about`."""
     file = io.BytesIO()
     about["Title"] = figure.get_suptitle().replace("\n", ": ")
     about["Description"] = figure.get_label()

@@ -21,7 +21,7 @@ BOLD = ", the best of a row in bold"
 
 
 def show(results: pd.DataFrame | str, column: str = "error") -> None:
-    """Show what a notebook shows of a table: result, ours beside the paper's, plot and verdicts.
+    """Show a table in a notebook: result, our numbers beside the paper's, plot and verdicts.
 
     The picture is saved beside the table's rows when `results` are all of them.
 
@@ -39,21 +39,21 @@ def show(results: pd.DataFrame | str, column: str = "error") -> None:
         if is_whole(rows):
             plot(rows, column, save=True)
         return
-    found = recorded_rows(results, "paper", "reduced")
-    if not found:
+    by_scale = recorded_rows(results, "paper", "reduced")
+    if not by_scale:
         data = words.NAMES[declared(results, "paper").dataset]
         print(f"Not run on {data} yet: nothing is recorded at the reduced or paper scale.")
-    for rows in found:
+    for rows in by_scale:
         show_rows(rows, column)
 
 
 def show_rows(rows: pd.DataFrame, column: str) -> None:
-    """Show typed rows."""
+    """Show typed rows as `show` does."""
     from IPython.display import display
 
     table, figure = side_by_side(rows, column), plot(rows, column)
-    how = words.how(rows, "mean ± standard deviation")
-    text = "\n".join([f"**{words.title(rows)}**", result(rows), how, heading(table, column)])
+    caption = words.how(rows, "mean ± standard deviation")
+    text = "\n".join([f"**{words.title(rows)}**", result(rows), caption, heading(table, column)])
     display(shown(text.removesuffix(BOLD), escape(text).replace("\n", "<br>")))
     display(without_numbers(table))
     picture = base64.b64encode(png(figure, 110)).decode()
@@ -63,7 +63,7 @@ def show_rows(rows: pd.DataFrame, column: str) -> None:
 
 
 def heading(table: pd.DataFrame, column: str) -> str:
-    """What stands above `side_by_side`."""
+    """Return the line above the table of `side_by_side`: what its cells hold."""
     text, cells = f"{words.MEASURED[column][0]}: ours", table.to_string()
     if "|" in cells:
         text += " | published"
@@ -73,9 +73,9 @@ def heading(table: pd.DataFrame, column: str) -> str:
 
 
 def is_whole(results: pd.DataFrame) -> bool:
-    """Return whether these are all runs that are recorded of the table, and newer than its picture.
+    """Say whether these are all recorded runs of the table, and newer than its picture.
 
-    Looking at recorded rows, or at some of them, then changes no file.
+    Because of this check, looking at recorded rows, or at some of them, changes no file.
     """
     first = results.iloc[0]
     path = results_file(first.table, first.scale, first.changed)
@@ -90,29 +90,29 @@ def is_whole(results: pd.DataFrame) -> bool:
 
 
 def recorded_rows(name: str, *scales: str) -> list[pd.DataFrame]:
-    """The recorded rows of a table, typed, of those of the `scales` that have any."""
-    found = []
+    """Return the recorded rows of a table, typed, for each of the `scales` that has any."""
+    by_scale = []
     for scale in scales:
         path = results_file(name, scale)
         state = None
         if path.exists():
             state = path.stat().st_mtime_ns, path.stat().st_size
-        found += [rows.copy() for rows in _rows_in(name, scale, path, state)]
-    return found
+        by_scale += [rows.copy() for rows in _rows_in(name, scale, path, state)]
+    return by_scale
 
 
 @functools.lru_cache
 def _rows_in(name: str, scale: str, path: pathlib.Path, state: tuple) -> list[pd.DataFrame]:
-    """Read a table's rows, once for each `state` of its results file: its time and size."""
+    """Read a table's rows once for each `state` of its results file, its time and size."""
     with contextlib.suppress(FileNotFoundError):
         return [compare.with_losses(recorded(name, scale))]
     return []
 
 
 def result(rows: pd.DataFrame) -> str:
-    """One line: what typed rows say of the first claim.
+    """Say in one line what typed rows show of the first claim.
 
-    Of a table without claims: which method is ahead where fewest weights survive.
+    For a table without claims, say which method is ahead where fewest weights survive.
     """
     verdicts = compare.judged(rows)
     if verdicts.empty:
@@ -121,7 +121,7 @@ def result(rows: pd.DataFrame) -> str:
 
 
 def claims_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """The verdicts as a table to read: claim, verdict, where, numbers, by fraction."""
+    """Return the verdicts on typed rows as a table to read, a row per claim."""
     judged = compare.judged(rows)
     columns = {
         "claim": judged.claim,
@@ -137,7 +137,7 @@ def claims_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 class Shown(dict):
-    """What a notebook shows, by MIME type; a terminal prints the text among it."""
+    """What a notebook shows, by MIME type; a terminal prints the plain text."""
 
     def __repr__(self) -> str:
         return self["text/plain"]
@@ -147,13 +147,13 @@ class Shown(dict):
 
 
 def shown(text: str, html: str) -> Shown:
-    """A text and its HTML, in which what is between ** is bold."""
+    """Return a text and its HTML, in which what is between ** is bold."""
     html = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", html)
     return Shown({"text/plain": text.replace("**", ""), "text/html": html})
 
 
 def without_numbers(frame: pd.DataFrame) -> Shown:
-    """A table without row numbers; in HTML what is between ** is bold, what follows | below."""
+    """Return a table without row numbers; its HTML has bold text for ** and a new line for |."""
     with pd.option_context("display.max_colwidth", None):
         html = frame.to_html(index=False, border=0, na_rep="–")
     html = html.replace(" ± ", "&nbsp;±&nbsp;").replace(" | ", "<br>")
@@ -162,10 +162,10 @@ def without_numbers(frame: pd.DataFrame) -> Shown:
 
 
 def side_by_side(rows: pd.DataFrame, column: str = "error") -> pd.DataFrame:
-    """`compare` as text, as in a paper: a row per surviving fraction, a column per method.
+    """Return `compare` as text, as in a paper: a row per surviving fraction, a column per method.
 
     MP, LAP and their difference stand first. A cell is ours | published. The best of a row is
-    between **; of many rounds some are shown.
+    between **. Of many rounds only some are shown.
     """
     cells = compare.means(rows, column)
     methods = [*rows.method.unique()]
@@ -184,7 +184,7 @@ def side_by_side(rows: pd.DataFrame, column: str = "error") -> pd.DataFrame:
 
 
 def _cell(row: pd.Series, column: str) -> str:
-    """Mean and standard deviation of a method, and the published ones."""
+    """Return a method's mean and standard deviation, and the published ones, as text."""
     style = words.digits(column)
     text = words.number(row[column], style)
     if row["n"] > 1:
@@ -197,7 +197,7 @@ def _cell(row: pd.Series, column: str) -> str:
 
 
 def labelled(cells: pd.DataFrame, keys: list[str], methods: list[str]) -> pd.DataFrame:
-    """A table to be read, by variant and round, of the text of cells; of many rounds some."""
+    """Return the text of cells as a table by variant and round; of many rounds only some."""
     means = cells.groupby("round").surviving.mean()
     step = math.ceil(len(means) / MOST_LINES)
     cells = cells[cells["round"].isin(means.index[::-step])].replace(words.WORDS)

@@ -1,4 +1,4 @@
-"""All tables together: claims, networks, and how often LAP is better. Reads rows, never trains."""
+"""All tables together: claims, networks, and how often LAP is better. It only reads rows."""
 
 import math
 from html import escape
@@ -12,13 +12,13 @@ from lapnb.report import compare, words
 from lapnb.report.show import recorded_rows, shown, without_numbers
 
 BIG = ("paper", "reduced")
-# The tables of one network and nothing else, whose endpoints are put together
+# The tables of one network and nothing else; their endpoints are put together
 NETWORKS = [
     name
     for name, declared in TABLES.items()
     if LAP_BEATS_MP in declared["claims"] and "," not in declared["title"]
 ]
-# Put together after the rows were looked at
+# These groups were put together after the rows were looked at
 AFTER_THE_FACT = {
     "VGGs on CIFAR-10": [name for name in NETWORKS if "vgg" in name and "cifar10" in name],
     "ResNets and Tiny-ImageNet": [name for name in NETWORKS if "resnet" in name or "tiny" in name],
@@ -35,10 +35,10 @@ def summary(scales: tuple[str, ...] = SCALES[::-1]) -> pd.DataFrame:
         scales: The scales to look at, the largest first.
 
     Returns:
-        Columns as of `verdicts`; repeats, whether an earlier table holds the same runs, which are
-        counted once (runs of the same seeds on another machine are no repeats); and p_holm, of the
+        The columns of `verdicts`; repeats, whether an earlier table holds the same runs, which are
+        counted once (runs of the same seeds on another machine are no repeats); and p_holm, for the
         first claim of each table, p adjusted for the number of tables (Holm). The verdict on a
-        claim of which nothing is recorded is "not run".
+        claim for which nothing is recorded is "not run".
     """
     judged = [
         largest(name, claim, scales) for name in TABLES for claim in table(name, "paper").claims
@@ -52,7 +52,7 @@ def summary(scales: tuple[str, ...] = SCALES[::-1]) -> pd.DataFrame:
 
 
 def largest(name: str, claim: Claim, scales: tuple[str, ...]) -> dict:
-    """The verdict on a table's claim at the first of the scales with seeds of both methods."""
+    """Judge a table's claim at the first of the scales that has seeds of both methods."""
     for rows in recorded_rows(name, *scales):
         verdict = compare.verdict(rows, claim)
         if verdict["n"]:
@@ -62,10 +62,10 @@ def largest(name: str, claim: Claim, scales: tuple[str, ...]) -> dict:
 
 
 def networks() -> pd.DataFrame:
-    """Sum up LAP against MP, a row per network: what README, RESULTS and the start page open with.
+    """Sum up LAP against MP, a row per network; README, RESULTS and the start page open with it.
 
     Returns:
-        Columns as of `verdicts`, of which network holds its data too; mp and lap, test errors (%)
+        The columns of `verdicts`, where network names the data too; mp and lap, test errors (%)
         averaged over the fractions of the endpoint; published_mp and published_lap, the same of the
         paper at its own scale, and published, their difference; verdict, "yes" (LAP is better),
         "no" (MP is), "undecided" or "not run".
@@ -78,16 +78,16 @@ def networks() -> pd.DataFrame:
 
 
 def _published(name: str) -> dict:
-    """The paper's MP and LAP averaged over the rounds of the endpoint."""
-    theirs = compare.published()[compare.published().table == name]
-    errors = theirs.pivot(index="round", columns="method", values="error_pct")
+    """Return the paper's test errors (%) of MP and LAP, averaged over the endpoint's rounds."""
+    paper = compare.published()[compare.published().table == name]
+    errors = paper.pivot(index="round", columns="method", values="error_pct")
     rounds = table(name, "paper").rounds[-LAP_BEATS_MP.rounds :]
     mp, lap = errors.reindex(index=rounds, columns=["mp", "lap"]).mean(skipna=False)
     return {"table": name, "published_mp": mp, "published_lap": lap, "published": lap - mp}
 
 
 def networks_in_words(rows: pd.DataFrame) -> pd.DataFrame:
-    """`networks` as text, with the columns that a reader sees; ** stands around bold words."""
+    """Return `networks` as text, in the columns that a reader sees; ** stands around bold words."""
     columns = {
         "network and data": rows.network,
         "LAP better?": rows.verdict.replace({"yes": "**yes**", "no": "**no**"}),
@@ -100,18 +100,18 @@ def networks_in_words(rows: pd.DataFrame) -> pd.DataFrame:
         "scale": rows.scale,
         "sparsity (%)": rows.sparsity,
     }
-    found = pd.DataFrame({name: [*texts] for name, texts in columns.items()})
-    return found.fillna("–").replace(".*nan.*", "–", regex=True)
+    frame = pd.DataFrame({name: [*texts] for name, texts in columns.items()})
+    return frame.fillna("–").replace(".*nan.*", "–", regex=True)
 
 
 # ---- all comparisons -----------------------------------------------------------------------------
 
 
 def everything() -> pd.DataFrame:
-    """All retrained rows at the paper's and the reduced scale, with the network's title.
+    """Return all retrained rows at the paper's and the reduced scale, with the network's title.
 
-    Shared runs are counted once. Runs of the same seeds on another machine start
-    from other dense networks; they count as seeds of their own.
+    Shared runs are counted once. Runs of the same seeds on another machine start from other dense
+    networks; they count as seeds of their own.
     """
     parts = []
     for name in TABLES:
@@ -125,24 +125,24 @@ def everything() -> pd.DataFrame:
 
 
 def matched(rows: pd.DataFrame, one: dict, other: dict, more: list[str]) -> pd.DataFrame:
-    """`compare.matched` of two choices, a row per network, scale, `more` and round.
+    """Compare two choices by `compare.matched`, a row per network, scale, `more` and round.
 
-    Pairs have the same dense network and device. Left out are fewer than 3 seeds, and fractions at
-    which both choices are the same run.
+    The runs of a pair have the same dense network and device. Rows of fewer than 3 seeds are left
+    out, and so are those for which both choices are the same runs.
     """
     keys = ["network", "scale", *more, "round"]
-    found = compare.matched(rows, one, other, keys, ["source", "dense_error", "device"])
-    same = (found.low == 0) & (found.high == 0)
-    return found[(found.n >= compare.LEAST_SEEDS) & ~same]
+    pairs = compare.matched(rows, one, other, keys, ["source", "dense_error", "device"])
+    same = (pairs.low == 0) & (pairs.high == 0)
+    return pairs[(pairs.n >= compare.LEAST_SEEDS) & ~same]
 
 
 def comparisons() -> pd.DataFrame:
-    """All comparisons of LAP with MP, claimed or not: a row per network, variant and fraction."""
+    """Compare LAP with MP, claimed or not: a row per network, scale, variant and fraction."""
     return matched(everything(), {"method": "lap"}, {"method": "mp"}, ["scope", "schedule"])
 
 
 def answer(rows: pd.DataFrame) -> str:
-    """Say in a few sentences whether LAP beats MP, of the rows of `networks`."""
+    """Say in a few sentences whether LAP beats MP, from the rows of `networks`."""
     lines = []
     for verdict, start in {"yes": "LAP beats MP on", "no": "MP beats LAP on"}.items():
         names = rows[rows.verdict == verdict].network
@@ -155,7 +155,7 @@ def answer(rows: pd.DataFrame) -> str:
 
 
 def sentence() -> str:
-    """Say how often LAP and MP are significantly better, of `comparisons`, and what to take."""
+    """Say how often LAP and MP are significantly better in `comparisons`, and which to take."""
     rows = comparisons()
     lap, mp = rows[rows.high < 0], rows[rows.low > 0]
     worst = f"{mp.difference.max():.1f}" if len(mp) else "0"
@@ -190,9 +190,10 @@ def show_answer() -> pd.DataFrame:
 
 
 def network_seeds() -> pd.DataFrame:
-    """The endpoint of each network by seed: columns table, network, scale, seed and difference.
+    """Return the endpoint of each network, a row per seed.
 
-    And mp and lap, the test errors (%) at the sparsest fraction alone.
+    The columns are table, network, scale, seed, difference, and mp and lap, the test errors (%) at
+    the sparsest fraction alone.
     """
     parts = []
     for name in NETWORKS:
@@ -202,8 +203,8 @@ def network_seeds() -> pd.DataFrame:
             sides = compare.sides(rows, LAP_BEATS_MP)
             part = compare.endpoint(*sides, LAP_BEATS_MP)[["difference"]]
             part = part.join(errors[["mp", "lap"]]).reset_index()
-            about = {"table": name, "network": words.title(rows), "scale": rows.scale[0]}
-            parts.append(part.assign(**about))
+            labels = {"table": name, "network": words.title(rows), "scale": rows.scale[0]}
+            parts.append(part.assign(**labels))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -211,27 +212,27 @@ def across() -> pd.DataFrame:
     """Put the endpoints of the networks together, as rliable does (Agarwal et al., NeurIPS 2021).
 
     Returns:
-        A row for all networks, for groups of them, and for each; columns as of `together` and
+        A row for all networks, for groups of them, and for each; the columns of `together` and
         `collapse`, and after_the_fact, whether the group was made after the rows were looked at.
     """
-    seeds, found = network_seeds(), []
+    seeds, lines = network_seeds(), []
     groups = {"all networks": NETWORKS} | AFTER_THE_FACT | {name: [name] for name in NETWORKS}
     for group, names in groups.items():
         part = seeds[seeds.table.isin(names)]
         if len(part):
             line = {"networks": group, "after_the_fact": group in AFTER_THE_FACT}
-            found.append(line | together(part) | collapse(part))
-    return pd.DataFrame(found)
+            lines.append(line | together(part) | collapse(part))
+    return pd.DataFrame(lines)
 
 
 def together(seeds: pd.DataFrame) -> dict:
     """Sum up the endpoints of networks.
 
     Returns:
-        seeds; better, the seeds in which LAP is; probability that LAP is better, the mean over
-        networks; iqm, the interquartile mean of LAP − MP over all seeds; low and high, its 95 %
-        interval (bootstrap, seeds drawn within each network); p that the mean is 0, by flipping
-        the signs of seeds.
+        seeds, their number; better, the number of seeds in which LAP is better; probability, that
+        LAP is better, as the mean over networks; iqm, the interquartile mean of LAP − MP over all
+        seeds; low and high, its 95 % interval (bootstrap, seeds drawn within each network); p of a
+        mean of 0, by flipping the signs of seeds.
     """
     from scipy.stats import permutation_test, trim_mean
 
@@ -253,7 +254,7 @@ def together(seeds: pd.DataFrame) -> dict:
 
 
 def collapse(seeds: pd.DataFrame) -> dict:
-    """Count the runs in which MP collapses at the sparsest fraction where LAP does not.
+    """Count the runs in which MP collapses at the sparsest fraction and LAP does not.
 
     Returns:
         collapsed, the runs of MP that are worse than the worst of LAP in their network;
@@ -286,15 +287,15 @@ def cost_of_masks(times: pd.DataFrame, most: float = 1.5) -> pd.DataFrame:
     """
     times = times.assign(turn=times.groupby(["network", "method"]).cumcount())
     wide = times.pivot(index=["network", "turn"], columns="method", values="seconds")
-    found = compare.intervals(np.log(wide[["lap", "mp"]]), ["network"])
+    costs = compare.intervals(np.log(wide[["lap", "mp"]]), ["network"])
     claim = Claim("lap", "mp", high=math.log(most))
-    verdict = [compare.judge(row, claim) for row in found.to_dict("records")]
-    ratios = np.exp(found[["difference", "low", "high"]]).rename(columns={"difference": "ratio"})
-    return ratios.assign(n=found.n, verdict=verdict).reset_index()
+    verdict = [compare.judge(row, claim) for row in costs.to_dict("records")]
+    ratios = np.exp(costs[["difference", "low", "high"]]).rename(columns={"difference": "ratio"})
+    return ratios.assign(n=costs.n, verdict=verdict).reset_index()
 
 
 def index(claims: pd.DataFrame):
-    """All tables: a link to the notebook, and the verdict on the first claim; as HTML.
+    """List all tables as HTML: a link to the notebook, and the verdict on the first claim.
 
     Args:
         claims: What `summary` returns.

@@ -1,4 +1,4 @@
-"""What is said of rows: titles, captions, claims and numbers in words. Reads rows only."""
+"""What is said of rows: titles, captions, claims and numbers in words. It only reads rows."""
 
 import math
 import pathlib
@@ -11,7 +11,7 @@ from lapnb.paper.tables import table
 from lapnb.pruning.scores import METHODS
 from lapnb.training.datasets import DATASETS
 
-# What can be compared: its axis, and how a claim about it ends
+# What can be compared: the label of its axis, and how a claim about it ends
 MEASURED = {
     "error": ("test error (%)", ""),
     "error_before": ("test error before retraining (%)", " before retraining"),
@@ -24,9 +24,9 @@ NAMES = {name: dataset.title for name, dataset in DATASETS.items()}
 WIDTHS = {1: "", 0.125: " ×⅛", 0.25: " ×¼", 0.4: " ×⅖", 0.5: " ×½"}
 BARS = "bars: ± 1 standard deviation; differences: 95 % intervals"
 JPEG = " (JPEG)"
-LOW = ", bfloat16"  # how a device with this precision ends
-MANY = 12  # fractions: more are not listed
-# Code words, in words
+LOW = ", bfloat16"  # the end of a device's name at this precision
+MANY = 12  # more fractions than this are not listed
+# The words for names in the code
 WORDS = {
     "oneshot": "one-shot",
     "layer": "layer-wise",
@@ -48,51 +48,51 @@ def published() -> pd.DataFrame:
 
 
 def digits(column: str) -> str:
-    """How its numbers are written."""
+    """Return the format of a column's numbers."""
     return ".3f" if column == "distortion" else ".2f"
 
 
 def number(value: float, style: str = ".2f") -> str:
-    """A number with a minus in place of a hyphen."""
+    """Format a number with a minus in place of a hyphen."""
     return f"{value:{style}}".replace("-", "−")
 
 
 def interval_text(row, style: str = ".2f") -> str:
-    """A difference and its 95 % interval, as in "−1.00 [−2.00, +0.00]"."""
+    """Format a difference and its 95 % interval, as in "−1.00 [−2.00, +0.00]"."""
     difference, low, high = (number(row[x], f"+{style}") for x in ("difference", "low", "high"))
     return f"{difference} [{low}, {high}]" if row["n"] > 1 else difference
 
 
 def percent(value: float) -> str:
-    """Two digits after the point, as in the paper, or two that are not 0."""
+    """Format a percentage with two decimals, as in the paper, or with two significant digits."""
     return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
 def sparsity(surviving: float) -> str:
-    """The sparsity (%) beside the surviving weights (%), with as many digits."""
+    """Format the sparsity (%) for surviving weights (%), with as many digits after the point."""
     decimals = len(percent(surviving).partition(".")[2])
     return f"{100 - surviving:.{decimals}f}"
 
 
 def span(values) -> str:
-    """The first and the last of numbers, or the one that they are, as in "3–5"."""
+    """Return the lowest and the highest number, as in "3–5", or one if they are equal."""
     return "–".join(dict.fromkeys([str(min(values)), str(max(values))]))
 
 
 def listed(words) -> str:
-    """As in "0.43, 0.23 and 0.12"."""
+    """Join texts, as in "0.43, 0.23 and 0.12"."""
     *first, last = words
     return f"{', '.join(first)} and {last}" if first else last
 
 
 def several(surviving, text=percent) -> str:
-    """Surviving weights (%), as in "0.43, 0.23 and 0.12"; of many the first and the last."""
+    """List surviving weights (%), as in "0.43, 0.23 and 0.12"; of many the first and the last."""
     texts = [text(value) for value in surviving]
     return listed(texts) if len(texts) <= MANY else f"{texts[0]} to {texts[-1]}"
 
 
 def beside(ours: float, theirs: float) -> str:
-    """A dense error (%), as in "15.37 (paper 11.97, +3.40)", or as in "15.37"."""
+    """Format a dense error (%), as in "15.37 (paper 11.97, +3.40)", or as in "15.37"."""
     text = f"{ours:.2f}"
     if theirs > 0:
         text += f" (paper {theirs:.2f}, {number(ours - theirs, '+.2f')})"
@@ -103,7 +103,7 @@ def beside(ours: float, theirs: float) -> str:
 
 
 def short(name: str) -> str:
-    """A method as in a table, LAP for lookahead (LAP); a setting's value in words."""
+    """Return a method as in a table, LAP for lookahead (LAP), or a setting's value in words."""
     if name in WORDS or name not in METHODS:
         return WORDS.get(name, name)
     title = METHODS[name].title
@@ -111,7 +111,7 @@ def short(name: str) -> str:
 
 
 def in_words(claim: Claim) -> str:
-    """A claim as a sentence, as in "LAP beats MP before retraining"."""
+    """Return a claim as a sentence, as in "LAP beats MP before retraining"."""
     method, baseline = short(claim.method), short(claim.baseline)
     margin = f"(within {points(claim.high)})"
     if claim.measure == "trend":
@@ -135,30 +135,30 @@ def points(value: float) -> str:
 
 
 def found(row, claim: Claim) -> str:
-    """The numbers of a row of `verdicts`, as in "LAP 23.95, MP 75.67, difference −51.72 […]"."""
+    """State the numbers of a verdict, as in "LAP 23.95, MP 75.67, difference −51.72 […]"."""
     method, baseline = short(claim.method), short(claim.baseline)
     if claim.measure == "trend":
         return f"{interval_text(row)} points with each halving of the weights"
     if claim.measure == "kept":
-        ours = f"{method} down to {row['method_mean']:.2f} % of the weights"
-        theirs = f"{baseline} down to {row['baseline_mean']:.2f} %"
-        return f"{ours}, {theirs}, difference {interval_text(row)}"
+        fewest = f"{method} down to {row['method_mean']:.2f} % of the weights"
+        baseline_fewest = f"{baseline} down to {row['baseline_mean']:.2f} %"
+        return f"{fewest}, {baseline_fewest}, difference {interval_text(row)}"
     style = digits(claim.column)
-    ours, theirs = number(row["method_mean"], style), number(row["baseline_mean"], style)
-    return f"{method} {ours}, {baseline} {theirs}, difference {interval_text(row, style)}"
+    mean, baseline_mean = number(row["method_mean"], style), number(row["baseline_mean"], style)
+    return f"{method} {mean}, {baseline} {baseline_mean}, difference {interval_text(row, style)}"
 
 
 def verdict_line(row) -> str:
-    """A row of `verdicts` in a line, as in "LAP beats MP: reproduced at 0.12 % of the weights"."""
+    """State a verdict in a line, as in "LAP beats MP: reproduced at 0.12 % of the weights (…)"."""
     if row["n"] == 0:
         return f"{row['claim']}: not run"
-    about = f"{row['scale']} scale, n = {row['n']}"
-    line = f"{row['claim']}: {row['verdict']} at {row['surviving']} % of the weights ({about})"
+    basis = f"{row['scale']} scale, n = {row['n']}"
+    line = f"{row['claim']}: {row['verdict']} at {row['surviving']} % of the weights ({basis})"
     return f"{line}: {row['found']}"
 
 
 def by_fraction(verdicts: dict[float, str]) -> str:
-    """Verdicts by surviving weights (%), as in "reproduced at 3.62 %, undecided at 4.32 %"."""
+    """List verdicts by surviving weights (%), as in "reproduced at 3.62 %, undecided at 4.32 %"."""
     fractions = pd.Series(verdicts)[::-1]
     groups = fractions.groupby(fractions, sort=False).groups.items()
     return ", ".join(f"{verdict} at {several(at)} %" for verdict, at in groups)
@@ -168,18 +168,18 @@ def by_fraction(verdicts: dict[float, str]) -> str:
 
 
 def in_the_paper(rows: pd.DataFrame) -> Table:
-    """The table of rows as the paper has it."""
+    """Return the table of rows as the paper has it."""
     return table(rows.table.iloc[0], "paper")
 
 
 def stands_in(rows: pd.DataFrame) -> str:
-    """The name of the table's own data set, when the rows are of another one."""
-    own = NAMES[in_the_paper(rows).dataset]
-    return "" if rows.source.iloc[0].startswith(own) else own
+    """Return the name of the table's own data set if the rows are of another one, else ""."""
+    dataset = NAMES[in_the_paper(rows).dataset]
+    return "" if rows.source.iloc[0].startswith(dataset) else dataset
 
 
 def as_published(rows: pd.DataFrame) -> bool:
-    """Whether rows are of the published network and data set, of which JPEG files serve too."""
+    """Say whether rows are of the published network and data set, or of its JPEG files."""
     first, paper = rows.iloc[0], in_the_paper(rows)
     ran = table(first.table, first.scale)
     same = (ran.width, ran.image_size) == (paper.width, paper.image_size) and not first.changed
@@ -187,7 +187,7 @@ def as_published(rows: pd.DataFrame) -> bool:
 
 
 def devices(rows: pd.DataFrame) -> str:
-    """What to say beside a verdict where the runs of a seed were computed on several devices."""
+    """Name each method's devices if the runs of a seed were computed on several, else return ""."""
     if rows.groupby("seed").device.nunique().max() == 1:
         return ""
     places = rows.groupby("method").device.unique()
@@ -195,32 +195,32 @@ def devices(rows: pd.DataFrame) -> str:
 
 
 def published_dense(rows: pd.DataFrame) -> float:
-    """The dense error (%) that the paper gives for the network and data set, at its full width."""
-    paper, theirs = in_the_paper(rows), published()
-    same = (theirs.network == paper.network) & (theirs.dataset == paper.dataset)
+    """Return the paper's dense error (%) for the network at full width and the data set, or NaN."""
+    paper, errors = in_the_paper(rows), published()
+    same = (errors.network == paper.network) & (errors.dataset == paper.dataset)
     if stands_in(rows) or {*rows.activation} != {"relu"}:
         return math.nan
-    return theirs[same].unpruned_error.mean()
+    return errors[same].unpruned_error.mean()
 
 
 def dense_error(rows: pd.DataFrame) -> float:
-    """The mean over seeds of the dense networks' test error (%)."""
+    """Return the mean over seeds of the dense networks' test error (%)."""
     return rows.drop_duplicates("seed").dense_error.mean()
 
 
 def dense(rows: pd.DataFrame) -> str:
-    """The dense networks' mean test error, as in "dense error (%): 15.37 (paper 11.97, +3.40)"."""
-    told = []
+    """State the dense networks' mean error, as in "dense error (%): 15.37 (paper 11.97, +3.40)"."""
+    parts = []
     for activation, part in rows.groupby("activation", sort=False):
         text = beside(dense_error(part), published_dense(part))
         if rows.activation.nunique() > 1:
             text = f"{short(activation)} {text}"
-        told.append(text)
-    return f"dense error (%): {', '.join(told)}"
+        parts.append(text)
+    return f"dense error (%): {', '.join(parts)}"
 
 
 def computed(rows: pd.DataFrame) -> str:
-    """Devices and precision, as in "CPU, part float32, part bfloat16"."""
+    """Name devices and precision, as in "CPU, part float32, part bfloat16"."""
     devices = rows.device.str.replace("cpu", "CPU").str.replace("cuda", "GPU")
     low = devices.str.endswith(LOW)
     places = listed(sorted({*devices.str.removesuffix(LOW)}))
@@ -230,7 +230,7 @@ def computed(rows: pd.DataFrame) -> str:
 
 
 def title(rows: pd.DataFrame, whole: bool = True) -> str:
-    """What was run, as in "VGG-19 ×¼ on CIFAR-10 (JPEG)"; `whole`: with the table's own subject."""
+    """Name what was run, as in "VGG-19 ×¼ on CIFAR-10 (JPEG)"; `whole` adds the table's subject."""
     first, paper, other = rows.iloc[0], in_the_paper(rows), stands_in(rows)
     width = WIDTHS.get(first.width, f" ×{first.width:g}")
     data = "5,000 MNIST digits" if first.dataset == "mnist5k" else first.source
@@ -240,7 +240,7 @@ def title(rows: pd.DataFrame, whole: bool = True) -> str:
 
 
 def how(rows: pd.DataFrame, marks: str = BARS) -> str:
-    """The caption of typed rows; see `compare.caption`."""
+    """Return the caption of typed rows; see `compare.caption`."""
     first = rows.iloc[0]
     lr = table(first.table, first.scale).lr
     steps = f"{first.dense_steps:,} dense"
@@ -260,7 +260,7 @@ def how(rows: pd.DataFrame, marks: str = BARS) -> str:
 
 
 def seeds(rows: pd.DataFrame) -> str:
-    """The number of seeds, by method where they differ, as in "n = 5 (MP), 5 (LAP), 3 (RP)"."""
+    """Give the number of seeds, by method where it differs, as in "n = 5 (MP), 5 (LAP), 3 (RP)"."""
     n = rows.groupby(["method", *VARIED, "round"], sort=False).seed.nunique()
     ranges = n.groupby("method", sort=False).agg(span)
     if ranges.nunique() == 1:
