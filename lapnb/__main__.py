@@ -25,7 +25,7 @@ from lapnb.store import root
 
 BUILD = Path(__file__).resolve().parents[1] / "docs" / "build.py"
 START = "00_start_here"  # reads what the others have recorded, so it runs after them
-# else every kernel warns that its connection to papermill is not encrypted
+# without it every kernel warns that its connection to papermill is not encrypted
 ENCRYPTED = Config({"KernelManager": {"transport_encryption": "auto"}})
 Outcome = tuple[str, float]  # what went wrong, if anything, and seconds
 
@@ -39,15 +39,15 @@ def notebooks() -> dict[str, Path]:
 
 def parse(argv: list[str] | None, sources: dict[str, Path]) -> argparse.Namespace:
     """Return the command line's options; `chosen` holds each notebook's parameters by its name."""
-    about = "Run the notebooks through papermill, several at once, and build the report."
-    parser = argparse.ArgumentParser("python -m lapnb", description=about)
+    description = "Run the notebooks through papermill, several at once, and build the report."
+    parser = argparse.ArgumentParser("python -m lapnb", description=description)
     parser.add_argument("notebooks", nargs="*", help="names, as in fcn_mnist; default: all")
-    about = "set a parameter in every notebook that has it, as in -p scale smoke"
-    pair = dict(nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help=about)
+    pair_help = "set a parameter in every notebook that has it, as in -p scale smoke"
+    pair = dict(nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help=pair_help)
     parser.add_argument("-p", "--parameter", **pair)
     parser.add_argument("--jobs", type=int, default=processors(), help="notebooks at once")
-    about = "seconds for one cell; 0: no limit (%(default)s)"
-    parser.add_argument("--timeout", type=int, default=1800, help=about)
+    timeout_help = "seconds for one cell; 0: no limit (%(default)s)"
+    parser.add_argument("--timeout", type=int, default=1800, help=timeout_help)
     options = parser.parse_args(argv)
     if not (sources and BUILD.exists()):
         parser.error("the notebooks and the report need a checkout of the project: git clone it")
@@ -58,17 +58,19 @@ def parse(argv: list[str] | None, sources: dict[str, Path]) -> argparse.Namespac
 
 
 def choose(parser, options: argparse.Namespace, sources: dict[str, Path]) -> dict[str, dict]:
-    """Return the parameters for each notebook that is to run; refuse what none of them has."""
+    """Return the parameters of each notebook that is to run; refuse one that no notebook has."""
     names = [Path(name).stem for name in options.notebooks] or [*sources]
     for name in names:
         if name not in sources:
             parser.error(f"no notebook named {name}; there are: {', '.join(sources)}")
     declared = {name: papermill.inspect_notebook(sources[name]) for name in names}
-    there = sorted(set().union(*declared.values()))
+    parameters = sorted(set().union(*declared.values()))
     chosen = {name: {} for name in names}
     for parameter, value in options.parameter:
-        if parameter not in there:
-            parser.error(f"no notebook has a parameter {parameter}; there are: {', '.join(there)}")
+        if parameter not in parameters:
+            parser.error(
+                f"no notebook has a parameter {parameter}; there are: {', '.join(parameters)}"
+            )
         for name in names:
             if parameter in declared[name]:
                 chosen[name][parameter] = literal(value)
@@ -78,12 +80,12 @@ def choose(parser, options: argparse.Namespace, sources: dict[str, Path]) -> dic
 def run_all(
     sources: dict[str, Path], options: argparse.Namespace, outcomes: dict[str, Outcome]
 ) -> None:
-    """Run the chosen notebooks into build/notebooks, several at once, whatever fails.
+    """Run the chosen notebooks into build/notebooks, several at once, even where some fail.
 
     `outcomes` is filled in as they end.
     """
-    about = dict(progress_bar=False, start_timeout=120, config=ENCRYPTED)
-    about["execution_timeout"] = options.timeout or None
+    settings = dict(progress_bar=False, start_timeout=120, config=ENCRYPTED)
+    settings["execution_timeout"] = options.timeout or None
     folder = root() / "build" / "notebooks"
     folder.mkdir(parents=True, exist_ok=True)
     names = options.chosen.keys()
@@ -92,9 +94,9 @@ def run_all(
             with Processes(options.jobs) as pool:
                 running = {}
                 for name in sorted(part):
-                    about |= dict(parameters=options.chosen[name], cwd=sources[name].parent)
+                    settings |= dict(parameters=options.chosen[name], cwd=sources[name].parent)
                     paths = sources[name], folder / f"{name}.ipynb"
-                    run = functools.partial(papermill.execute_notebook, *paths, **about)
+                    run = functools.partial(papermill.execute_notebook, *paths, **settings)
                     running[pool.submit(run)] = paths
                 for future in as_completed(running):
                     source, copy = running[future]
@@ -116,7 +118,7 @@ def note(source: Path, copy: Path, error: BaseException | None) -> Outcome:
 
 
 def set_environment(jobs: int) -> None:
-    """Set what the kernels read."""
+    """Set the environment variables that the kernels read."""
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # this environment's kernel, not another one's
     os.environ.setdefault("LAPNB_WORKERS", str(max(1, processors() // jobs)))
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -124,7 +126,10 @@ def set_environment(jobs: int) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run, report, summarise: 0, 1 when a notebook or the report failed, 130 when stopped."""
+    """Run the notebooks, build the report, and print a line for each notebook.
+
+    Return 0, or 1 when a notebook or the report failed, or 130 when stopped.
+    """
     sources = notebooks()
     options = parse(argv, sources)
     set_environment(options.jobs)
@@ -138,9 +143,9 @@ def main(argv: list[str] | None = None) -> int:
     for name in options.chosen:
         failure, seconds = outcomes.setdefault(name, ("not finished", 0.0))
         print(f"{name:28} {seconds:7.1f} s  {f'FAILED: {failure}' if failure else 'ok'}")
-    fine = sum(not failure for failure, _ in outcomes.values())
-    print(f"{fine} of {len(options.chosen)} notebooks ran through. Report: {report}")
-    return status or int(fine < len(options.chosen))
+    succeeded = sum(not failure for failure, _ in outcomes.values())
+    print(f"{succeeded} of {len(options.chosen)} notebooks ran through. Report: {report}")
+    return status or int(succeeded < len(options.chosen))
 
 
 if __name__ == "__main__":

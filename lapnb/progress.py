@@ -24,15 +24,15 @@ class Progress(tqdm):
         self.steps = f"{total:,} {unit}"
         self.done = self.steps
         self.cell = None
-        look = dict(leave=False, mininterval=0.5, delay=delay, unit=f" {unit}", unit_scale=True)
+        options = dict(leave=False, mininterval=0.5, delay=delay, unit=f" {unit}", unit_scale=True)
         shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
         if hasattr(shell, "kernel"):  # tqdm's own widget would stay at 0 % in a saved notebook
             self.cell = _Cell(shell)
-            look |= dict(file=self.cell, ncols=100)
-        super().__init__(total=total, desc=title, **look)  # it looks at TQDM_DISABLE
+            options |= dict(file=self.cell, ncols=100)
+        super().__init__(total=total, desc=title, **options)  # it reads TQDM_DISABLE
 
     def at(self, steps: int) -> None:
-        """Show that so many steps are finished."""
+        """Show that this many steps are finished."""
         if steps > self.n:
             self.update(steps - self.n)
 

@@ -34,12 +34,12 @@ def root() -> pathlib.Path:
 
 @cache
 def absolute(folder: str) -> pathlib.Path:
-    """Return a folder's full path, which stays when the working directory changes."""
+    """Return a folder's full path, which stays the same when the working directory changes."""
     return pathlib.Path(folder).expanduser().resolve()
 
 
 def checkout() -> pathlib.Path | None:
-    """Return the folder of the checkout that this package was installed from, if it was."""
+    """Return the folder of the checkout that this package was installed from, or None."""
     folder = pathlib.Path(__file__).resolve().parents[1]
     return folder if (folder / "notebooks").is_dir() else None
 
@@ -97,7 +97,7 @@ def locked(lock: pathlib.Path, path: pathlib.Path) -> Iterator[None]:
 
 
 def remove_leftovers(path: pathlib.Path) -> None:
-    """Remove what `write_whole` was writing when its process was killed."""
+    """Remove the temporary files of `path`, which a killed `write_whole` leaves behind."""
     for leftover in path.parent.glob(f".{path.name}.*"):
         leftover.unlink(missing_ok=True)
 
@@ -132,7 +132,7 @@ def load_tensors(path: pathlib.Path) -> Saved:
 def cached(path: pathlib.Path, compute: Callable[[], Saved]) -> Saved:
     """Return the tensors and facts in `path`; compute and save them where it is absent or damaged.
 
-    Of several processes one computes, and the others wait for it.
+    One of several processes computes, and the others wait for it.
     """
     with locked(path.with_suffix(".lock"), path):
         try:

@@ -18,7 +18,7 @@ from lapnb.training.train import PRECISIONS
 
 MOST_SEEDS = 10_000
 SCALES = ("smoke", "quick", "reduced", "paper")
-# What a dense network depends on, beside its seed and the source of its data
+# What a dense network depends on, besides its seed and the source of its data
 DENSE = {
     *("network", "dataset", "width", "activation", "stride", "image_size", "channels"),
     *("lr", "batch_size", "dense_steps"),
@@ -51,7 +51,7 @@ class Claim:
 
 
 def _listed(value: Any) -> Any:
-    """One value, several, or text with several between commas or spaces: a tuple of them."""
+    """Return one value, several, or the entries of a text with commas or spaces, as a tuple."""
     value = literal(value)
     if isinstance(value, str):
         value = [literal(word) for word in value.strip("[]()").replace(",", " ").split()]
@@ -62,7 +62,7 @@ def _listed(value: Any) -> Any:
 
 
 def _seeds(value: Any) -> Any:
-    """A number of seeds as the tuple of them from 0; several seeds as they are."""
+    """Return a tuple of seeds: those from 0 for a number of seeds, or those that a list names."""
     value = literal(value)
     if type(value) is int and 1 <= value <= MOST_SEEDS:
         return tuple(range(value))
@@ -72,11 +72,11 @@ def _seeds(value: Any) -> Any:
 
 
 def _device(name: str) -> str:
-    """The device to compute on: "auto" is the GPU where there is one."""
-    there = torch.cuda.is_available()
-    if name == "cuda" and not there:
+    """Return the device to compute on: "auto" is the GPU where there is one."""
+    has_gpu = torch.cuda.is_available()
+    if name == "cuda" and not has_gpu:
         raise ValueError("be cpu: this machine has no usable CUDA GPU")
-    return ("cuda" if there else "cpu") if name == "auto" else name
+    return ("cuda" if has_gpu else "cpu") if name == "auto" else name
 
 
 # How many batches of what size the data-dependent methods look at, in the paper
@@ -132,14 +132,14 @@ class Table(BaseModel, frozen=True, strict=True, extra="forbid"):
     changed: str = ""
 
     def split(self) -> Iterator["Table"]:
-        """The tables that this one puts side by side, each with one value of what varies."""
+        """Yield the tables that this one puts side by side, each with one value of what varies."""
         for change in self.variants:
-            own = change.get("methods", self.methods)
-            if methods := tuple(method for method in self.methods if method in own):
+            variant_methods = change.get("methods", self.methods)
+            if methods := tuple(method for method in self.methods if method in variant_methods):
                 yield self.model_copy(update=change | {"methods": methods, "variants": ({},)})
 
     def runs(self) -> Iterator[tuple[str, str, int, int]]:
-        """Every run, one row each: the hash of its settings, method, round and seed."""
+        """Yield every run, one row each: the hash of its settings, method, round and seed."""
         for variant in self.split():
             for method, t, seed in itertools.product(
                 variant.methods, variant.rounds, variant.seeds
@@ -147,13 +147,13 @@ class Table(BaseModel, frozen=True, strict=True, extra="forbid"):
                 yield variant.settings(method, t), method, t, seed
 
     def keep(self, pruning_round: int) -> tuple[float, ...]:
-        """The surviving fraction of each layer in a round."""
+        """Return the surviving fraction of each layer in a round."""
         return tuple((1 - rate) ** pruning_round for rate in self.rates)
 
     def settings(self, method: str, pruning_round: int) -> str:
-        """A short hash of all that a row depends on, beside method, round, seed and data source."""
-        more = {"rates", "retrain_steps", "scope", "schedule"}
-        settings = self.model_dump(include=DENSE | more)
+        """Return a short hash of what a row depends on besides method, round, seed and source."""
+        pruning = {"rates", "retrain_steps", "scope", "schedule"}
+        settings = self.model_dump(include=DENSE | pruning)
         if self.schedule == "iterative":
             settings["rounds"] = [t for t in self.rounds if t <= pruning_round]
         if kind := METHODS[method].looks_at:

@@ -35,7 +35,7 @@ FEWER = LOOKS | {"curvature": (100, 25), "activity": (100, 30), "inputs": (100, 
 
 
 def _side_by_side(setting: str, *values: str) -> dict:
-    """Variants of one setting; of each it is claimed that LAP beats MP."""
+    """Return variants of one setting, and the claim for each that LAP beats MP."""
     return dict(
         variants=tuple({setting: value} for value in values),
         claims=tuple(Claim("lap", "mp", rounds=2, where={setting: value}) for value in values),
@@ -43,9 +43,9 @@ def _side_by_side(setting: str, *values: str) -> dict:
 
 
 def _kept(method: str, loss: float, published: float) -> Claim:
-    """That accuracy is kept down to the fraction (%) in the paper's text.
+    """Return the claim that accuracy is kept down to the fraction (%) in the paper's text.
 
-    Within 5 points: a margin that was chosen after the rows were looked at.
+    The margin of 5 points was chosen after the rows were looked at.
     """
     return Claim(
         method,
@@ -61,7 +61,7 @@ def _kept(method: str, loss: float, published: float) -> Claim:
 
 
 def _like(base: dict, **changes) -> dict:
-    """A declaration that differs from `base` in `changes`, scale by scale."""
+    """Return a declaration that differs from `base` in `changes`, scale by scale."""
     scales = {scale: base.get(scale, {}) | changes.pop(scale, {}) for scale in SCALES}
     return base | changes | scales
 
@@ -318,7 +318,7 @@ def table(
     Text as papermill hands it over ("[4, 5]", "3") is coerced.
 
     Args:
-        name: A table of `TABLES`, as "fcn_mnist".
+        name: A table of `TABLES`, such as "fcn_mnist".
         scale: "smoke", "quick", "reduced" or "paper".
         dataset: A name for `load_data`. None leaves this, and all that follow, as declared.
         seeds: How many (0 … n−1), or a list of them.

@@ -28,7 +28,7 @@ from lapnb.training.networks import build_model
 from lapnb.training.stacks import SparseStack
 from lapnb.training.train import evaluate, train
 
-Tell = Callable[[int], None]  # is told the steps done
+Tell = Callable[[int], None]  # is called with the number of finished steps
 _ALONE = threading.RLock()
 
 
@@ -42,14 +42,14 @@ class Pruned:
 
 
 def compute(task: Task, tell: Tell | None = None) -> list[dict]:
-    """Compute the rows of one task; none for a dense network, which is only cached.
+    """Compute the rows of one task; a dense network has none, and is only cached.
 
     It runs on one thread, so that a result does not depend on how many workers there are, and one
     task after the other, as random numbers and the number of threads belong to the whole process.
 
     Args:
         task: What to compute.
-        tell: A caller in this process is told the steps done; by default a file is.
+        tell: Is called with the number of finished steps. By default a file keeps it.
     """
     progress = task.file("progress")
 
@@ -69,7 +69,7 @@ def compute(task: Task, tell: Tell | None = None) -> list[dict]:
 
 
 def status_of(error: Exception) -> str:
-    """Return the status of a row whose computation ended in an error: one line."""
+    """Return the status, one line, of a row whose computation ended in an error."""
     reason = " ".join(str(error).split())
     if isinstance(error, FloatingPointError):
         return f"diverged: {reason}"
@@ -91,7 +91,7 @@ def _rows(task: Task, tell: Tell) -> list[dict]:
         try:
             networks.append(_prune(task, row, data, dense, origin))
             row.update(facts)
-        except Exception as error:  # others of its stack go on
+        except Exception as error:  # the others of its stack go on
             row["status"] = status_of(error)
     if networks:
         _retrain(task, data, networks, tell)
@@ -113,7 +113,7 @@ def dense_network(task: Task, data: Data, tell: Tell) -> tuple[nn.Module, dict]:
     """Return the dense network of a seed and its `dense_error` (%), from the cache or trained.
 
     Raises:
-        FloatingPointError: Its training diverges, or is known to.
+        FloatingPointError: Its training diverges, or has diverged before.
     """
     task = replace(task, runs=())
     model = network_of(task.table, data.classes, task.seed)
@@ -155,10 +155,10 @@ def _prune(task: Task, row: dict, data: Data, dense: nn.Module, origin: str) -> 
         statistics, seconds = _statistics(task, criterion.looks_at, model, data)
     if criterion.neighbours == "flow":
         example = data.normalise(data.train_images[:2])
-    more = dict(example=example, statistics=statistics, seed=task.seed)
+    options = dict(example=example, statistics=statistics, seed=task.seed)
     start = time.perf_counter()
-    with warnings.catch_warnings(action="ignore"):  # about empty layers, which the row names
-        masks = prune_masks(model, method, keep, table.scope, **more)
+    with warnings.catch_warnings(action="ignore"):  # of empty layers, which the row names
+        masks = prune_masks(model, method, keep, table.scope, **options)
     seconds += time.perf_counter() - start
     apply_masks(model, masks)
     empty = [layer.name for layer, mask in zip(layers, masks, strict=True) if not mask.any()]
@@ -173,46 +173,46 @@ def _prune(task: Task, row: dict, data: Data, dense: nn.Module, origin: str) -> 
 
 
 def _earlier(task: Task, method: str, t: int, origin: str) -> dict[str, Tensor]:
-    """Return the retrained weights of the round before, where an iterative schedule goes on.
+    """Return the retrained weights of the earlier round, from which an iterative schedule goes on.
 
-    `origin` is a checksum of the dense network that they came of.
+    `origin` is a checksum of the dense network that they come from.
     """
     before = max(earlier for earlier in task.table.rounds if earlier < t)
     task = replace(task, runs=((method, before),))
     path = task.file("retrained", origin)
 
-    def again() -> tuple[dict, dict]:  # it is damaged, or in the folder of another worker
+    def computed() -> tuple[dict, dict]:  # it is damaged, or in the folder of another worker
         (row,) = compute(task, lambda steps: None)
         if row["status"].startswith("failed"):
             raise ValueError(f"round {before} {row['status']}")
         return load_tensors(path)
 
-    tensors, facts = cached(path, again)
+    tensors, facts = cached(path, computed)
     if facts["status"] != "ok":
         raise FloatingPointError(facts["status"].removeprefix("diverged: "))
     return tensors
 
 
 def _statistics(task: Task, kind: str, model: nn.Module, data: Data) -> tuple[list[Tensor], float]:
-    """Return what a data-dependent method looks at, and the seconds that it took to compute.
+    """Return the statistics that a data-dependent method looks at, and the seconds they took.
 
-    From the cache, it is as many seconds as when it was computed.
+    Statistics from the cache come with the seconds of their first computation.
     """
     looks = task.table.looks[kind]
 
-    def looked() -> tuple[dict, dict]:
+    def computed() -> tuple[dict, dict]:
         start = time.perf_counter()
         tensors = data_statistics(model, kind, data.batches(*looks, task.seed))
         named = {str(n): tensor for n, tensor in enumerate(tensors)}
         return named, {"seconds": time.perf_counter() - start}
 
     path = replace(task, runs=()).file("statistics", kind, looks, content(model.state_dict()))
-    tensors, facts = cached(path, looked)
+    tensors, facts = cached(path, computed)
     return [tensors[str(n)] for n in range(len(tensors))], facts["seconds"]
 
 
 def _retrain(task: Task, data: Data, networks: list[Pruned], tell: Tell) -> None:
-    """Retrain pruned networks in place, several in one stack; their rows say what came of it."""
+    """Retrain pruned networks in place, several in one stack; write the outcome in their rows."""
     count = len(networks)
     models = [network.model for network in networks]
     masks = [network.masks for network in networks]
@@ -230,8 +230,8 @@ def _retrain(task: Task, data: Data, networks: list[Pruned], tell: Tell) -> None
     for network, error, train_error in zip(networks, errors, train_errors, strict=True):
         row = network.row
         if reason or math.isnan(error):
-            what = reason or "the loss is not finite"
-            row["status"] = f"diverged: {what} of round {row['round']}"
+            cause = reason or "the loss is not finite"
+            row["status"] = f"diverged: {cause} of round {row['round']}"
         else:
             row.update(
                 error=error,
@@ -255,18 +255,18 @@ def _train(
     """Train the dense network, or those of the task's runs.
 
     Returns:
-        Why it diverged, or an empty text, and the seconds that it took, all parts of a resumed run.
+        Why training diverged, or an empty text; and its seconds, over all parts of a resumed run.
     """
     table = task.table
-    more = dict(stage="dense", steps=table.dense_steps)
+    options = dict(stage="dense", steps=table.dense_steps)
     if task.runs:
-        more = dict(stage="retrain", steps=table.retrain_steps)
-    more |= table.model_dump(include={"lr", "batch_size", "precision"})
+        options = dict(stage="retrain", steps=table.retrain_steps)
+    options |= table.model_dump(include={"lr", "batch_size", "precision"})
     checkpoint = Checkpoint(task.file("checkpoints"))
-    more |= dict(masks=masks, seed=task.seed, checkpoint=checkpoint, progress=tell)
+    options |= dict(masks=masks, seed=task.seed, checkpoint=checkpoint, progress=tell)
     reason = ""
     try:
-        train(network, data, **more)
+        train(network, data, **options)
     except FloatingPointError as error:
         reason = str(error)
     except CorruptFile as error:

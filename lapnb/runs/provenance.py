@@ -15,7 +15,7 @@ from lapnb.store import checkout
 
 @cache
 def provenance(device: str) -> dict[str, str]:
-    """Return what a row says of the code and the machine that made it, by column.
+    """Return what a row says about the code and the machine that made it, by column.
 
     The processor is the GPU, or the model of the CPU with the instructions that PyTorch uses.
     """
@@ -33,7 +33,7 @@ def provenance(device: str) -> dict[str, str]:
 def commit() -> str:
     """Return the commit of this code, or its release where there is no git checkout.
 
-    A commit whose package differs from what is in the working tree ends in " + changes".
+    It ends in " + changes" where the package in the working tree differs from that commit.
     """
     folder = checkout()
     release = f"lapnb {importlib.metadata.version('lapnb')}"
@@ -53,7 +53,7 @@ def commit() -> str:
 
 
 def device_name(device: str, precision: str) -> str:
-    """Return what a row says of its device: the GPU, whether in TF32, and the precision."""
+    """Return what a row says about its device: the GPU, whether it uses TF32, and the precision."""
     if device != "cpu":
         tf32 = ", TF32 convolutions" if torch.backends.cudnn.allow_tf32 else ""
         device = f"cuda ({torch.cuda.get_device_name()}{tf32})"

@@ -69,9 +69,9 @@ KEY = ["source", "settings", "method", "round", "seed"]  # what tells a run from
 
 
 def results_file(name: str, scale: str, changed: str = "") -> pathlib.Path:
-    """Return where a table's own rows are written.
+    """Return the file that a table's rows are written to.
 
-    Tables with changed settings keep out of a scale's own folder.
+    Rows of a table with changed settings go to a folder beside that of the scale.
     """
     folder = f"{scale}-changed" if changed else scale
     return root() / "figures" / folder / f"{name}.csv"
@@ -107,7 +107,7 @@ def read(path: pathlib.Path) -> pd.DataFrame:
 
 
 def typed(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return rows of whatever types with those of `Row`.
+    """Return the rows with the types of `Row`, whatever types they have.
 
     Raises:
         ValueError: It says what makes no sense in them.
@@ -143,7 +143,7 @@ def record(path: pathlib.Path, rows: list[dict] | pd.DataFrame) -> None:
 
 
 def merged(parts: list[pd.DataFrame]) -> pd.DataFrame:
-    """Return one row for each run: that of the last part, unless it alone has failed."""
+    """Return one row for each run: the last that has not failed, or else the last."""
     rows = pd.concat(parts)
     rows = pd.concat([rows[failed(rows)], rows[~failed(rows)]])
     rows = rows.drop_duplicates(KEY, keep="last")
@@ -151,12 +151,12 @@ def merged(parts: list[pd.DataFrame]) -> pd.DataFrame:
 
 
 def failed(rows: pd.DataFrame) -> pd.Series:
-    """Return which rows are of runs that failed, and are tried again."""
+    """Return for each row whether its run failed; such a run is tried again."""
     return rows.status.str.startswith("failed")
 
 
 def keys(rows: pd.DataFrame) -> set[tuple]:
-    """Return the runs that rows belong to, each as the values of `KEY`."""
+    """Return the runs that the rows belong to, each as the values of `KEY`."""
     return set(rows[KEY].itertuples(index=False, name=None))
 
 
@@ -177,7 +177,7 @@ def taken_over(path: pathlib.Path, runs: set[tuple]) -> pd.DataFrame:
 
 
 def _folders(path: pathlib.Path) -> list[pathlib.Path]:
-    """Return where rows of a results file's scale are read from, its own folder last."""
+    """Return the folders with rows of a results file's scale, the folder of that file last."""
     scale = path.parent.name
     shipped = [folder / scale for folder in SHIPPED if scale in SHIPPED_SCALES]
     return [*dict.fromkeys([*shipped, path.parent])]

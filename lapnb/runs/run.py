@@ -52,7 +52,7 @@ def run(
             address of a Dask scheduler, "tcp://host:8786". Only the caller writes results. A folder
             shared with the workers saves them training a dense network each, lets them resume a
             run that another one began, and moves the bar within runs.
-        recompute: Compute rows that are recorded, too, and replace them.
+        recompute: Compute also the rows that are recorded, and replace them.
 
     Returns:
         The finished rows, in the table's order of variants, methods and rounds.
@@ -64,7 +64,7 @@ def run(
         RuntimeError: No run at all gave a result.
     """
     require(isinstance(table, Table), "table", "one that lapnb.table declares", table)
-    again = checked("recompute", recompute, bool)
+    recompute = checked("recompute", recompute, bool)
     if workers is None:
         workers = 1
         if table.device == "cpu":
@@ -82,7 +82,7 @@ def run(
 
     path = results_file(table.name, table.scale, table.changed)
     runs = {(source, *run) for run in table.runs()}
-    missing = runs if again else _missing(path, runs)
+    missing = runs if recompute else _missing(path, runs)
     if missing:
         title = f"{table.name} ({table.scale} scale)"
         compute_all(graph_of(table, source, missing), title, path, executor, workers)
@@ -112,12 +112,12 @@ def recorded(name: str, scale: str | None = None, source: str | None = None) -> 
         ValueError: The table, scale or source is unknown.
         FileNotFoundError: Nothing is recorded.
     """
-    others: set[str] = set()
-    for each in reversed(SCALES) if scale is None else [scale]:
-        table = declare(name, each)
-        rows = _finished(pool(results_file(name, each)), table)
+    all_sources: set[str] = set()
+    for candidate in reversed(SCALES) if scale is None else [scale]:
+        table = declare(name, candidate)
+        rows = _finished(pool(results_file(name, candidate)), table)
         sources = [*rows.source.value_counts().index]  # the most frequent one first
-        others.update(sources)
+        all_sources.update(sources)
         chosen = source
         if source is None and sources:
             chosen = sources[0]
@@ -125,21 +125,21 @@ def recorded(name: str, scale: str | None = None, source: str | None = None) -> 
                 print(f"also recorded: {name} on {other}; recorded(…, source={other!r}) reads it")
         if chosen in sources:
             return rows[rows.source == chosen].reset_index(drop=True)
-    require(not others, "source", f"one of {', '.join(sorted(others))}", source)
+    require(not all_sources, "source", f"one of {', '.join(sorted(all_sources))}", source)
     raise FileNotFoundError(f"no run of {name} is recorded yet: lapnb.run(lapnb.table({name!r}))")
 
 
 def _check_methods(table: Table) -> None:
     """Raise ValueError for a method that cannot prune the table's network."""
     for variant in table.split():
-        with torch.device("meta"):  # without numbers in its weights
+        with torch.device("meta"):  # its weights hold no numbers
             model = network_of(variant)
         for method in variant.methods:
             check_method(model, method, variant.scope)
 
 
 def _missing(path: Path, runs: set[tuple]) -> set[tuple]:
-    """Return the runs without a row, or with one that failed; take over what others recorded."""
+    """Take over rows that other tables recorded; return the runs with no row, or a failed one."""
     rows = pool(path)
     missing = runs - keys(rows[~failed(rows)])
     if missing:
@@ -151,23 +151,23 @@ def _missing(path: Path, runs: set[tuple]) -> set[tuple]:
 
 
 def _finished(rows: pd.DataFrame, table: Table) -> pd.DataFrame:
-    """Return the results of `table` among the rows, in its order of variants, methods, rounds."""
+    """Return the rows that are results of `table`, in its order of variants, methods and rounds."""
     runs = pd.DataFrame(table.runs(), columns=["settings", "method", "round", "seed"])
     order = runs.drop(columns="seed").drop_duplicates()
     return order.merge(rows[rows.status == "ok"])[[*rows.columns]]
 
 
 def _tell_origins(rows: pd.DataFrame, table: Table) -> None:
-    """Say which rows were computed otherwise than asked: their settings do not tell.
+    """Say how many rows were computed on another device, or in another precision, than asked for.
 
-    Say, too, where the rows of a seed start from several dense networks: machines round otherwise.
+    Say also for which seeds the rows start from several dense networks: machines round differently.
     """
     asked = device_name(table.device, table.precision)
-    others = rows.device[rows.device != asked]
-    if not others.empty:
+    devices = rows.device[rows.device != asked]
+    if not devices.empty:
         print(
-            f"{len(others)} of {len(rows)} rows were recorded on {' and '.join(others.unique())}; "
-            f"this table asks for {asked}: recompute=True computes them so"
+            f"{len(devices)} of {len(rows)} rows were recorded on {' and '.join(devices.unique())}"
+            f"; this table asks for {asked}: recompute=True computes them so"
         )
     networks = rows.groupby(["activation", "seed"]).dense_error.nunique()
     seeds = networks[networks > 1].index.unique("seed")

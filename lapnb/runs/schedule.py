@@ -15,8 +15,8 @@ from lapnb.runs.rows import record
 from lapnb.runs.task import Run, Task, stackable
 from lapnb.runs.workers import Where, opened
 
-Graph = dict[Task, list[Task]]  # of each task, those that it starts from
-STACK = 20  # networks, from which on more of them gain nothing
+Graph = dict[Task, list[Task]]  # for each task, the tasks that it starts from
+STACK = 20  # networks that are trained together; more of them gain nothing
 
 
 def graph_of(table: Table, source: str, missing: set[tuple]) -> Graph:
@@ -24,11 +24,11 @@ def graph_of(table: Table, source: str, missing: set[tuple]) -> Graph:
     graph: Graph = {}
     for variant in table.split():
         for seed in variant.seeds:
-            together: dict[Any, list[Run]] = {}
+            stacks: dict[Any, list[Run]] = {}
             for t, method in itertools.product(variant.rounds, variant.methods):
                 if (source, variant.settings(method, t), method, t, seed) in missing:
-                    together.setdefault(_stack(variant, method, t), []).append((method, t))
-            tasks = [Task(variant, source, seed, tuple(runs)) for runs in together.values()]
+                    stacks.setdefault(_stack(variant, method, t), []).append((method, t))
+            tasks = [Task(variant, source, seed, tuple(runs)) for runs in stacks.values()]
             dense = Task(variant, source, seed)
             if tasks and not dense.file("dense").exists():
                 tasks.append(dense)
@@ -38,7 +38,7 @@ def graph_of(table: Table, source: str, missing: set[tuple]) -> Graph:
 
 
 def _stack(table: Table, method: str, pruning_round: int) -> Any:
-    """Return the same for runs that are trained, and recorded, together.
+    """Return a key that is the same for runs that are trained, and recorded, together.
 
     It does not depend on what is recorded already, so that a stack which was interrupted is put
     together as before and finds its checkpoint.
@@ -52,7 +52,7 @@ def _stack(table: Table, method: str, pruning_round: int) -> Any:
 
 
 def compute_all(graph: Graph, title: str, path: Path, executor: Where, workers: int) -> None:
-    """Compute tasks, what they start from first; record each at once.
+    """Compute the tasks, each after those that it starts from; record each as soon as it ends.
 
     Where a task fails, those that start from it do its work again, or fail for the same reason.
     """
@@ -85,7 +85,7 @@ def compute_all(graph: Graph, title: str, path: Path, executor: Where, workers: 
 
 
 def _rows_of(task: Task, future: Future) -> list[dict]:
-    """Return the rows of a task that has ended; where it failed, they say why."""
+    """Return the rows of a task that has ended; if it failed, they say why."""
     try:
         return future.result()
     except Exception as error:

@@ -40,27 +40,30 @@ class Task:
 
     @property
     def stage(self) -> int:
-        """0 for the dense network, then 1, or the round: tasks start from those of lower stages."""
+        """Return 0 for the dense network, else 1, or the round of an iterative schedule.
+
+        A task starts from those of lower stages.
+        """
         if not self.runs:
             return 0
         return self.runs[0][1] if self.table.schedule == "iterative" else 1
 
     @property
     def steps(self) -> int:
-        """Training steps, added up over networks; without retraining, the number of networks."""
+        """Return the training steps of all networks; without retraining, the number of networks."""
         if not self.runs:
             return self.table.dense_steps
         return (self.table.retrain_steps or 1) * len(self.runs)
 
     def file(self, folder: str, *more) -> pathlib.Path:
-        """Return a file below runs/ that belongs to this task, and to `more`."""
+        """Return a file below runs/ that belongs to this task and the values in `more`."""
         table = self.table
         dense = [table.model_dump(include=DENSE), self.source, self.seed, table.precision]
         runs = [[*run, table.settings(*run)] for run in self.runs]
         return root() / "runs" / folder / f"{fingerprint(dense + runs + [*more])}.safetensors"
 
     def row(self, method: str, pruning_round: int) -> dict:
-        """Return what is known of a row before anything is computed."""
+        """Return the columns of a row that are known before anything is computed."""
         table = self.table
         row = dict(
             table=table.name,

@@ -16,7 +16,7 @@ from lapnb.progress import Progress
 from lapnb.store import root
 from lapnb.training.datasets import data_folder
 
-Where = Executor | str | None  # to compute: None in processes of our own, text with Dask
+Where = Executor | str | None  # to compute: None means in our own processes, text with Dask
 CONNECT_SECONDS = 5  # for a Dask scheduler to answer
 CPU_LIMIT = pathlib.Path("/sys/fs/cgroup/cpu.max")  # of a container
 
@@ -61,7 +61,7 @@ class Processes(ThreadPoolExecutor):
         super().__init__(count)
         self.of_thread = threading.local()
         self.workers: list[subprocess.Popen] = []
-        self.starting = threading.Lock()  # so that none starts after the others were killed
+        self.starting = threading.Lock()  # so that no worker starts after the others were killed
         self.is_closed = False
 
     def submit(self, function, /, *args) -> Future:
@@ -112,9 +112,12 @@ def _started() -> subprocess.Popen:
 
 
 def serve() -> None:
-    """Compute what comes in by the standard input, until it is closed; a worker runs this."""
+    """Compute the calls that come in by the standard input, until it is closed.
+
+    A worker process runs this.
+    """
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what is printed goes elsewhere
+    os.dup2(2, 1)  # what is printed goes to the standard error
     calls = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(calls,), daemon=True).start()
     while True:
@@ -138,7 +141,7 @@ def _receive(calls: queue.SimpleQueue) -> None:
 
 @contextlib.contextmanager
 def opened(executor: Where, workers: int, bar: Progress) -> Iterator[Executor]:
-    """Yield the given executor as it is, that of a Dask scheduler, or else `workers` of our own.
+    """Yield the given executor, that of a Dask scheduler, or else one with `workers` of our own.
 
     Raises:
         ConnectionError: No Dask scheduler answers.

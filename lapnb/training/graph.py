@@ -1,6 +1,6 @@
 """A training step on a GPU, launched as a whole.
 
-To launch the kernels of a small network one by one takes longer than they do.
+Launching the kernels of a small network one by one takes longer than running them.
 """
 
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-WARMING = 3  # steps before a capture, which PyTorch wants on another stream
+WARMING = 3  # steps before the capture; PyTorch wants them on another stream
 
 
 class CapturedStep:
@@ -30,11 +30,11 @@ class CapturedStep:
         for kept, new in zip(self.inputs, batch, strict=True):
             kept.copy_(new)
         if self.calls <= WARMING:
-            here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
-            aside.wait_stream(here)
-            with torch.cuda.stream(aside):
+            current, other = torch.cuda.current_stream(), torch.cuda.Stream()
+            other.wait_stream(current)
+            with torch.cuda.stream(other):
                 losses = self.step(*self.inputs)
-            here.wait_stream(aside)
+            current.wait_stream(other)
             return losses
         if self.calls == WARMING + 1:
             with torch.cuda.graph(self.graph):

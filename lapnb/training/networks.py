@@ -43,8 +43,8 @@ class Network(nn.Module):
 class FCN(Network):
     """Fully-connected network; `sizes` are its inputs, hidden units and classes.
 
-    `layers` is Linear, activation, Linear, …, Linear. `forward` flattens its input. No difference
-    from the authors' code.
+    `layers` is Linear, activation, Linear, …, Linear. `forward` flattens its input. The
+    network does not differ from the authors'.
     """
 
     def __init__(self, sizes, activation="relu"):
@@ -55,11 +55,11 @@ class FCN(Network):
 
 
 class VGG(Network):
-    """3×3 convolutions in stages, `convolutions` of each, and a max-pooling after every stage.
+    """3×3 convolutions in stages, `convolutions` in each, and a max-pooling after every stage.
 
     VGG-11, -16 and -19 have batch norm and one linear layer. Their convolutions have no bias,
     unlike the authors': batch norm cancels it.
-    Conv-6 has no batch norm, and `hidden` linear layers before the last. No difference.
+    Conv-6 is as the authors': no batch norm, and `hidden` linear layers before the last.
     """
 
     def __init__(
@@ -98,13 +98,13 @@ class Residual(nn.Module):
 
 
 class ResNet(Network):
-    """Residual blocks in stages, `blocks` of each; a stage halves the image, the first does not.
+    """Residual blocks in stages, `blocks` in each; a stage halves the image, the first does not.
 
     ResNet-18 and -50 have a 3×3 stem and no max-pooling. The shortcuts' convolutions start
-    Xavier-normal, in the authors' code as PyTorch makes them.
+    Xavier-normal; in the authors' code they start as PyTorch makes them.
     WRN-16-8 has batch norm before convolution, dropout 0.3, and convolutions with bias. Its
-    shortcuts start Xavier-normal with biases at zero, in the authors' code as PyTorch makes them.
-    Its last batch norm has PyTorch's momentum of 0.1, theirs 0.9.
+    shortcuts start Xavier-normal with biases at zero; in the authors' code they start as PyTorch
+    makes them. Its last batch norm has PyTorch's momentum of 0.1; theirs has 0.9.
     They end in a global average: any `image_size` fits.
     """
 
@@ -146,20 +146,20 @@ class ResNet(Network):
 
 
 def basic(inputs, planes, stride):
-    """The body of a block of ResNet-18."""
+    """Return the body of a block of ResNet-18."""
     first = conv_norm(inputs, planes, 3, stride)
     return [*first, nn.ReLU(), *conv_norm(planes, planes, 3)]
 
 
 def bottleneck(inputs, planes, stride):
-    """The body of a block of ResNet-50."""
+    """Return the body of a block of ResNet-50."""
     first = [*conv_norm(inputs, planes, 1), nn.ReLU()]
     second = [*conv_norm(planes, planes, 3, stride), nn.ReLU()]
     return [*first, *second, *conv_norm(planes, 4 * planes, 1)]
 
 
 def wide(inputs, planes, stride):
-    """The body of a block of WRN-16-8."""
+    """Return the body of a block of WRN-16-8."""
     first = [nn.BatchNorm2d(inputs), nn.ReLU(), nn.Conv2d(inputs, planes, 3, padding=1)]
     second = [nn.Dropout(0.3), nn.BatchNorm2d(planes), nn.ReLU()]
     # strided here, as in the authors' code
@@ -167,7 +167,7 @@ def wide(inputs, planes, stride):
 
 
 def linear_layers(sizes: list[int], activation: type[nn.Module]) -> list[nn.Module]:
-    """Linear, activation, Linear, …, Linear."""
+    """Return the layers Linear, activation, Linear, …, Linear."""
     layers = []
     for inputs, outputs in pairwise(sizes):
         layers += [nn.Linear(inputs, outputs), activation()]
@@ -179,7 +179,7 @@ def scaled(channels: int, width: float) -> int:
 
 
 def conv_norm(inputs: int, outputs: int, kernel: int, stride=1, norm=True) -> list[nn.Module]:
-    """A convolution and, with `norm`, its batch norm, which would cancel a bias."""
+    """Return a convolution and, with `norm`, its batch norm, which would cancel a bias."""
     layers = [nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=not norm)]
     if norm:
         layers.append(nn.BatchNorm2d(outputs))
@@ -215,12 +215,12 @@ def build_model(
         width: Scales channel counts and hidden units.
         activation: "relu", "sigmoid", "tanh" or "none", a choice for "fcn" only.
         num_classes: The number of outputs.
-        image_size: Pixels per side: 28 for "fcn" unless given, 32 otherwise.
-        channels: 1 for "fcn" unless given, 3 otherwise.
-        stride: The first convolution's: 1 for CIFAR-10, 2 for Tiny-ImageNet's 64 pixels.
+        image_size: Pixels per side: by default 28 for "fcn", 32 for the others.
+        channels: By default 1 for "fcn", 3 for the others.
+        stride: That of the first convolution: 1 for CIFAR-10, 2 for Tiny-ImageNet's 64 pixels.
         seed: The initial weights, float32 on the CPU, depend on it alone, and torch's random state
             stays as it was. Without it they depend on that state, and on the default type and
-            device, as any module's.
+            device, as those of any module do.
 
     Returns:
         A plain module that declares `definition_order`.

@@ -23,7 +23,7 @@ ACTIVATIONS = {
     nn.Tanh: (torch.tanh_, lambda g, out: aten.tanh_backward(g, out, grad_input=g)),
     nn.Identity: (lambda x: x, lambda g, out: g),
 }
-LANES = 32  # the batch is padded to this many floats: two vectors, which sigmoid takes at once
+LANES = 32  # the batch is padded to a multiple of this: sigmoid takes two vectors of floats at once
 # Surviving fraction up to which sparse products beat dense ones, measured on two cores, one thread
 # each: 784-500-500-500-500-10, batch 60
 DENSEST = 0.26
@@ -64,8 +64,8 @@ class _Network(torch.autograd.Function):
                 units = torch.empty_like(h[:-1])
                 torch.addmm(units, stack.transposed[layer - 1], grad, beta=0, out=units)
                 grad = stack.slope(units, h[:-1])
-        # A new view, which autograd takes as it is where it would copy a tensor that others hold;
-        # the next backward overwrites it, as after zero_grad nobody needs it.
+        # Autograd takes a new view as it is, where it would copy a tensor that others hold. The
+        # next backward overwrites it: after zero_grad nobody needs it.
         return stack.gradient.detach(), None, None
 
 
@@ -73,13 +73,14 @@ class SparseStack(nn.Module):
     """K pruned fully-connected networks of the same layer sizes, trained on the same batches.
 
     models: `FCN`s in float32 on the CPU.
-    masks: per model one boolean mask per Linear, shaped as its weight; weights outside count as 0.
+    masks: for each model one boolean mask per Linear, shaped as its weight; weights outside
+        count as 0.
 
-    The only parameter, `values`, holds layer by layer, in it network by network, the surviving
-    weights of each unit followed by its bias, and a few unused zeros at its end. The sum over
-    networks of the mean loss over the batch trains each network as if it were alone, also beside
-    one that diverges. The matrices share memory with `values`: training and `load_state_dict`
-    change both, but a deep copy or a move to another device would part them.
+    The only parameter, `values`, holds layer by layer, and within a layer network by network,
+    the surviving weights of each unit followed by its bias. A few unused zeros are at its end. The
+    sum over networks of the mean loss over the batch trains each network as if it were alone, even
+    beside one that diverges. The matrices share memory with `values`: training and
+    `load_state_dict` change both, but a deep copy or a move to another device would part them.
     """
 
     def __init__(self, models: list[nn.Module], masks: list[list[Tensor]]):
@@ -93,8 +94,8 @@ class SparseStack(nn.Module):
         for layer, network in self.places:
             whole = _with_bias(models[network].layers[2 * layer])
             parts.append(whole[self.keep[network][layer]])
-        # Whole vectors: Adam rounds what is left over differently, and then a network's result
-        # would depend on the rest of its stack.
+        # Padded to whole vectors: Adam rounds what is left over differently, and then a network's
+        # result would depend on the rest of its stack.
         count = sum(len(part) for part in parts)
         parts.append(torch.zeros(-count % LANES))
         self.sizes = [len(part) for part in parts]
@@ -119,7 +120,7 @@ class SparseStack(nn.Module):
         self.transposed = _matrices(self.transposed_values, transposed)
 
     def _indices(self, layer: int) -> tuple[Tensor, Tensor, torch.Size]:
-        """Rows, columns and shape of the block-diagonal matrix (units, inputs + 1) of a layer."""
+        """Return rows, columns and shape of a layer's block-diagonal matrix (units, inputs + 1)."""
         blocks = []
         for keep in self.keep:
             units = keep[layer][:, -1]
@@ -134,7 +135,11 @@ class SparseStack(nn.Module):
         return rows, columns, whole.shape
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (K, batch, classes) of float32 images (batch, C, H, W) or (batch, features)."""
+        """Return logits (K, batch, classes).
+
+        Args:
+            x: Float32 images (batch, C, H, W) or (batch, features).
+        """
         return _Network.apply(self.values, x.flatten(1), self)
 
     @torch.no_grad()
@@ -150,12 +155,15 @@ class SparseStack(nn.Module):
 
 
 def _with_bias(linear: nn.Linear) -> Tensor:
-    """A new matrix (units, inputs + 1): the weight with the bias as last column."""
+    """Return a new matrix (units, inputs + 1): the weight with the bias as its last column."""
     return torch.cat([linear.weight, linear.bias[:, None]], 1).detach()
 
 
 def _trained(masks: list[Tensor]) -> list[Tensor]:
-    """What is trained, as `_with_bias`: rows of units without influence on the logits are False."""
+    """Return for each layer what is trained, as a mask for the matrix of `_with_bias`.
+
+    Rows of units without influence on the logits are False.
+    """
     kept = []
     used = torch.ones(len(masks[-1]), dtype=torch.bool)
     for mask in reversed(masks):
@@ -167,7 +175,7 @@ def _trained(masks: list[Tensor]) -> list[Tensor]:
 
 
 def _matrices(values: Tensor, indices: list) -> list[Tensor]:
-    """CSR matrices that share their parts of `values`, which are ordered by matrix and row."""
+    """Return CSR matrices that share memory with `values`, in the order of matrix and row."""
     matrices = []
     begin = 0
     with warnings.catch_warnings(action="ignore"):  # CSR is new to PyTorch

@@ -43,15 +43,15 @@ def train(
     only. Pruned weights get no gradient from the first step, so Adam leaves them exactly zero.
 
     A model returns logits of shape (batch, classes), or (networks, batch, classes) for several
-    independent networks trained at once. Their losses are added, so each trains as if alone, also
-    beside one that diverges; `evaluate` says which that is. Of a tuple or dict that a model
-    returns, the first value counts.
+    independent networks trained at once. Their losses are added, so each trains as if alone, even
+    beside one that diverges; `evaluate` says which that is. If a model returns a tuple or dict, its
+    first value counts.
 
-    A model in evaluation mode is set to train. One in training mode is taken as it is: modules of
-    it that are in evaluation mode (a frozen batch norm) stay so.
+    A model in evaluation mode is set to train. One in training mode is taken as it is: those of its
+    modules that are in evaluation mode (a frozen batch norm) stay so.
 
-    On a GPU the steps of this project's networks are launched as one CUDA graph, whose bits are
-    those of single steps; hooks in Python run in the first four steps only.
+    On a GPU each step of this project's networks is launched as one CUDA graph, which gives the
+    same bits as a step without it. Hooks in Python run in the first four steps only.
 
     Args:
         model: Any module of 32- or 64-bit weights.
@@ -117,9 +117,9 @@ def train(
 
 
 def _step(model, optimizer, pruned, batch_size, device, precision) -> Callable:
-    """Return what takes one step of Adam on the mean loss, with masked gradients.
+    """Return a function that takes one step of Adam on the mean loss, with masked gradients.
 
-    It takes images and labels, and returns the loss of each image.
+    The function takes images and labels, and returns the loss of each image.
     """
     kept = [(layer.weight, mask.to(layer.weight)) for layer, mask in pruned]
     dtype = next(model.parameters()).dtype
@@ -129,12 +129,12 @@ def _step(model, optimizer, pruned, batch_size, device, precision) -> Callable:
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=low, cache_enabled=False)
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
-        if low and images.ndim == 4 and device.type == "cpu":  # a quarter faster
+        if low and images.ndim == 4 and device.type == "cpu":  # it is a quarter faster
             images = images.to(memory_format=torch.channels_last)
         with autocast:
             _, losses = _computed(model, images, labels)
         optimizer.zero_grad()
-        losses.backward(share.expand_as(losses))  # of the mean over each network's batch
+        losses.backward(share.expand_as(losses))  # the gradient of each network's mean
         for weight, mask in kept:
             if weight.grad is not None:  # a layer may be frozen
                 weight.grad.mul_(mask)
@@ -149,7 +149,7 @@ def _step(model, optimizer, pruned, batch_size, device, precision) -> Callable:
 @usual_torch()
 @torch.no_grad()
 def evaluate(model: nn.Module, data: Data, split: str = "test") -> tuple:
-    """Compute mean cross-entropy and accuracy (%) of `model`.
+    """Compute the mean cross-entropy and the accuracy (%) of `model`.
 
     The model computes in its own precision, without the caller's autocast. Modules keep their own
     modes: a frozen batch norm stays frozen.
@@ -197,7 +197,10 @@ def _check(model, data, steps, lr, batch_size, seed, precision) -> None:
 
 @contextlib.contextmanager
 def _prepared(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """What training needs of the process: random numbers, precision, denormal numbers as zero."""
+    """Prepare the process for training, and afterwards put its settings back.
+
+    They are the random state, whether oneDNN computes, and whether denormal numbers count as zero.
+    """
     flushing = torch.tensor(1e-40).item() == 0
     gpus = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=gpus), sound_backward(model):
@@ -210,22 +213,28 @@ def _prepared(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 def _batches(data, batch_size, start, seed, stage) -> Iterator:
-    """Normalised images and labels of each step from `start`, without end; seeds dropout, too."""
+    """Yield the normalised images and labels of each step from `start`, without end.
+
+    Dropout is seeded, too.
+    """
     labels = data.train_labels
     for chunk in itertools.count(start // CHUNK):
         rng = stream(seed, stage, chunk)
         torch.manual_seed(int(rng.integers(2**63)))  # dropout
         drawn = (rng.choice(len(labels), batch_size, False, shuffle=False) for _ in range(CHUNK))
-        # augmentation draws between them; without it, all at once is faster
+        # augmentation draws between two batches; without it, drawing all at once is faster
         for batch in drawn if data.augmentation else list(drawn):
-            # non_blocking here and in Data: else a GPU's step would have to end before the copy
+            # non_blocking here and in Data: a GPU's step need not end before the copy
             chosen = torch.from_numpy(batch).to(labels.device, non_blocking=True)
             images = augment(data.train_images.index_select(0, chosen), data.augmentation, rng)
             yield data.normalise(images), labels.index_select(0, chosen)
 
 
 def _computed(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits, and each image's cross-entropy, never in 16 bits: (batch,) or (networks, batch)."""
+    """Return logits and each image's cross-entropy, (batch,) or (networks, batch).
+
+    The cross-entropy is never computed in 16 bits.
+    """
     output = model(images.to(next(model.parameters()).dtype))
     if isinstance(output, Mapping):
         output = [*output.values()]
@@ -233,5 +242,5 @@ def _computed(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor,
         output = output[0]
     wide = output.to(torch.promote_types(output.dtype, torch.float32))
     labels = labels.expand(wide.shape[:-1])
-    # the classes' axis second, as cross_entropy wants it
+    # cross_entropy wants the axis of classes second
     return output, F.cross_entropy(wide.movedim(-1, 1), labels, reduction="none")
