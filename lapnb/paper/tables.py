@@ -351,8 +351,8 @@ def table(
         "precision": precision,
     }
     changes = {key: value for key, value in changes.items() if value is not None}
-    checked("table", name, Literal[*TABLES])
-    checked("scale", scale, Literal[SCALES])
+    name = checked("table", name, Literal[*TABLES])
+    scale = checked("scale", scale, Literal[SCALES])
     for key in changes:
         checked("setting", key, Literal[CHANGEABLE])
     settings = {key: value for key, value in TABLES[name].items() if key not in SCALES}

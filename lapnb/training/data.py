@@ -177,7 +177,7 @@ def _as_images(name: str, values) -> Tensor:
 def _as_labels(name: str, values, count: int) -> Tensor:
     """Return labels as int64 (N,), or raise a ValueError that begins with `name`."""
     labels = torch.as_tensor(values)
-    whole = not labels.is_floating_point() and labels.shape == (count,)
+    whole = torch.can_cast(labels.dtype, torch.int64) and labels.shape == (count,)
     allowed = f"{count} whole numbers from 0, one per image"
     require(whole, name, allowed, f"{tuple(labels.shape)}, {labels.dtype}")
     labels = labels.long()

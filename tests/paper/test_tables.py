@@ -88,6 +88,7 @@ def test_surviving_percentages_are_the_published_ones(name):
         (dict(dense_steps="30"), ("dense_steps", 30)),
         (dict(device="auto"), ("device", "cuda" if torch.cuda.is_available() else "cpu")),
         (dict(methods=None, seeds=None), ("seeds", (0, 1, 2))),
+        (dict(scale="'smoke'"), ("scale", "smoke")),
     ],
 )
 def test_parameters_as_papermill_hands_them_over(change, expected):

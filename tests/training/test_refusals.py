@@ -23,7 +23,7 @@ VGG = {"activation": ("tanh",), "image_size": (0, 31), "channels": (0, 3.0)}
 LOAD = {"name": ("imagenet", None), "image_size": (0, 28.0, "28"), "channels": (0, 2, "3")}
 TENSORS = {
     "train_images": (IMAGES.float(), NAN, IMAGES.int(), IMAGES[0, 0], IMAGES[:0], IMAGES[..., :8]),
-    "train_labels": (LABELS[:9], LABELS.float(), LABELS - 1),
+    "train_labels": (LABELS[:9], LABELS.float(), LABELS.cfloat(), LABELS - 1),
     "test_labels": (LABELS[:, None],),
     "classes": (12.5, 3),
     "mean": ((0.5,),),
