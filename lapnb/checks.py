@@ -72,8 +72,8 @@ def one_sentence(parameter: str = "") -> Iterator[None]:
         first = error.errors()[0]
         name = parameter or next((part for part in first["loc"] if isinstance(part, str)), "")
         reason = re.sub(r"^(Input|Tuple|Value) (should|error,)", "must", first["msg"])
-        value = f"; got {reprlib.repr(first['input'])}" if name else ""
-        raise ValueError(f"{name} {reason}{value}".strip()) from None
+        got = f"; got {reprlib.repr(first['input'])}" if name else ""
+        raise ValueError(f"{name} {reason}{got}".strip()) from None
 
 
 def refuse_unknown_parameters() -> None:

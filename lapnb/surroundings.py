@@ -19,9 +19,9 @@ def usual_torch() -> Iterator[None]:
     cpu
     """
     dtype = torch.get_default_dtype()
-    device = contextlib.nullcontext()
+    on_cpu = contextlib.nullcontext()
     if torch.get_default_device().type != "cpu":  # entered only then, as it slows every call
-        device = torch.device("cpu")
+        on_cpu = torch.device("cpu")
     torch.set_default_dtype(torch.float32)
     onednn = torch.backends.mkldnn
     products, convolutions = onednn.matmul.fp32_precision, onednn.conv.fp32_precision
@@ -32,7 +32,7 @@ def usual_torch() -> Iterator[None]:
             torch.autocast("cuda", enabled=False),
             torch.inference_mode(False),
             torch.enable_grad(),
-            device,
+            on_cpu,
         ):
             yield
     finally:

@@ -45,7 +45,7 @@ def _side_by_side(setting: str, *values: str) -> dict:
 def _kept(method: str, loss: float, published: float) -> Claim:
     """Return the claim that accuracy is kept down to the fraction (%) in the paper's text.
 
-    The margin of 5 points was chosen after the rows were looked at.
+    It holds within a margin of 5 points, which was chosen after the rows were looked at.
     """
     return Claim(
         method,

@@ -20,14 +20,14 @@ from lapnb.pruning.layers import (
 from lapnb.pruning.twin import twin_of
 
 ACTIVATIONS = nn.ReLU, nn.Sigmoid, nn.Tanh  # of our networks
-# A model that is not ours must consist of these modules alone: none has a `forward` that changes
+# A model that is not ours must consist of these modules alone, which call what they hold in
 # the order of definition
 CHAIN = (
     *(nn.Sequential, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d),
     *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Dropout, nn.Identity),
     *ACTIVATIONS,
 )
-# Modules of our networks whose Hessian BackPACK computes
+# Modules of our networks through which BackPACK computes the Hessian
 HESSIAN_MODULES = nn.Linear, nn.Conv2d, nn.MaxPool2d, nn.Flatten, *ACTIVATIONS
 NEEDS = "obd and obd_lap serve the fully-connected networks and Conv-6 of this project"
 

@@ -23,8 +23,8 @@ meet again it drops their cross terms.
 - A batch norm multiplies by γ²/(running_var + ε), other norm layers by γ²: the scale that they
   compute from the data counts as 1.
 - A linear layer or a convolution is a neighbour, whatever weight it has. The only exception is a
-  filter of each channel by constants, such as a blur, unless it is transposed: it multiplies by
-  their squares.
+  filter of each channel by constants that is not transposed, such as a blur: it multiplies by the
+  squares of the constants.
 - Activations, dropout, resizing, pooling and averages over positions are the identity of each unit.
   Positions of one unit move together: a sum over n of them, as a filter makes it, counts as n².
 - An average over n units is 1/n² of their sum. Padded units hold nothing; padded positions hold
@@ -228,7 +228,7 @@ class _Walk(Rules):
 
     def check_weights(self, func, leaves, args, kwargs) -> None:
         """Refuse a function that computes with a layer's weight, unless it is the layer's own."""
-        for value in leaves:
+        for value in leaves:  # parts of a weight are refused where they are made
             i = self.index.get(id(value))
             if i is None or func.__name__ == "multi_head_attention_forward":
                 continue

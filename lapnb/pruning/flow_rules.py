@@ -7,9 +7,9 @@ labels: a random number per unit, in the signal's own shape; 0 where there is no
     with the signal where it is rearranged, and constants leave them alone. So neighbours along a
     dimension whose labels differ are two units, and those with the same label are two positions of
     one.
-gate: a number that decides whether it is the gate in a product of signals. It is 0 if the signal
-    is homogeneous in the weights that make it, 1 if it comes from an activation that is not, 2 if
-    it comes from an activation that saturates, 3 if it is a scale computed from the data.
+gate: a number that decides whether the signal is the gate in a product of signals: 0 if it is
+    homogeneous in the weights that make it, 1 if it comes from an activation that is not, 2 if it
+    comes from a sigmoid or a softmax, 3 if it is a scale computed from the data.
 root: the same object for all elementwise functions of one signal.
 """
 
@@ -244,13 +244,13 @@ class Rules(TorchFunctionMode):
         return self.emit(source.view(-1, *positions), out.shape)
 
     def embedding(self, func, indices, weight, *args, **kwargs):
-        """Take an embedding as a layer with one-hot inputs."""
+        """Treat an embedding as a layer with one-hot inputs."""
         values = column_norms(at_least_float(weight), 1)
         out = func(indices, weight, *args, **kwargs)
         return self.emit(values.double().square(), out.shape)
 
     def multi_head_attention_forward(self, func, *args, **kwargs):
-        """Take its projections as layers, between which the block ends."""
+        """Treat the projections of attention as layers; the block ends between them."""
         queries_keys_values = args[:3]
         if args[5] is None:  # keys or values of another size than queries
             weights = [kwargs[f"{name}_proj_weight"] for name in "qkv"]
@@ -397,13 +397,16 @@ class Rules(TorchFunctionMode):
     # Sums, pooling and rearrangements
 
     def largest(self, func, x, *args, **kwargs):
-        """Take a maximum over positions as the identity; end the block at one over units."""
+        """Treat a maximum over positions as the identity; end the block at one over units."""
         units = any(self.has_units(x, dim) for dim in dimensions(x, args, **kwargs))
         rule = self.end if units else self.moved
         return rule(func, x, *args, **kwargs)
 
     def reduce(self, func, x, *args, **kwargs):
-        """Take a mean over positions as the identity, over n units as 1/n² of their sum."""
+        """Reduce by sum, mean, norm, std or var.
+
+        A mean over positions is the identity of each unit, one over n units is 1/n² of their sum.
+        """
         name = func.__name__
         dims = dimensions(x, args[1:] if "norm" in name else args, **kwargs)
         shape = func(meta(x), *args, **kwargs).shape
@@ -420,7 +423,7 @@ class Rules(TorchFunctionMode):
         return self.mark(out.view(shape), x.labels.mean(dims).view(shape))
 
     def pool(self, func, x, *args, **kwargs):
-        """Take pooling over positions as the identity; end the block at a maximum over units."""
+        """Treat pooling and resizing as the identity; end the block at a maximum over units."""
 
         def run(values):
             return func(values, *args, **kwargs)
@@ -529,11 +532,11 @@ def is_parameter(value) -> bool:
 def _gate_of(func, rule: str, args) -> int:
     """Return the gate of a function's outputs, whatever its inputs are."""
     name = func.__name__.strip("_")
-    has_number = any(isinstance(x, int | float) and x for x in args)
+    has_nonzero = any(isinstance(x, int | float) and x for x in args)
     if name in SATURATING:
         return 2
     if "clamp" in name or rule in ("add", "rsub"):  # with zero alone they are homogeneous
-        return int(has_number)
+        return int(has_nonzero)
     if rule == "reduce":
         return int(name not in SUMS)
     return {"activation": 1, "scale_of_data": 3}.get(rule, 0)

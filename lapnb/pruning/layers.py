@@ -237,6 +237,6 @@ def row_norms(weight: Tensor) -> Tensor:
 
 
 def column_norms(weight: Tensor, groups: int) -> Tensor:
-    """Return the Frobenius norm of all weights that leave each input unit; shape (inputs,)."""
+    """Return the norm of the weights that leave each input unit, in its group; shape (inputs,)."""
     squares = weight.reshape(groups, len(weight) // groups, -1).square().sum(1)  # sums over rows
     return squares.view(groups * weight.shape[1], -1).sum(1).sqrt()  # over kernel positions

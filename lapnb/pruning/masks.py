@@ -266,7 +266,7 @@ def keep_largest(score: Tensor, count: int, *weights: Tensor) -> Tensor:
 
 
 def keep_in_rows(score: Tensor, count: int, weight: Tensor) -> Tensor:
-    """Return a mask of equally many per row, and one more in rows whose next score is largest."""
+    """Return a mask of `count`: equally many per row, one more where the next score is largest."""
     rows = score.masked_fill(weight == 0, -1).flatten(1)  # what was pruned earlier comes last
     rank = rows.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     per_row, remainder = divmod(count, len(rows))
@@ -383,14 +383,14 @@ def fitting(model: nn.Module, masks: list[Tensor]) -> list[tuple[Layer, Tensor]]
     """Return each prunable layer with its mask; raise ValueError when the masks do not fit."""
     layers = prunable_layers(model)
     allowed = f"a list of one per prunable layer ({len(layers)})"
-    count = len(masks) if isinstance(masks, list | tuple) else type(masks).__name__
-    require(count == len(layers), "masks", allowed, count)
+    given = len(masks) if isinstance(masks, list | tuple) else type(masks).__name__
+    require(given == len(layers), "masks", allowed, given)
     pairs = list(zip(layers, masks, strict=True))
     for layer, mask in pairs:
         shape = tuple(layer.weight.shape)
         fits = isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.shape == shape
-        mask_shape = getattr(mask, "shape", mask)
-        require(fits, f"mask of {layer.name}", f"a bool tensor of shape {shape}", mask_shape)
+        given = getattr(mask, "shape", mask)
+        require(fits, f"mask of {layer.name}", f"a bool tensor of shape {shape}", given)
     return pairs
 
 

@@ -1,4 +1,4 @@
-"""What to use: a practitioner's choices, judged on all recorded rows. It only reads rows."""
+"""What to use: a practitioner's choices, judged on all recorded rows. Only reads rows."""
 
 from collections.abc import Iterable, Iterator
 from itertools import product
@@ -55,7 +55,7 @@ def in_words() -> Shown:
 
 
 def beside_lap(rows: pd.DataFrame) -> str:
-    """Say by 95 % intervals which other methods of typed rows are better or worse than LAP."""
+    """Compare LAP with all else in a table's typed rows, by 95 % intervals."""
     forms = rows[[*LAP]].drop_duplicates().to_dict("records")
     other = LAP if LAP in forms else LAP | {"scope": "global"}
     clauses = []
@@ -95,7 +95,7 @@ def _named(choice: dict) -> str:
 
 
 def _judged(rows: pd.DataFrame) -> tuple[str, str]:
-    """Return the verdict and the evidence of intervals, a row per surviving fraction."""
+    """Return the verdict and the evidence from rows with an interval per surviving fraction."""
     clear = compare.holm(rows.p) < 0.05
     kinds = {"yes": ("better", rows[rows.high < 0]), "no": ("worse", rows[rows.low > 0])}
     verdicts, evidence = [], []

@@ -1,4 +1,4 @@
-"""Statistics of rows: means, paired differences, endpoints, verdicts. It only reads rows."""
+"""Statistics of rows: means, paired differences, endpoints, verdicts on claims. Only reads rows."""
 
 import dataclasses
 import math
@@ -60,7 +60,7 @@ def with_losses(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def varied(rows: pd.DataFrame) -> list[str]:
-    """Return the names of the settings that differ between rows."""
+    """Return which of the settings `VARIED` differ between rows."""
     return [name for name in VARIED if rows[name].nunique() > 1]
 
 
@@ -192,9 +192,10 @@ def interval(values: pd.Series) -> dict[str, float]:
     """Summarise one number per seed.
 
     Returns:
-        difference, the mean; low and high, its 95 % interval (Student's t); n; p, two-sided, of a
-        mean of 0; standard_error; and detectable, the difference that the t test at 5 % finds with
-        80 % power at this n and standard deviation: (t(0.975) + t(0.8)) · standard_error.
+        difference, the mean; low and high, its 95 % interval (Student's t); n; p, the two-sided
+        p value for a mean of 0; standard_error; and detectable, the difference that the t test at
+        5 % finds with 80 % power at this n and standard deviation: (t(0.975) + t(0.8)) ·
+        standard_error.
     """
     from scipy.stats import t  # takes a second to import
 
@@ -212,7 +213,7 @@ def per_seed(values: pd.DataFrame, claim: Claim) -> pd.Series:
 
     Args:
         values: A row per seed; a column per fraction of surviving weights (%), the sparsest last.
-        claim: Holds the `measure`.
+        claim: Holds the `measure`, and the `loss` of "kept".
     """
     percent = values.columns.to_numpy(float)
     if claim.measure == "kept":
@@ -230,7 +231,7 @@ def per_seed(values: pd.DataFrame, claim: Claim) -> pd.Series:
 
 
 def alike(found: dict, claim: Claim) -> float:
-    """Return p of a mean outside the limits of a claim: the larger of two one-sided tests."""
+    """Return the p value for a mean outside a claim's limits: the larger of two one-sided tests."""
     from scipy.stats import t
 
     nearest = min(found["difference"] - claim.low, claim.high - found["difference"])
@@ -241,10 +242,10 @@ def alike(found: dict, claim: Claim) -> float:
 def judge(found: dict, claim: Claim) -> str:
     """Judge an `interval` by the limits of a claim.
 
-    It is *undecided* when there are fewer than 3 seeds. Otherwise it is *reproduced* when the 95 %
-    interval lies between the limits, *not reproduced* when it lies outside, *undecided* when it
-    does neither. With two limits, as for methods that are alike, it is reproduced by two one-sided
-    tests at 5 % each, which means that the 90 % interval lies between the limits.
+    The claim is *undecided* with fewer than 3 seeds. Otherwise it is *reproduced* when the 95 %
+    interval lies between the limits, *not reproduced* when the interval lies outside, *undecided*
+    when it does neither. With two limits, as for methods that are alike, it is reproduced by two
+    one-sided tests at 5 % each, which means that the 90 % interval lies between the limits.
     """
     if found["n"] < LEAST_SEEDS:
         return "undecided"
@@ -297,8 +298,8 @@ def sides(rows: pd.DataFrame, claim: Claim) -> tuple[pd.DataFrame, pd.DataFrame]
     """Return the claim's column of the method and of the baseline, a row per seed.
 
     Each has a column per fraction of surviving weights (%). The method stands in for a baseline
-    that is published. The rounds are those that are declared for the scale and that both methods
-    have; the seeds are those that have all these rounds.
+    that is published. The rounds are the sparsest `claim.rounds` that are declared for the
+    scale, as far as both methods have them; the seeds are those that have all these rounds.
     """
     first = rows.iloc[0]
     declared = table(first.table, first.scale).rounds[-claim.rounds :]

@@ -123,7 +123,7 @@ def _draw_survivors(axis, title: str, picture: np.ndarray, colours: str, low, hi
 
 
 def _survivors(mask: Tensor, data: Data) -> np.ndarray:
-    """Return a picture of the first layer's surviving weights, by input pixel or by kernel."""
+    """Count the first layer's surviving weights per input pixel, or per position of each kernel."""
     from torchvision.utils import make_grid
 
     if mask.ndim == 2:

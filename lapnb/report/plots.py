@@ -264,7 +264,7 @@ def _draw_lines(axis, numbers: pd.DataFrame, limits=(-math.inf, math.inf)) -> No
     """
     from matplotlib.transforms import offset_copy
 
-    for end in ("value", "low", "high", "paper"):  # matplotlib leaves out lines that lie aside
+    for end in ("value", "low", "high", "paper"):  # else lines that lie aside would not count
         axis.update_datalim(numbers[["surviving", end]])
     groups = numbers.groupby("method", sort=False)
     for place, (method, line) in enumerate(groups):
@@ -321,7 +321,7 @@ def _error_axes(axes: list) -> None:
 
 
 def _surviving_axes(first, last, fractions: pd.Series) -> None:
-    """Put surviving weights below the last panel and sparsity above the first, few to the right.
+    """Put surviving weights below the last panel, fewest on the right, sparsity above the first.
 
     Measured fractions are ticks. Labels without room beside their neighbours stand further out.
     """

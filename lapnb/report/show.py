@@ -73,7 +73,7 @@ def heading(table: pd.DataFrame, column: str) -> str:
 
 
 def is_whole(results: pd.DataFrame) -> bool:
-    """Say whether these are all recorded runs of the table, and newer than its picture.
+    """Return whether these are all recorded runs of the table and newer than its picture.
 
     Because of this check, looking at recorded rows, or at some of them, changes no file.
     """

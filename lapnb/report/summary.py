@@ -1,4 +1,4 @@
-"""All tables together: claims, networks, and how often LAP is better. It only reads rows."""
+"""All tables together: claims, networks, and how often LAP is better. Only reads rows."""
 
 import math
 from html import escape
@@ -231,8 +231,8 @@ def together(seeds: pd.DataFrame) -> dict:
     Returns:
         seeds, their number; better, the number of seeds in which LAP is better; probability, that
         LAP is better, as the mean over networks; iqm, the interquartile mean of LAP − MP over all
-        seeds; low and high, its 95 % interval (bootstrap, seeds drawn within each network); p of a
-        mean of 0, by flipping the signs of seeds.
+        seeds; low and high, its 95 % interval (bootstrap, seeds drawn within each network); p,
+        for a mean of 0, by flipping the signs of seeds.
     """
     from scipy.stats import permutation_test, trim_mean
 

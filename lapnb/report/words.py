@@ -1,4 +1,4 @@
-"""What is said of rows: titles, captions, claims and numbers in words. It only reads rows."""
+"""What is said of rows: titles, captions, claims and numbers in words. Only reads rows."""
 
 import math
 import pathlib
@@ -64,7 +64,7 @@ def interval_text(row, style: str = ".2f") -> str:
 
 
 def percent(value: float) -> str:
-    """Format a percentage with two decimals, as in the paper, or with two significant digits."""
+    """Format a percentage with two decimals, as the paper does; below 0.1 with two digits."""
     return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
@@ -179,7 +179,7 @@ def stands_in(rows: pd.DataFrame) -> str:
 
 
 def as_published(rows: pd.DataFrame) -> bool:
-    """Say whether rows are of the published network and data set, or of its JPEG files."""
+    """Return whether rows are of the published network and data set; JPEG files of it serve too."""
     first, paper = rows.iloc[0], in_the_paper(rows)
     ran = table(first.table, first.scale)
     same = (ran.width, ran.image_size) == (paper.width, paper.image_size) and not first.changed

@@ -49,7 +49,7 @@ def compute(task: Task, tell: Tell | None = None) -> list[dict]:
 
     Args:
         task: What to compute.
-        tell: Is called with the number of finished steps. By default a file keeps it.
+        tell: Is called with the number of finished steps. By default it is written to a file.
     """
     progress = task.file("progress")
 
@@ -157,7 +157,7 @@ def _prune(task: Task, row: dict, data: Data, dense: nn.Module, origin: str) -> 
         example = data.normalise(data.train_images[:2])
     options = dict(example=example, statistics=statistics, seed=task.seed)
     start = time.perf_counter()
-    with warnings.catch_warnings(action="ignore"):  # of empty layers, which the row names
+    with warnings.catch_warnings(action="ignore"):  # about empty layers, which the row names
         masks = prune_masks(model, method, keep, table.scope, **options)
     seconds += time.perf_counter() - start
     apply_masks(model, masks)
@@ -181,7 +181,7 @@ def _earlier(task: Task, method: str, t: int, origin: str) -> dict[str, Tensor]:
     task = replace(task, runs=((method, before),))
     path = task.file("retrained", origin)
 
-    def computed() -> tuple[dict, dict]:  # it is damaged, or in the folder of another worker
+    def computed() -> tuple[dict, dict]:  # where it is damaged or in another worker's folder
         (row,) = compute(task, lambda steps: None)
         if row["status"].startswith("failed"):
             raise ValueError(f"round {before} {row['status']}")

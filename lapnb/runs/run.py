@@ -163,11 +163,12 @@ def _tell_origins(rows: pd.DataFrame, table: Table) -> None:
     Say also for which seeds the rows start from several dense networks: machines round differently.
     """
     asked = device_name(table.device, table.precision)
-    devices = rows.device[rows.device != asked]
-    if not devices.empty:
+    elsewhere = rows.device[rows.device != asked]
+    if not elsewhere.empty:
         print(
-            f"{len(devices)} of {len(rows)} rows were recorded on {' and '.join(devices.unique())}"
-            f"; this table asks for {asked}: recompute=True computes them so"
+            f"{len(elsewhere)} of {len(rows)} rows were recorded on "
+            f"{' and '.join(elsewhere.unique())}; this table asks for {asked}: "
+            "recompute=True computes them so"
         )
     networks = rows.groupby(["activation", "seed"]).dense_error.nunique()
     seeds = networks[networks > 1].index.unique("seed")

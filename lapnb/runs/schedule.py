@@ -16,7 +16,7 @@ from lapnb.runs.task import Run, Task, stackable
 from lapnb.runs.workers import Where, opened
 
 Graph = dict[Task, list[Task]]  # for each task, the tasks that it starts from
-STACK = 20  # networks that are trained together; more of them gain nothing
+STACK = 20  # networks that are trained together, about: more of them gain nothing
 
 
 def graph_of(table: Table, source: str, missing: set[tuple]) -> Graph:

@@ -16,7 +16,7 @@ from lapnb.progress import Progress
 from lapnb.store import root
 from lapnb.training.datasets import data_folder
 
-Where = Executor | str | None  # to compute: None means in our own processes, text with Dask
+Where = Executor | str | None  # to compute: None: here or in workers; text: Dask
 CONNECT_SECONDS = 5  # for a Dask scheduler to answer
 CPU_LIMIT = pathlib.Path("/sys/fs/cgroup/cpu.max")  # of a container
 

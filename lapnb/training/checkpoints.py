@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lapnb.store import content, fingerprint, load_tensors, save_tensors
-from lapnb.training.data import Data
+from lapnb.training.data import CHUNK, Data
 
 CHECKPOINT_SECONDS = 60.0
 
@@ -63,24 +63,24 @@ class Checkpoint:
         self.facts = {"training": f"{settings}, network and data {inputs}", "start": start}
         if not self.path.exists():
             return 0
-        tensors, facts = load_tensors(self.path)
-        if facts.get("training") != self.facts["training"] or facts["step"] > steps:
+        tensors, stored = load_tensors(self.path)
+        if stored.get("training") != self.facts["training"] or stored["step"] > steps:
             raise ValueError(
-                f"checkpoint {self.path} is of another network, training or data ({facts}; this "
+                f"checkpoint {self.path} is of another network, training or data ({stored}; this "
                 f"one: {self.facts}, {steps} steps); name another file, or delete it"
             )
-        if facts["start"] != start:
+        if stored["start"] != start:
             print(f"{self.path} began from other weights or masks; this run starts anew")
             return 0
         for name, value in self._state().items():
             value.copy_(tensors[name])
-        self.begun -= facts["seconds"]
-        return facts["step"]
+        self.begun -= stored["seconds"]
+        return stored["step"]
 
     def save(self, step: int) -> None:
-        """Save the state after `step`, unless less than a minute has passed since the last time."""
+        """Save the state after `step` where a random stream ends, at most once a minute."""
         now = time.monotonic()
-        if now - self.saved <= CHECKPOINT_SECONDS:
+        if step % CHUNK or now - self.saved <= CHECKPOINT_SECONDS:
             return
         progress = {"step": step, "seconds": now - self.begun}
         save_tensors(self.path, self._state(), self.facts | progress)

@@ -19,6 +19,8 @@ from lapnb.progress import progress
 from lapnb.surroundings import usual_torch
 from lapnb.training.datasets import DATASETS, SPLITS, read_dataset, stacked
 
+CHUNK = 25  # steps between two fresh random streams, and between looks at the loss and the clock
+
 
 def stream(seed: int, stage: str, chunk: int = 0) -> np.random.Generator:
     """Return a generator that depends on (seed, stage, chunk) only, never on earlier draws."""
@@ -194,7 +196,7 @@ def load_data(name: str, image_size: int | None = None, channels: int | None = N
             "tiny_imagenet".
         image_size: Pixels per side. Images are padded with black where this is up to 8 more than
             they have, and resized to any other size (bilinear, antialiased).
-        channels: 3 repeats a grey image; images in colour stay as they are. By default all do.
+        channels: 3 repeats a grey image. By default images stay as they are.
 
     Raises:
         ValueError: an argument makes no sense.
@@ -242,7 +244,7 @@ def augment(images: Tensor, kind: str, rng: np.random.Generator) -> Tensor:
         kind: "" (nothing), "crop_flip" (a random crop after zero padding of 4 pixels) or
             "resized_crop_flip" (torchvision's RandomResizedCrop(H), bilinear). Both mirror each
             image with probability 1/2.
-        rng: The generator of all random numbers.
+        rng: The generator that all random numbers are drawn from.
 
     Raises:
         ValueError: any other kind.

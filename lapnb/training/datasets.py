@@ -55,7 +55,7 @@ def _user_cache() -> str:
 def _writable() -> Path:
     """Return the folder for locks and decoded images.
 
-    It is the data folder, or the user's cache where that is read-only.
+    It is the data folder or, where that is read-only, the user's cache.
     """
     folder = data_folder()
     with contextlib.suppress(OSError):

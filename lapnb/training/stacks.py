@@ -175,7 +175,7 @@ def _trained(masks: list[Tensor]) -> list[Tensor]:
 
 
 def _matrices(values: Tensor, indices: list) -> list[Tensor]:
-    """Return CSR matrices that share memory with `values`, in the order of matrix and row."""
+    """Return CSR matrices that share memory with `values`, which is in order of matrix and row."""
     matrices = []
     begin = 0
     with warnings.catch_warnings(action="ignore"):  # CSR is new to PyTorch

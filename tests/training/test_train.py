@@ -207,6 +207,9 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(hasty, tmp_path):
         lapnb.train(Centred(), DIGITS, 110, checkpoint=file, progress=stop)
     again = lapnb.train(Centred(), DIGITS, 110, checkpoint=file, progress=steps.append)
     assert same_networks(whole, again) and steps[0] == 75
+    lapnb.train(Centred(), DIGITS, 60, checkpoint=tmp_path / "shorter")
+    longer = lapnb.train(Centred(), DIGITS, 110, checkpoint=tmp_path / "shorter")
+    assert same_networks(whole, longer)
 
 
 def test_a_run_with_other_masks_begins_anew_and_says_so(hasty, tmp_path, capsys):
