@@ -24,7 +24,16 @@ from lapnb.training.networks import NETWORKS
 DOCS = Path(__file__).resolve().parent
 START = "00_start_here"  # the index page
 # Pages that are not notebooks
-OWN = ["readme", "results", "choices", "several_machines", "add_a_method", "api", "changelog"]
+OWN = [
+    "readme",
+    "results",
+    "choices",
+    "pilot",
+    "several_machines",
+    "add_a_method",
+    "api",
+    "changelog",
+]
 
 # The side bar: heading → notebooks whose names begin like this.
 THEMES = {

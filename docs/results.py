@@ -26,12 +26,6 @@ COLUMNS = {
     "fcn_before_retraining": ("error_before",),
     "fcn_generalization": ("gap", "error", "train_error"),
 }
-# The notebooks whose names are not their tables'
-NOTEBOOKS = {
-    "fcn_before_retraining": "fcn_activations",
-    "fcn_later_criteria": "later_criteria",
-    "conv6_later_criteria": "later_criteria",
-}
 # The parts of torchvision's networks that LAP leaves dense, by family
 LEFT = {
     "GoogLeNet, Inception v3": "auxiliary classifiers, which run in training only",
@@ -72,7 +66,7 @@ def claims() -> str:
     rows = summary.summary(SCALES)
     rows = rows[~rows.repeats]
     links = [
-        f"[{TABLES[name]['title']}](notebooks/{NOTEBOOKS.get(name, name)}.ipynb)"
+        f"[{TABLES[name]['title']}](notebooks/{summary.NOTEBOOKS.get(name, name)}.ipynb)"
         for name in rows.table
     ]
     columns = {
@@ -84,13 +78,21 @@ def claims() -> str:
         "dense error (%)": map(words.beside, rows.dense, rows.published_dense),
         "surviving (%)": rows.surviving,
         "found [95 %]": rows.found,
-        "over all fractions": rows.area.map("{:+.2f}".format, na_action="ignore"),
+        "over all fractions": [words.number(area, "+.2f") for area in rows.area],
         "by fraction": rows.by_fraction,
         "p (Holm)": rows.p_holm.map("{:.2g}".format),
         "detectable": rows.detectable.map("{:.2g}".format),
     }
     table = pd.DataFrame({name: [*texts] for name, texts in columns.items()})
-    return markdown(table.replace("nan", "–"))
+    lost = rows[(rows.verdict == "reproduced") & (rows.p_holm >= 0.05)]
+    text = (
+        "p (Holm) belongs to the first claim of a table and is adjusted for the number of tables; "
+        "verdicts are not adjusted. "
+    )
+    if len(lost):
+        names = [f"{row.network} ({row.p_holm:.2g})" for row in lost.itertuples()]
+        text += f"Reproduced, but not significant after the adjustment: {words.listed(names)}."
+    return f"{markdown(table.replace('^[+]?nan$', '–', regex=True))}\n\n{text}"
 
 
 def across() -> str:
@@ -160,11 +162,12 @@ def tables() -> str:
 def section(name: str, rows: pd.DataFrame) -> str:
     """Return the result and the pictures of one table, and its numbers and verdicts, folded."""
     scale = rows.scale.iloc[0]
-    notebook = f"[notebook](notebooks/{NOTEBOOKS.get(name, name)}.ipynb)"
+    notebook = f"[notebook](notebooks/{summary.NOTEBOOKS.get(name, name)}.ipynb)"
     result = show.result(rows)
     parts = [
         f"### {heading_of(rows)}",
         f"{result}. {differs(rows)} See the {notebook} and the [rows](figures/{scale}/{name}.csv).",
+        beside_lap(rows),
     ]
     for column in COLUMNS.get(name, ("error",)):
         if column in drawn(name):
@@ -187,7 +190,8 @@ def numbers(rows: pd.DataFrame, column: str) -> list[str]:
     """Return the means of a column, ours beside the published ones, and the differences to MP."""
     beside = show.side_by_side(rows, column)
     parts = [f"{show.heading(beside, column)}.", markdown(beside)]
-    if "mp" in set(rows.method) and rows["round"].nunique() <= show.MOST_LINES:
+    others = {*rows.method} - {"mp", "lap"}  # of these two the difference stands in the table
+    if others and "mp" in {*rows.method} and rows["round"].nunique() <= show.MOST_LINES:
         parts.append("The same minus MP on paired seeds [95 %]; bold: n ≥ 3, 0 is excluded.")
         parts.append(markdown(differences(rows, column)))
     return parts
@@ -202,7 +206,7 @@ def differs(rows: pd.DataFrame) -> str:
         for name, text in SETTINGS.items()
         if getattr(ran, name) != getattr(paper, name)
     ]
-    if NOTEBOOKS.get(first.table) == "later_criteria":
+    if summary.NOTEBOOKS.get(first.table) == "later_criteria":
         parts.insert(0, "this table is ours")
     if first.table == "fcn_iterative":
         parts.insert(0, "the paper has no table of iterative pruning")
@@ -247,12 +251,7 @@ def difference(row: pd.Series, style: str) -> str:
 def beside_lap(rows: pd.DataFrame) -> str:
     """Say which other methods are better or worse than LAP, and at how many fractions."""
     comparisons = advice.beside_lap(rows[rows.retrain_steps > 0])
-    if not comparisons:
-        return ""
-    return (
-        "Compared with LAP by 95 % intervals (in brackets: at how many fractions also after "
-        f"adjustment for their number, Holm, and the difference at the sparsest): {comparisons}."
-    )
+    return f"Beside LAP (95 % intervals): {comparisons}." if comparisons else ""
 
 
 def agreement(rows: pd.DataFrame) -> str:
@@ -306,7 +305,10 @@ def accepted() -> tuple[str, str]:
         lines.append([family, share(part), LEFT.get(family, "–"), most])
     long = pd.DataFrame(lines, columns=["networks", "accepted", "left dense", "seconds"])
     refused = rows.dropna(subset="refused")
-    refusals = [f"- `{row.network}`: {row.refused}" for row in refused.itertuples()]
+    refusals = []
+    for row in refused.itertuples():
+        message = re.sub(r"\), .*\):", ") and others:", row.refused)
+        refusals.append(f"- `{row.network}`: {message}")
     if refusals:
         refusals = ["", "Refused, with the message:", "", *refusals]
     return short, "\n".join([markdown(long), *refusals])
@@ -357,6 +359,42 @@ def draw() -> None:
                 path.unlink()
 
 
+# ---- the pilot -----------------------------------------------------------------------------------
+
+
+def pilot() -> str:
+    """Return a line for each design that was tried, from the rows in docs/pilot/."""
+    designs = []
+    for path in sorted((CHECKOUT / "docs" / "pilot").glob("*.csv")):
+        rows = compare.one_source(pd.read_csv(path))
+        *denser, second, sparsest = sorted(rows["round"].unique())
+        for rounds in ([second, sparsest], denser):
+            part = rows[rows["round"].isin(rounds)]
+            errors = part.pivot(index=["round", "seed"], columns="method", values="error")
+            errors = errors.reindex(columns=["mp", "lap", "rp"])
+            pairs = errors.dropna(subset=["mp", "lap"])
+            endpoint = (pairs.lap - pairs.mp).groupby("seed").mean()
+            # of a seed: one dense network, then MP and LAP at these fractions
+            first = part.iloc[0]
+            steps = first.dense_steps + 2 * len(rounds) * first.retrain_steps
+            effect = abs(endpoint.mean()) / endpoint.std()
+            design = {
+                "network": words.title(rows, whole=False),
+                "dense steps": f"{first.dense_steps:,}",
+                "surviving (%)": words.several(100 * part.groupby("round").surviving.mean()),
+                "dense error": f"{words.dense_error(part):.1f}",
+                "MP": f"{pairs.mp.mean():.1f}",
+                "LAP": f"{pairs.lap.mean():.1f}",
+                "RP − MP": words.number((errors.rp - errors.mp).mean(), "+.1f"),
+                "LAP − MP, by seed": ", ".join(words.number(x, "+.1f") for x in endpoint),
+                "mean / sd": f"{effect:.2f}",
+                "steps a seed": f"{steps:,}",
+                "mean / sd for 100,000 steps": f"{effect * (1e5 / steps) ** 0.5:.2f}",
+            }
+            designs.append(design)
+    return markdown(pd.DataFrame(designs).replace("^[+]?nan$", "–", regex=True))
+
+
 # ---- files ---------------------------------------------------------------------------------------
 
 
@@ -372,7 +410,7 @@ def written(text: str, **blocks: str) -> str:
 
 
 def pages() -> dict[Path, str]:
-    """Return README.md and RESULTS.md as they should be, by path."""
+    """Return the pages with generated parts as they should be, by path."""
     short, long = accepted()
     rows = summary.networks()
     answer = textwrap.fill(summary.answer(rows), 120)
@@ -389,6 +427,7 @@ def pages() -> dict[Path, str]:
             tables=tables(),
             accepted=long,
         ),
+        CHECKOUT / "docs" / "pilot.md": dict(pilot=pilot()),
     }
     return {path: written(path.read_text("utf-8"), **texts) for path, texts in blocks.items()}
 

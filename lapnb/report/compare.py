@@ -338,7 +338,7 @@ def verdict(rows: pd.DataFrame, claim: Claim) -> dict:
     if numbers.empty:
         method, baseline = words.short(claim.method), words.short(claim.baseline)
         return row | {"found": f"no seed of {method} and {baseline}"}
-    part = those(rows, claim.where)
+    part = those(rows, claim.where).query("seed in @numbers.index")
     row["dense"] = words.dense_error(part)
     row["published_dense"] = words.published_dense(part)
     row |= numbers.mean().to_dict() | interval(numbers.difference)

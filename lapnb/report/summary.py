@@ -18,6 +18,12 @@ NETWORKS = [
     for name, declared in TABLES.items()
     if LAP_BEATS_MP in declared["claims"] and "," not in declared["title"]
 ]
+# The notebooks that show tables of other names
+NOTEBOOKS = {
+    "fcn_before_retraining": "fcn_activations",
+    "fcn_later_criteria": "later_criteria",
+    "conv6_later_criteria": "later_criteria",
+}
 # These groups were put together after the rows were looked at
 AFTER_THE_FACT = {
     "VGGs on CIFAR-10": [name for name in NETWORKS if "vgg" in name and "cifar10" in name],
@@ -120,8 +126,20 @@ def everything() -> pd.DataFrame:
             network = words.title(rows, whole=False) + usual.fillna(", " + rows.activation)
             parts.append(rows.assign(network=network)[rows.retrain_steps > 0])
     rows = pd.concat(parts, ignore_index=True)
-    run = ["network", "scale", "source", "method", "scope", "schedule", "round", "seed"]
-    return rows.drop_duplicates([*run, "dense_error", "device"])
+    run = [
+        "network",
+        "scale",
+        "source",
+        "method",
+        "scope",
+        "round",
+        "seed",
+        "dense_error",
+        "device",
+    ]
+    rows = rows.drop_duplicates([*run, "schedule"])
+    # the first round of an iterative schedule is a one-shot run
+    return rows.drop_duplicates([*run, "error_before", "error"])
 
 
 def matched(rows: pd.DataFrame, one: dict, other: dict, more: list[str]) -> pd.DataFrame:
@@ -158,21 +176,16 @@ def sentence() -> str:
     """Say how often LAP and MP are significantly better in `comparisons`, and which to take."""
     rows = comparisons()
     lap, mp = rows[rows.high < 0], rows[rows.low > 0]
-    worst = f"{mp.difference.max():.1f}" if len(mp) else "0"
     text = (
         "Over all tables, global and iterative pruning included, LAP is significantly better in "
-        f"{len(lap)} of {len(rows)} comparisons, MP in {len(mp)} (by at most {worst} points); "
-        f"{len(rows) - len(lap) - len(mp)} are undecided."
+        f"{len(lap)} of {len(rows)} comparisons{_by(lap)}, MP in {len(mp)}{_by(mp)}; "
+        f"{len(rows) - len(lap) - len(mp)} are undecided. In practice: "
     )
-    if lap.empty:
-        return f"{text} In practice there is no reason yet to prefer LAP."
-    best = lap.loc[lap.difference.idxmin()]
-    where = f"{best.network}, {words.short(best.scope)}, "
-    where += f"{words.percent(best.surviving)} % of the weights"
-    return (
-        f"{text} In practice: take LAP. Where the difference is significant, LAP is better by up "
-        f"to {-best.difference:.0f} points ({where}) and MP by at most {worst}."
-    )
+    return text + ("take LAP." if len(lap) else "there is no reason yet to prefer LAP.")
+
+
+def _by(rows: pd.DataFrame) -> str:
+    return f" (by up to {rows.difference.abs().max():.1f} points)" if len(rows) else ""
 
 
 def show_answer() -> pd.DataFrame:
@@ -311,7 +324,8 @@ def index(claims: pd.DataFrame):
             line = words.verdict_line(row)
             if row.n:
                 line = f"{row.network}: {line}"
-        lines.append([f'<a href="{name}.ipynb">{declared["title"]}</a>', escape(line)])
+        notebook = NOTEBOOKS.get(name, name)
+        lines.append([f'<a href="{notebook}.ipynb">{declared["title"]}</a>', escape(line)])
     frame = pd.DataFrame(lines, columns=["notebook", "result"])
     with pd.option_context("display.max_colwidth", None):
         return HTML(frame.to_html(index=False, escape=False, border=0, justify="left"))

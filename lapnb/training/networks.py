@@ -62,16 +62,14 @@ class VGG(Network):
     Conv-6 is as the authors': no batch norm, and `hidden` linear layers before the last.
     """
 
-    def __init__(
-        self, convolutions, hidden, batch_norm, num_classes, image_size, channels, width, stride
-    ):
+    def __init__(self, convolutions, num_classes, image_size, channels, width, stride, hidden=0):
         side = math.ceil(image_size / stride) // 2 ** len(convolutions)
         require(side > 0, "image_size", "larger for this network and stride", image_size)
         layers = []
         for stage, count in enumerate(convolutions):
             planes = scaled(min(64 * 2**stage, 512), width)
             for _ in range(count):
-                layers += conv_norm(channels, planes, 3, stride, batch_norm)
+                layers += conv_norm(channels, planes, 3, stride, norm=not hidden)
                 layers.append(nn.ReLU())
                 channels, stride = planes, 1
             layers.append(nn.MaxPool2d(2))
@@ -188,10 +186,10 @@ def conv_norm(inputs: int, outputs: int, kernel: int, stride=1, norm=True) -> li
 
 NETWORKS = {
     "fcn": FCN,
-    "conv6": partial(VGG, (2, 2, 2), hidden=2, batch_norm=False),
-    "vgg11": partial(VGG, (1, 1, 2, 2, 2), hidden=0, batch_norm=True),
-    "vgg16": partial(VGG, (2, 2, 3, 3, 3), hidden=0, batch_norm=True),
-    "vgg19": partial(VGG, (2, 2, 4, 4, 4), hidden=0, batch_norm=True),
+    "conv6": partial(VGG, (2, 2, 2), hidden=2),
+    "vgg11": partial(VGG, (1, 1, 2, 2, 2)),
+    "vgg16": partial(VGG, (2, 2, 3, 3, 3)),
+    "vgg19": partial(VGG, (2, 2, 4, 4, 4)),
     "resnet18": partial(ResNet, basic, (2, 2, 2, 2)),
     "resnet50": partial(ResNet, bottleneck, (3, 4, 6, 3), expansion=4),
     "wrn16_8": partial(ResNet, wide, (2, 2, 2), stem=16, first=8 * 16),

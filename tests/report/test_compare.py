@@ -97,14 +97,14 @@ def test_the_endpoint_is_one_number_per_seed(made):
     mp = np.array([[9.0, 9.0, 9.0, 9.0], [20.0, 25.0, 24.0, 30.0], [60.0, 62.0, 95.0, 61.0]])
     lap = np.array([[8.0, 9.5, 8.0, 9.0], [19.0, 20.0, 15.0, 29.0], [33.0, 31.0, 45.0, 58.0]])
     parts = [made({"mp": mp[n], "lap": lap[n]}, nth=n) for n in (-3, -2, -1)]
-    more = made({"mp": [1.0] * 5, "lap": [70.0] * 5})
+    more = made({"mp": [1.0] * 5, "lap": [70.0] * 5}, dense_error=7.0)
     rows = pd.concat([*parts, more[more.seed == 4]])  # a seed that was run at one of the fractions
     first = lapnb.verdicts(rows.sample(frac=1, random_state=2)).iloc[0]
     seeds = (lap - mp)[1:].mean(axis=0)
     test = scipy.stats.ttest_1samp(seeds, 0)
     low, high = test.confidence_interval()
     expected = {"n": 4, "difference": seeds.mean(), "low": low, "high": high, "p": test.pvalue}
-    expected |= {"method_mean": lap[1:].mean(), "baseline_mean": mp[1:].mean()}
+    expected |= {"method_mean": lap[1:].mean(), "baseline_mean": mp[1:].mean(), "dense": 2.0}
     # 80 % power at 5 %: (t of 0.975 + t of 0.8, 3 degrees of freedom) standard errors
     expected["detectable"] = (3.182446 + 0.978472) * seeds.std(ddof=1) / 2
     expected["area"] = (np.trapezoid(lap - mp, [0, 1, 2], axis=0) / 2).mean()

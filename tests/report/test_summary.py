@@ -1,5 +1,7 @@
 """All tables together: the arithmetic, on rows made up for the test."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -59,15 +61,16 @@ def test_all_comparisons_in_one_sentence(record):
     record({"mp": [1.0, 2.0], "lap": [0.5, 1.4]}, "conv6_cifar10", "reduced")  # too few
     assert summary.comparisons().n.max() == len(MP)
     text = summary.sentence()
-    assert "LAP is significantly better in 1 of 3 comparisons, MP in 1 (by at most 0.4 po" in text
-    assert "In practice: take LAP." in text and "by up to 35 points (FCN on MNIST, layer-w" in text
+    assert "LAP is significantly better in 1 of 3 comparisons (by up to 34.8 points), MP in" in text
+    assert "MP in 1 (by up to 0.4 points); 1 are undecided. In practice: take LAP." in text
 
 
 def test_runs_of_another_machine_are_seeds_of_their_own(record):
     record(BOTH, "fcn_mnist", "paper")
     record({"mp": MP[::-1], "lap": LAP}, "fcn_iterative", "paper", dense_error=2.5)
-    rows = summary.comparisons()
-    rows = rows[rows.schedule == "oneshot"].iloc[0]
+    comparisons = summary.comparisons()
+    assert [*comparisons.schedule] == ["oneshot"]  # the iterative runs are the same ones
+    rows = comparisons.iloc[0]
     apart = np.subtract(LAP + LAP, MP + MP[::-1])
     low, high = scipy.stats.ttest_1samp(apart, 0).confidence_interval()
     assert (rows.n, rows.low, rows.high) == (8, pytest.approx(low), pytest.approx(high))
@@ -110,9 +113,11 @@ def test_the_cost_of_masks():
         assert row["ratio"] == pytest.approx(scipy.stats.gmean(lap)) and row["verdict"] == verdict
 
 
-def test_index_shows_a_line_of_result(record):
+def test_index_shows_a_line_of_result(record, checkout):
     record(BOTH, "conv6_global", "quick", source="MNIST, 5,000 digits")
     page = summary.index(summary.summary()).data
     assert '<a href="fcn_mnist.ipynb">FCN on MNIST</a>' in page and "MP: not run" in page
     title = "Conv-6 ×⅛ on 5,000 MNIST digits, global pruning, standing in for CIFAR-10"
     assert f"{title}: LAP beats MP: reproduced at " in page
+    linked = {*re.findall('href="(.*?)"', page)}
+    assert linked < {path.name for path in (checkout / "notebooks").glob("*.ipynb")}
