@@ -277,8 +277,18 @@ def keep_in_rows(score: Tensor, count: int, weight: Tensor) -> Tensor:
 def apply_masks(model: nn.Module, masks: list[Tensor]) -> None:
     """Zero the weights outside the masks, in place.
 
+    Args:
+        model: the network.
+        masks: as `prune_masks` returns them.
+
     Raises:
         ValueError: when the masks do not fit the model.
+
+    >>> import lapnb
+    >>> model = lapnb.build_model("fcn", width=0.1, seed=0)
+    >>> lapnb.apply_masks(model, lapnb.prune_masks(model, "lap", keep=0.25))
+    >>> [int(layer.weight.count_nonzero()) for layer in lapnb.prunable_layers(model)]
+    [9800, 625, 625, 625, 125]
     """
     zero(fitting(model, masks))
 
@@ -321,6 +331,15 @@ def keep_masks(
     Raises:
         ValueError: when the masks do not fit, when the optimizer holds no prunable weight, or when
             it is a wrapper, whose hooks never run.
+
+    >>> import lapnb
+    >>> model = lapnb.build_model("fcn", width=0.1, seed=0)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> handle = lapnb.keep_masks(model, lapnb.prune_masks(model, "lap", keep=0.25), optimizer)
+    >>> model(torch.ones(1, 1, 28, 28)).square().sum().backward()
+    >>> optimizer.step()
+    >>> int(lapnb.prunable_layers(model)[1].weight.count_nonzero())  # of 2,500
+    625
     """
     pairs = fitting(model, masks)
     trained = [pair for pair in pairs if pair[0].weight.requires_grad]
@@ -366,11 +385,21 @@ def to_torch_prune(model: nn.Module, masks: list[Tensor]) -> nn.Module:
     The pruned entries of weight_orig become zero. This serves PyTorch's own tools. Functions here
     refuse the model until `prune.remove` folds the masks in.
 
+    Args:
+        model: the network.
+        masks: as `prune_masks` returns them.
+
     Returns:
         The model itself.
 
     Raises:
         ValueError: when the masks do not fit the model.
+
+    >>> import lapnb
+    >>> model = lapnb.build_model("fcn", width=0.1, seed=0)
+    >>> pruned = lapnb.to_torch_prune(model, lapnb.prune_masks(model, "lap", keep=0.25))
+    >>> int(pruned.layers[0].weight_mask.sum())
+    9800
     """
     pairs = fitting(model, masks)
     zero(pairs)

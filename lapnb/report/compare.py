@@ -85,6 +85,14 @@ def compare(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
         none, or of another network or data set); difference, ours − paper's; gain_over_mp,
         100 · (error − MP's) / MP's, below 0 where the method is better; paper_gain. Settings that
         the table varies come first.
+
+    Raises:
+        ValueError: These are not rows of one table, or they do not record `column`.
+
+    >>> import lapnb
+    >>> means = lapnb.compare(lapnb.recorded("fcn_mnist", "paper"))
+    >>> means[means.method == "lap"][["surviving", "error", "paper"]].iloc[-1].round(2).tolist()
+    [0.12, 23.95, 16.45]
     """
     return means(one_source(results, column), column)
 
@@ -123,6 +131,14 @@ def paired(
         high, its 95 % interval (Student's t over the seeds' differences); n, the number of seeds;
         p, detectable and standard_error, see `interval`. Settings that the table varies, and the
         round, come first.
+
+    Raises:
+        ValueError: These are not rows of one table, or they do not record `column`.
+
+    >>> import lapnb
+    >>> sparsest = lapnb.paired(lapnb.recorded("fcn_mnist", "paper"), "lap", "mp").iloc[-1]
+    >>> sparsest[["surviving", "difference", "low", "high", "n"]].round(2).tolist()
+    [0.12, -51.72, -68.53, -34.92, 5.0]
     """
     return pairs(one_source(results, column), method, baseline, column)
 
@@ -284,6 +300,13 @@ def verdicts(results: pd.DataFrame) -> pd.DataFrame:
         difference between the two curves over all fractions, by halvings of the weights; verdict;
         found, these numbers in words; by_fraction, the verdict at each of the fractions; runs, the
         same for two tables that hold the same runs.
+
+    Raises:
+        ValueError: These are not rows of one table.
+
+    >>> import lapnb
+    >>> print(*lapnb.verdicts(lapnb.recorded("fcn_mnist", "paper")).loc[0, ["claim", "verdict"]])
+    LAP beats MP reproduced
     """
     return judged(one_source(results))
 
@@ -394,5 +417,15 @@ def caption(results: pd.DataFrame, marks: str = words.BARS) -> str:
     Args:
         results: Rows of one table, as `lapnb.run` returns them.
         marks: How the spread over seeds is drawn; said where there are several seeds.
+
+    Returns:
+        One line, whose parts are separated by " · ".
+
+    Raises:
+        ValueError: These are not rows of one table.
+
+    >>> import lapnb
+    >>> print(lapnb.caption(lapnb.recorded("fcn_mnist", "paper"))[:54])
+    paper scale · MNIST · 50,000 dense + 50,000 retraining
     """
     return words.how(one_source(results), marks)

@@ -32,6 +32,9 @@ def show(results: pd.DataFrame | str, column: str = "error") -> None:
 
     Raises:
         ValueError: These are not rows of one table, or they do not record `column`.
+
+    >>> import lapnb
+    >>> lapnb.show("fcn_mnist")  # doctest: +SKIP
     """
     if not isinstance(results, str):
         rows = compare.one_source(results, column)

@@ -118,6 +118,10 @@ class Data:
 
         Raises:
             ValueError: something does not fit; the message names the argument.
+
+        >>> from torchvision.datasets import FakeData
+        >>> Data.from_datasets(FakeData(20), FakeData(10)).train_images.shape
+        torch.Size([20, 3, 224, 224])
         """
         tensors = [*stacked(train, "reading train"), *stacked(test, "reading test")]
         return cls.from_tensors(*tensors, **fields)
@@ -144,6 +148,9 @@ class Data:
 
         Raises:
             ValueError: a number makes no sense.
+
+        >>> [images.shape[0] for images, labels in load_data("mnist5k").batches(2, size=60)]
+        [60, 60]
         """
         require_whole("count", count, 1)
         require_whole("size", size, 1, len(self.train_labels))
@@ -197,6 +204,9 @@ def load_data(name: str, image_size: int | None = None, channels: int | None = N
         image_size: Pixels per side. Images are padded with black where this is up to 8 more than
             they have, and resized to any other size (bilinear, antialiased).
         channels: 3 repeats a grey image. By default images stay as they are.
+
+    Returns:
+        The data set in memory.
 
     Raises:
         ValueError: an argument makes no sense.

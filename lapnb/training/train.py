@@ -159,6 +159,12 @@ def evaluate(model: nn.Module, data: Data, split: str = "test") -> tuple:
     Returns:
         Two floats; for a model of several networks two tensors, one value per network. The loss of
         a network that has diverged is not finite, whatever its accuracy.
+
+    >>> import lapnb
+    >>> model = lapnb.build_model("fcn", width=0.1, seed=0)
+    >>> loss, accuracy = lapnb.evaluate(model, lapnb.load_data("mnist5k"))
+    >>> accuracy < 30  # the model is not trained
+    True
     """
     images = getattr(data, f"{split}_images")
     labels = getattr(data, f"{split}_labels")
