@@ -22,20 +22,15 @@ from PIL import Image
 
 import lapnb
 from lapnb.paper.tables import TABLES
+from lapnb.report.summary import NOTEBOOKS
 
 CHECKOUT = Path(__file__).parents[1]
 LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
 LAYOUT |= {tokenize.ENDMARKER}
 BRANCHES = ast.If | ast.IfExp | ast.For | ast.While | ast.ExceptHandler | ast.comprehension
 BRANCHES |= ast.Assert | ast.match_case
-MOST_TOKENS = 49_490
-# Tables that share a notebook
-SHARED = {
-    "fcn_before_retraining": "fcn_activations",
-    "fcn_later_criteria": "later_criteria",
-    "conv6_later_criteria": "later_criteria",
-}
-SHOWN = {name: SHARED.get(name, name) for name in TABLES}  # table → its notebook
+MOST_TOKENS = 49_485
+SHOWN = {name: NOTEBOOKS.get(name, name) for name in TABLES}  # table → its notebook
 
 
 # ---- the package ---------------------------------------------------------------------------------
