@@ -167,7 +167,6 @@ def section(name: str, rows: pd.DataFrame) -> str:
     parts = [
         f"### {heading_of(rows)}",
         f"{result}. {differs(rows)} See the {notebook} and the [rows](figures/{scale}/{name}.csv).",
-        beside_lap(rows),
     ]
     for column in COLUMNS.get(name, ("error",)):
         if column in drawn(name):
@@ -179,7 +178,7 @@ def section(name: str, rows: pd.DataFrame) -> str:
     parts.append(f"*{words.how(rows, 'mean ± standard deviation')}*")
     for column in COLUMNS.get(name, ("error",)):
         parts += numbers(rows, column)
-    parts += [agreement(rows), effects(rows)]
+    parts += [beside_lap(rows), agreement(rows), effects(rows)]
     if table(name, "paper").claims:
         parts.append(markdown(show.claims_table(rows)))
     parts.append("</details>")
