@@ -19,6 +19,7 @@ from lapnb.pruning.layers import prunable_layers
 from lapnb.pruning.linear_product import relative_distortion
 from lapnb.pruning.masks import apply_masks, prune_masks, surviving
 from lapnb.pruning.scores import METHODS
+from lapnb.runs.provenance import provenance
 from lapnb.runs.task import Task, stackable
 from lapnb.store import CorruptFile, cached, content, load_tensors, remove_leftovers, save_tensors
 from lapnb.surroundings import usual_torch
@@ -51,6 +52,7 @@ def compute(task: Task, tell: Tell | None = None) -> list[dict]:
         task: What to compute.
         tell: Is called with the number of finished steps. By default it is written to a file.
     """
+    provenance(task.table.device)  # now, as the checkout may move before the first row is made
     progress = task.file("progress")
 
     def note(steps: int) -> None:

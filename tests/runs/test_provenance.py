@@ -5,7 +5,7 @@ import subprocess
 import pytest
 
 import lapnb
-from lapnb.runs import provenance
+from lapnb.runs import compute, provenance
 
 
 @pytest.fixture
@@ -44,3 +44,19 @@ def test_without_a_commit_a_row_names_the_release(repository, tmp_path, monkeypa
     for folder in (tmp_path / "inner", None):
         monkeypatch.setattr(provenance, "checkout", lambda folder=folder: folder)
         assert provenance.commit() == release
+
+
+def test_a_row_names_the_commit_that_was_loaded_though_the_checkout_moves(repository, monkeypatch):
+    loaded = repository("rev-parse", "--short=12", "HEAD")
+    provenance.provenance.cache_clear()
+    train = compute.train
+
+    def move_and_train(*arguments, **settings):
+        repository("commit", "--quiet", "--allow-empty", "--message", "while it trains")
+        return train(*arguments, **settings)
+
+    monkeypatch.setattr(compute, "train", move_and_train)
+    table = lapnb.table("fcn_mnist", "smoke", methods=["mp"], rounds=[3], seeds=[0])
+    rows = lapnb.run(table, workers=1)
+    provenance.provenance.cache_clear()
+    assert set(rows.commit) == {loaded} != {provenance.commit()}
