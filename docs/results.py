@@ -16,6 +16,7 @@ import pandas as pd
 import lapnb
 from lapnb.paper.tables import TABLES, table
 from lapnb.report import advice, compare, plots, show, summary, words
+from lapnb.report.show import markdown
 from lapnb.runs.rows import results_file
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -45,17 +46,6 @@ SETTINGS = {
 def recorded(name: str) -> list[pd.DataFrame]:
     """Return the recorded rows of a table, the largest scale first."""
     return show.recorded_rows(name, *SCALES)
-
-
-def markdown(frame: pd.DataFrame) -> str:
-    """Format a table of texts as Markdown."""
-    rows = [
-        frame.columns,
-        ["---"] * len(frame.columns),
-        *frame.astype(object).fillna("–").to_numpy(),
-    ]
-    lines = (" | ".join(str(cell).replace("|", r"\|") for cell in row) for row in rows)
-    return "\n".join(f"| {line} |" for line in lines)
 
 
 # ---- RESULTS.md ----------------------------------------------------------------------------------
@@ -117,21 +107,11 @@ def across() -> str:
 
 def advice_table() -> str:
     """Say what to use: a line for each choice, with the evidence where it depends."""
-    lines = []
-    for choice, part in advice.advice().groupby("choice", sort=False):
-        line = {"choice": choice, "verdict": advice.together(part.verdict)}
-        names = part.network
-        if line["verdict"] == "it depends":
-            names = names + " (" + part.evidence + ")"
-        for verdict in ("yes", "no", "it depends"):
-            line[f"{verdict} on"] = "; ".join(names[part.verdict == verdict])
-        line["undecided on"] = "; ".join(part.network[part.verdict == "undecided"])
-        lines.append(line)
     evidence = (
         "In brackets, where it depends: at how many fractions the 95 % interval excludes 0, at how "
         "many of these after the adjustment, and the difference at the sparsest of these."
     )
-    return f"{markdown(pd.DataFrame(lines).replace('', '–'))}\n\n{evidence}"
+    return f"{advice.in_words()}\n\n{evidence}"
 
 
 def contents() -> str:
@@ -249,13 +229,23 @@ def difference(row: pd.Series, style: str) -> str:
 
 def beside_lap(rows: pd.DataFrame) -> str:
     """Say which other methods are better or worse than LAP, and at how many fractions."""
-    comparisons = advice.beside_lap(rows[rows.retrain_steps > 0])
-    return f"Beside LAP (95 % intervals): {comparisons}." if comparisons else ""
+    rows = rows[rows.retrain_steps > 0]
+    forms = rows[[*advice.LAP]].drop_duplicates().to_dict("records")
+    other = advice.LAP if advice.LAP in forms else advice.LAP | {"scope": "global"}
+    clauses = []
+    for one in forms:
+        pairs = summary.matched(rows, one, other, ["activation"])
+        for activation, part in pairs.groupby("activation", sort=False):
+            name = advice.named(one)
+            if rows.activation.nunique() > 1:
+                name += f", {words.short(activation)},"
+            clauses.append(f"{name} is {advice.judged(part)[1]}")
+    return f"Beside LAP (95 % intervals): {'; '.join(clauses)}." if clauses else ""
 
 
 def agreement(rows: pd.DataFrame) -> str:
     """Say how far our mean errors are from the published ones, in standard errors."""
-    both = compare.means(rows).dropna(subset=["std", "paper", "paper_std"])
+    both = compare.compare(rows).dropna(subset=["std", "paper", "paper_std"])
     both = both[both["std"] + both.paper_std > 0].reset_index()
     if both.empty:
         return ""
@@ -270,9 +260,23 @@ def agreement(rows: pd.DataFrame) -> str:
     )
 
 
+def compared_effects(rows: pd.DataFrame) -> pd.DataFrame:
+    """Compare differences to MP with the published ones; z is their distance in standard errors.
+
+    Where the images or the training differ, all errors shift, and effects say more than errors.
+    """
+    paper = compare.compare(rows).dropna(subset="paper")[["method", "round", "paper", "paper_std"]]
+    both = compare.against_mp(rows).merge(paper)
+    both = both.merge(paper[paper.method == "mp"], on="round", suffixes=("", "_mp"))
+    both["paper_difference"] = both.paper - both.paper_mp
+    variance = both.standard_error**2 + (both.paper_std**2 + both.paper_std_mp**2) / 5
+    both["z"] = (both.difference - both.paper_difference) / variance**0.5
+    return both
+
+
 def effects(rows: pd.DataFrame) -> str:
     """Say how far our differences to MP are from the published ones."""
-    both = compare.effects(rows).reset_index(drop=True)
+    both = compared_effects(rows)
     if both.empty:
         return ""
     far = both.loc[both.z.abs().idxmax()]
@@ -413,7 +417,7 @@ def pages() -> dict[Path, str]:
     short, long = accepted()
     rows = summary.networks()
     answer = textwrap.fill(summary.answer(rows), 120)
-    networks = markdown(summary.networks_in_words(rows))
+    networks = summary.networks_in_words(rows)
     blocks = {
         CHECKOUT / "README.md": dict(answer=answer, networks=networks, accepted=short),
         CHECKOUT / "RESULTS.md": dict(

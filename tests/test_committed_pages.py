@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import reference
-from bs4 import BeautifulSoup
 from PIL import Image
 from scipy.stats import t
 
@@ -84,17 +83,12 @@ def judgements(notebook):
     """Claim, verdict, n and numbers, in the sentences and tables of a notebook's stored outputs."""
     for cell in nbformat.read(notebook, as_version=4).cells:
         for output in cell.get("outputs", []):
-            data = output.get("data", {})
-            for text in (data.get("text/plain", ""), data.get("text/html", "")):
-                yield from (found.groupdict() for found in re.finditer(SENTENCE, text))
-            html = BeautifulSoup(data.get("text/html", ""), "html.parser")
-            for table in html.find_all("table"):
-                rows = [
-                    [cell.get_text(" ", strip=True) for cell in row.find_all(["th", "td"])]
-                    for row in table.find_all("tr")
-                ]
-                names = [name.partition(" ")[0] for name in rows[0]]
-                yield from (dict(zip(names, row, strict=False)) for row in rows[1:])
+            text = output.get("data", {}).get("text/markdown", "")
+            yield from (found.groupdict() for found in re.finditer(SENTENCE, text))
+            for table in re.findall(r"(?:^\|.*\|\n?)+", text, re.MULTILINE):
+                head, _, *rows = [line.strip("| ").split(" | ") for line in table.splitlines()]
+                names = [name.partition(" ")[0] for name in head]
+                yield from (dict(zip(names, row, strict=True)) for row in rows)
 
 
 def test_stored_verdicts_follow_from_the_stored_numbers(notebook):

@@ -7,7 +7,7 @@ import pandas as pd
 
 from lapnb.pruning.scores import METHODS
 from lapnb.report import compare, words
-from lapnb.report.show import Shown
+from lapnb.report.show import Markdown, markdown
 from lapnb.report.summary import everything, matched
 
 MP = {"method": "mp", "scope": "layer", "schedule": "oneshot"}
@@ -34,39 +34,23 @@ def advice() -> pd.DataFrame:
     for choice, one, other in _choices():
         pairs = matched(rows, one, other, [])
         for (network, scale), part in pairs.groupby(["network", "scale"], sort=False):
-            judgements.append([choice, network, scale, words.span(part.n), *_judged(part)])
+            judgements.append([choice, network, scale, words.span(part.n), *judged(part)])
     return pd.DataFrame(judgements, columns=COLUMNS)
 
 
-def in_words() -> Shown:
-    """Return `advice` as a table, a row per choice; the evidence is folded unless it depends."""
-    text, html = [], ["<table><tr><th>choice</th><th>verdict</th><th>evidence</th></tr>"]
-    for choice, rows in advice().groupby("choice", sort=False):
-        verdict = together(rows.verdict)
-        lines = rows.verdict + " on " + rows.network
-        lines += " (" + rows.scale + " scale, n = " + rows.n + "): " + rows.evidence
-        text += [f"{choice}: {verdict}", *("  " + lines)]
-        start = "<details open>" if verdict == "it depends" else "<details>"
-        html.append(f"<tr><td>{choice}</td><td><b>{verdict}</b></td><td>{start}")
-        html.append(f"<summary>{words.listed(rows.network)}</summary><ul>")
-        html += [*("<li>" + lines + "</li>"), "</ul></details></td></tr>"]
-    html.append("</table>")
-    return Shown({"text/plain": "\n".join(text), "text/html": "\n".join(html)})
-
-
-def beside_lap(rows: pd.DataFrame) -> str:
-    """Compare LAP with all else in a table's typed rows, by 95 % intervals."""
-    forms = rows[[*LAP]].drop_duplicates().to_dict("records")
-    other = LAP if LAP in forms else LAP | {"scope": "global"}
-    clauses = []
-    for one in forms:
-        pairs = matched(rows, one, other, ["activation"])
-        for activation, part in pairs.groupby("activation", sort=False):
-            name = _named(one)
-            if rows.activation.nunique() > 1:
-                name += f", {words.short(activation)},"
-            clauses.append(f"{name} is {_judged(part)[1]}")
-    return "; ".join(clauses)
+def in_words() -> Markdown:
+    """Return `advice` as a table: a line for each choice, with the evidence where it depends."""
+    lines = []
+    for choice, part in advice().groupby("choice", sort=False):
+        line = {"choice": choice, "verdict": together(part.verdict)}
+        names = part.network
+        if line["verdict"] == "it depends":
+            names = names + " (" + part.evidence + ")"
+        for verdict in ("yes", "no", "it depends"):
+            line[f"{verdict} on"] = "; ".join(names[part.verdict == verdict])
+        line["undecided on"] = "; ".join(part.network[part.verdict == "undecided"])
+        lines.append(line)
+    return markdown(pd.DataFrame(lines).replace("", "–"))
 
 
 def _choices() -> Iterator[tuple[str, dict, dict]]:
@@ -79,10 +63,10 @@ def _choices() -> Iterator[tuple[str, dict, dict]]:
         # MP and LAP are compared with their layer-wise, one-shot form; others are compared with LAP
         # in the same form
         other = {"mp": MP, "lap": LAP}.get(method, one | {"method": "lap"})
-        yield f"{_named(one)} rather than {_named(other)}", one, other
+        yield f"{named(one)} rather than {named(other)}", one, other
 
 
-def _named(choice: dict) -> str:
+def named(choice: dict) -> str:
     """Return a choice in words, as in "LAP-act (sees data), global"."""
     text = words.short(choice["method"])
     if METHODS[choice["method"]].looks_at not in ("", "ones"):
@@ -94,7 +78,7 @@ def _named(choice: dict) -> str:
     return text
 
 
-def _judged(rows: pd.DataFrame) -> tuple[str, str]:
+def judged(rows: pd.DataFrame) -> tuple[str, str]:
     """Return the verdict and the evidence from rows with an interval per surviving fraction."""
     clear = compare.holm(rows.p) < 0.05
     kinds = {"yes": ("better", rows[rows.high < 0]), "no": ("worse", rows[rows.low > 0])}

@@ -29,7 +29,8 @@ LEAST_SEEDS = 3
 def one_source(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
     """Return a typed copy of rows that may be compared with each other, with columns gap and lost.
 
-    All comparisons use this copy, so that it does not matter how the rows were read.
+    All comparisons use this copy, so that it does not matter how the rows were read. A copy that
+    has these columns already is returned as it is.
 
     Raises:
         ValueError: These are not rows of one table, scale, source and settings, each run once; or
@@ -37,6 +38,8 @@ def one_source(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
     """
     if not isinstance(results, pd.DataFrame) or results.empty:
         raise ValueError(f"{ROWS}; got {type(results).__name__} without rows")
+    if "lost" in results:
+        return results
     try:
         rows = typed(results)
     except ValueError as error:
@@ -94,11 +97,7 @@ def compare(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
     >>> means[means.method == "lap"][["surviving", "error", "paper"]].iloc[-1].round(2).tolist()
     [0.12, 23.95, 16.45]
     """
-    return means(one_source(results, column), column)
-
-
-def means(rows: pd.DataFrame, column: str = "error") -> pd.DataFrame:
-    """Compare means with the published ones as `compare` does, for typed rows."""
+    rows = one_source(results, column)
     keys = [*varied(rows), "round"]
     groups = rows.groupby([*keys, "method"], sort=False)
     ours = groups[column].agg(["mean", "std", "count"]).join(100 * groups.surviving.mean())
@@ -140,11 +139,7 @@ def paired(
     >>> sparsest[["surviving", "difference", "low", "high", "n"]].round(2).tolist()
     [0.12, -51.72, -68.53, -34.92, 5.0]
     """
-    return pairs(one_source(results, column), method, baseline, column)
-
-
-def pairs(rows: pd.DataFrame, method: str, baseline: str, column: str = "error") -> pd.DataFrame:
-    """Compare two methods as `paired` does, for typed rows."""
+    rows = one_source(results, column)
     keys = [*varied(rows), "round"]
     differences = matched(rows, {"method": method}, {"method": baseline}, keys, [], column)
     return differences.rename(columns={"method_mean": method, "baseline_mean": baseline})
@@ -159,46 +154,24 @@ def matched(
     agree in `same` too.
     """
     on = [*keys, "seed", *same]
-    both = those(rows, one).merge(those(rows, other), on=on, suffixes=("", "_other"))
-    both = both.set_index(keys)
-    values = both[[column, f"{column}_other"]].set_axis(["method_mean", "baseline_mean"], axis=1)
-    differences = intervals(values, keys)
-    differences.insert(0, "surviving", 100 * both.surviving.groupby(level=keys).mean())
-    return differences.reset_index()
+    theirs = f"{column}_other"
+    pairs = those(rows, one).merge(those(rows, other), on=on, suffixes=("", "_other"))
+    lines = []
+    for values, part in pairs.dropna(subset=[column, theirs]).groupby(keys):
+        line = dict(zip(keys, values, strict=True))
+        line["surviving"] = 100 * part.surviving.mean()
+        line["method_mean"] = part[column].mean()
+        line["baseline_mean"] = part[theirs].mean()
+        lines.append(line | interval(part[column] - part[theirs]))
+    columns = [*keys, "surviving", "method_mean", "baseline_mean", *INTERVAL]
+    return pd.DataFrame(lines, columns=columns)
 
 
 def against_mp(rows: pd.DataFrame, column: str = "error") -> pd.DataFrame:
-    """Compare each method with MP as `pairs` does; a column method names it."""
+    """Compare each method with MP as `paired` does; a column method names it."""
     methods = rows.method[rows.method != "mp"].unique()
-    parts = [pairs(rows, method, "mp", column).assign(method=method) for method in methods]
+    parts = [paired(rows, method, "mp", column).assign(method=method) for method in methods]
     return pd.concat(parts or [rows[:0]], ignore_index=True)
-
-
-def intervals(values: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """Return means of two columns and the `interval` of first − second, by levels of the index."""
-    values = values.dropna()
-    both = values.groupby(level=keys).mean()
-    differences = (values.iloc[:, 0] - values.iloc[:, 1]).groupby(level=keys)
-    summaries = [interval(part) for _, part in differences]
-    return both.join(pd.DataFrame(summaries, both.index, INTERVAL))
-
-
-def effects(rows: pd.DataFrame) -> pd.DataFrame:
-    """Compare differences to MP with the published ones, for typed rows.
-
-    Where the images or the training differ, all errors shift, and effects say more than errors.
-
-    Returns:
-        One row per method and surviving fraction for which a difference is published. Among the
-        columns are difference, paper_difference, and z, their distance in standard errors.
-    """
-    paper = means(rows).dropna(subset="paper")[["method", "round", "paper", "paper_std"]]
-    both = against_mp(rows).merge(paper)
-    both = both.merge(paper[paper.method == "mp"], on="round", suffixes=("", "_mp"))
-    both["paper_difference"] = both.paper - both.paper_mp
-    variance = both.standard_error**2 + (both.paper_std**2 + both.paper_std_mp**2) / 5
-    both["z"] = (both.difference - both.paper_difference) / variance**0.5
-    return both
 
 
 # ---- one number per seed -------------------------------------------------------------------------
@@ -308,11 +281,7 @@ def verdicts(results: pd.DataFrame) -> pd.DataFrame:
     >>> print(*lapnb.verdicts(lapnb.recorded("fcn_mnist", "paper")).loc[0, ["claim", "verdict"]])
     LAP beats MP reproduced
     """
-    return judged(one_source(results))
-
-
-def judged(rows: pd.DataFrame) -> pd.DataFrame:
-    """Judge the paper's claims as `verdicts` does, for typed rows."""
+    rows = one_source(results)
     claims = words.in_the_paper(rows).claims
     return pd.DataFrame([verdict(rows, claim) for claim in claims], columns=VERDICT.split())
 
@@ -403,7 +372,7 @@ def finding(rows: pd.DataFrame, column: str = "error") -> str:
 
 def lowest(rows: pd.DataFrame, column: str = "error") -> str:
     """Say which method has the lowest mean where fewest weights survive."""
-    averages = means(rows, column)
+    averages = compare(rows, column)
     sparsest = averages[averages["round"] == averages["round"].max()]
     best = sparsest.loc[sparsest[column].idxmin()]
     name = ", ".join(map(words.short, best[["method", *varied(rows)]]))

@@ -11,7 +11,6 @@ import io
 import math
 import pathlib
 import textwrap
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -21,9 +20,6 @@ from lapnb.pruning.scores import METHODS
 from lapnb.report import compare, words
 from lapnb.runs.rows import results_file
 from lapnb.store import root, write_whole
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 WIDTH = 3.15  # inches
 INK = "#757575"
@@ -39,7 +35,7 @@ HOLLOW = {"markersize": 6, "markerfacecolor": "none", "markeredgewidth": 0.8, "l
 ERRORS = ("error", "error_before", "train_error")  # 100 minus these is an accuracy
 TICKS = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 90]
 FINE = [1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 10, 12, 15, 20, 25, 30, 40, 50, 60, 70, 90]
-MANY = 20  # beyond so many rounds, a line with a band says more than markers with bars
+MANY = 20  # beyond so many rounds, some have no marker, bar and tick
 
 
 def look(method: str) -> dict[str, str]:
@@ -69,7 +65,7 @@ def plot(
     column: str = "error",
     save: bool = False,
     methods: list[str] | None = None,
-) -> "Figure":
+):
     """Draw `column` against surviving weights, and below it the paired difference to MP.
 
     Points are means with bars of ± one standard deviation, or with their 95 % interval where they
@@ -103,32 +99,32 @@ def plot(
         require({*methods} <= {*names}, "methods", allowed, methods)
         rows = rows[rows.method.isin(methods)]
         suffix += "-" + "-".join(methods)
-    panels = _panels(rows, column)
-    heights = [height for *_, height in panels]
+    variants = [part for _, part in rows.groupby([*VARIED], sort=False)]
+    heights = [1.6, 1.2] if len(variants) == 1 else [1.1, 0.8]
+    if compare.against_mp(rows, column).empty:
+        heights = heights[:1]
+    heights = heights * len(variants)
     size = WIDTH, 0.8 + sum(heights)
-    with canvas(len(panels), figsize=size, height_ratios=heights, sharex=True) as (figure, axes):
-        errors = []
-        for axis, (draw, part, _) in zip(axes[:, 0], panels, strict=True):
-            draw(axis, part, column)
-            if draw is _draw_means:
-                errors.append(axis)
-                variant = ", ".join(map(words.short, part.iloc[0][compare.varied(rows)]))
-                axis.set_title(variant, y=0.77, x=0.03, loc="left", weight="bold")
+    with canvas(len(heights), figsize=size, height_ratios=heights, sharex=True) as (figure, axes):
+        axes = axes.reshape(len(variants), -1)
+        for (above, *below), part in zip(axes, variants, strict=True):
+            _draw_means(above, part, column)
+            for axis in below:
+                _draw_differences(axis, part, column)
+            variant = ", ".join(map(words.short, part.iloc[0][compare.varied(rows)]))
+            above.set_title(variant, y=0.77, x=0.03, loc="left", weight="bold")
         if column in ERRORS:
-            _error_axes(errors)
+            _error_axes(axes[:, 0])
         fractions = 100 * rows.groupby("round").surviving.mean()
-        _surviving_axes(axes[0, 0], axes[-1, 0], fractions)
-        marks = words.BARS
-        if len(fractions) > MANY:
-            marks = marks.replace("bars", "bands")
+        _surviving_axes(axes[0, 0], axes[-1, -1], fractions)
         heading = f"{compare.finding(rows, column)}\n{words.title(rows)}"
-        finish(figure, heading, words.how(rows, marks))
+        finish(figure, heading, words.how(rows))
         if save:
             _save(figure, rows, suffix, column)
     return figure
 
 
-def scatter(results: pd.DataFrame, x: str, y: str = "error", save: bool = False) -> "Figure":
+def scatter(results: pd.DataFrame, x: str, y: str = "error", save: bool = False):
     """Draw each run as a point: one recorded column against another.
 
     Args:
@@ -164,7 +160,7 @@ def scatter(results: pd.DataFrame, x: str, y: str = "error", save: bool = False)
     return figure
 
 
-def plot_networks(networks: pd.DataFrame, seeds: pd.DataFrame, save: bool = False) -> "Figure":
+def plot_networks(networks: pd.DataFrame, seeds: pd.DataFrame, save: bool = False):
     """Draw LAP − MP of all networks, one line for each, with its interval and a dot per seed.
 
     Args:
@@ -192,9 +188,9 @@ def plot_networks(networks: pd.DataFrame, seeds: pd.DataFrame, save: bool = Fals
             published = "–" if pd.isna(row.published) else words.number(row.published, "+.1f")
             axis.text(1.36, place, published, **right)
             colour = COLOURS["lap"] if better[place] or worse[place] else INK
+            bars = [[row.difference - row.low], [row.high - row.difference]]
             axis.vlines(0, place - 0.22, place + 0.3, color=COLOURS["mp"])
-            axis.plot([row.low, row.high], [place, place], color=colour)
-            axis.plot(row.difference, place, "D", **HOLLOW, color=colour)
+            axis.errorbar(row.difference, place, xerr=bars, color=colour, marker="D", **HOLLOW)
             dots = seeds[(seeds.network == row.network) & (seeds.scale == row.scale)].difference
             axis.plot(dots, [place] * len(dots), "o", color=INK, markersize=2)
         axis.set(ylim=(len(networks) - 0.6, -0.8), yticks=[])
@@ -211,20 +207,6 @@ def plot_networks(networks: pd.DataFrame, seeds: pd.DataFrame, save: bool = Fals
     return figure
 
 
-def _panels(rows: pd.DataFrame, column: str) -> list[tuple]:
-    """Return the panels from top to bottom: how each is drawn, of what, and how high (inches)."""
-    variants = rows.groupby([*VARIED], sort=False)
-    means, differences = (1.6, 1.2) if len(variants) == 1 else (1.1, 0.8)
-    panels = []
-    for _, part in variants:
-        panels.append((_draw_means, part, means))
-        near = part[part.method != "rp"]  # random pruning is too far off
-        pairs = compare.against_mp(near, column)
-        if len(pairs):
-            panels.append((_draw_differences, pairs, differences))
-    return panels
-
-
 def _draw_means(axis, rows: pd.DataFrame, column: str) -> None:
     """Draw our line and the published one for each method, and the dense network's line."""
     if column in ("error", "error_before"):
@@ -233,58 +215,42 @@ def _draw_means(axis, rows: pd.DataFrame, column: str) -> None:
         place = {"xycoords": axis.get_yaxis_transform(), "textcoords": "offset points"}
         style = {"fontsize": 6.5, "ha": "right", "va": "top"}
         axis.annotate(f"dense {dense:.1f}", (1, dense), (-1, -1.5), **place, **style)
-    means = compare.means(rows, column)
+    means = compare.compare(rows, column)
     mean, std = means[column], means["std"]
     _draw_lines(axis, means.assign(value=mean, low=mean - std, high=mean + std))
     axis.set_ylabel(textwrap.fill(words.MEASURED[column][0], 20))
 
 
-def _draw_differences(axis, pairs: pd.DataFrame, column: str) -> None:
-    """Draw a line per method on a linear axis.
+def _draw_differences(axis, rows: pd.DataFrame, column: str) -> None:
+    """Draw a line per method on a linear axis, but for random pruning, which is too far off.
 
     All of LAP and all that is better than MP lies within its limits. A method that is
     worse than MP lies within if it is worse by no more than others are better.
     """
+    pairs = compare.against_mp(rows[rows.method != "rp"], column)
     sure = pairs.n >= compare.LEAST_SEEDS
     ends = pairs.high.where(sure, pairs.difference)
     low = min(0, pairs.low.where(sure, pairs.difference).min())
     high = max(0, ends[pairs.method == "lap"].max(), min(ends.max(), -low))
     space = 0.06 * (high - low) or 1
-    limits = low - space, high + space
     axis.axhline(0, color=COLOURS["mp"], linewidth=0.8)
-    _draw_lines(axis, pairs.assign(value=pairs.difference, paper=math.nan), limits)
-    axis.set_ylim(limits)
+    _draw_lines(axis, pairs.assign(value=pairs.difference, paper=math.nan))
+    axis.set_ylim(low - space, high + space)
     axis.set_ylabel("difference\nto MP" + ("" if column == "distortion" else " (points)"))
 
 
-def _draw_lines(axis, numbers: pd.DataFrame, limits=(-math.inf, math.inf)) -> None:
-    """Draw a line per method, its range from low to high, and arrows where it leaves the limits.
-
-    Each line lies a little aside so that none is hidden.
-    """
-    from matplotlib.transforms import offset_copy
-
-    for end in ("value", "low", "high", "paper"):  # else lines that lie aside would not count
-        axis.update_datalim(numbers[["surviving", end]])
+def _draw_lines(axis, numbers: pd.DataFrame) -> None:
+    """Draw a line per method and its range from low to high, a little aside from the others."""
     groups = numbers.groupby("method", sort=False)
+    step = (numbers.surviving.max() / numbers.surviving.min()) ** 0.007
     for place, (method, line) in enumerate(groups):
-        points = 1.5 * (place - (len(groups) - 1) / 2)
-        aside = offset_copy(axis.transData, axis.figure, points, units="points")
-        x = line.surviving
-        style = look(method) | {"transform": aside}
-        colour = style["color"]
-        if len(x) > MANY:
-            axis.plot(x, line.value, color=colour, label=_name(method))
-            axis.fill_between(x, line.low, line.high, color=colour, alpha=0.2, linewidth=0)
-        else:
-            bars = [line.value - line.low, line.high - line.value]
-            axis.errorbar(x, line.value, bars, elinewidth=0.8, label=_name(method), **style)
+        x = line.surviving / step ** (place - (len(groups) - 1) / 2)
+        every = math.ceil(len(x) / MANY)
+        style = look(method) | {"markevery": every}
+        bars = [line.value - line.low, line.high - line.value]
+        options = style | {"errorevery": every, "elinewidth": 0.8, "label": _name(method)}
+        axis.errorbar(x, line.value, bars, **options)
         axis.plot(x, line.paper, **style | HOLLOW)
-        above = line.high.fillna(line.value) > limits[1]
-        for edge, marker, beyond in zip(limits, "v^", (line.low < limits[0], above), strict=True):
-            arrow = {"color": colour, "transform": aside, "clip_on": False, "markersize": 3}
-            for fraction in x[beyond]:
-                axis.plot(fraction, edge, marker, **arrow)
     if numbers.paper.notna().any():
         axis.errorbar([], [], **HOLLOW, marker="o", color=INK, label="Published")
 
@@ -357,17 +323,6 @@ def _save(figure, rows: pd.DataFrame, suffix: str, column: str) -> None:
     write_whole(path.with_name(f"{path.stem}{suffix}.png"), png(figure, **metadata))
 
 
-def wrapped(text: str, width: int) -> str:
-    """Break a caption into lines, between its parts where that is possible."""
-    lines: list[str] = []
-    for part in text.split(" · "):
-        if lines and len(lines[-1]) + len(part) + 3 <= width:
-            lines[-1] += f" · {part}"
-        else:
-            lines += textwrap.wrap(part, width)
-    return "\n".join(lines)
-
-
 def finish(figure, heading: str, text: str) -> None:
     """Put a heading above the panels, and the legend and a caption below them."""
     figure.suptitle(heading, fontsize=8, wrap=True)
@@ -382,7 +337,8 @@ def finish(figure, heading: str, text: str) -> None:
         figure.legend(named.values(), named, ncols=columns, columnspacing=1, **place)
         below += 0.15 * math.ceil(len(named) / columns)
     height = -below / figure.get_figheight()
-    figure.text(0.5, height, wrapped(text, 60), fontsize=6.5, ha="center", va="top")
+    lines = textwrap.fill(text.replace(" · ", "\N{NO-BREAK SPACE}· "), 60)
+    figure.text(0.5, height, lines, fontsize=6.5, ha="center", va="top")
     figure.set_label(text)
 
 

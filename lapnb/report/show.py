@@ -1,12 +1,9 @@
 """What a notebook shows of a table: the same text and numbers whenever its rows are the same."""
 
-import base64
 import contextlib
 import functools
 import math
 import pathlib
-import re
-from html import escape
 
 import pandas as pd
 
@@ -17,7 +14,38 @@ from lapnb.runs.rows import keys, pool, results_file
 from lapnb.runs.run import recorded
 
 MOST_LINES = 12
-BOLD = ", the best of a row in bold"
+
+
+class Markdown(str):
+    """Text that a notebook renders and a terminal prints."""
+
+    __repr__ = str.__str__
+
+    def _repr_markdown_(self) -> str:
+        return self
+
+
+class Picture:
+    """A figure in a notebook's size; a terminal prints its caption."""
+
+    def __init__(self, figure):
+        self.figure = figure
+
+    def __repr__(self) -> str:
+        return self.figure.get_label()
+
+    def _repr_png_(self) -> bytes:
+        return png(self.figure, 110)
+
+
+def markdown(frame: pd.DataFrame) -> Markdown:
+    """Return a table of texts without row numbers."""
+    cells = frame.astype(object).fillna("–").to_numpy()
+    lines = []
+    for row in (frame.columns, ["---"] * len(frame.columns), *cells):
+        texts = [str(cell).replace("|", r"\|") for cell in row]
+        lines.append(f"| {' | '.join(texts)} |")
+    return Markdown("\n".join(lines))
 
 
 def show(results: pd.DataFrame | str, column: str = "error") -> None:
@@ -54,15 +82,14 @@ def show_rows(rows: pd.DataFrame, column: str) -> None:
     """Show typed rows as `show` does."""
     from IPython.display import display
 
-    table, figure = side_by_side(rows, column), plot(rows, column)
+    table = side_by_side(rows, column)
     caption = words.how(rows, "mean ± standard deviation")
-    text = "\n".join([f"**{words.title(rows)}**", result(rows), caption, heading(table, column)])
-    display(shown(text.removesuffix(BOLD), escape(text).replace("\n", "<br>")))
-    display(without_numbers(table))
-    picture = base64.b64encode(png(figure, 110)).decode()
-    display(Shown({"text/plain": figure.get_label(), "image/png": picture}))
-    if len(compare.judged(rows)):
-        display(without_numbers(claims_table(rows)))
+    text = [f"**{words.title(rows)}**", result(rows), caption, heading(table, column)]
+    display(Markdown("\n\n".join([*text, markdown(table)])))
+    display(Picture(plot(rows, column)))
+    claims = claims_table(rows)
+    if len(claims):
+        display(markdown(claims))
 
 
 def heading(table: pd.DataFrame, column: str) -> str:
@@ -71,7 +98,7 @@ def heading(table: pd.DataFrame, column: str) -> str:
     if "|" in cells:
         text += " | published"
     if "**" in cells:
-        text += BOLD
+        text += ", the best of a row in bold"
     return text[0].upper() + text[1:]
 
 
@@ -117,7 +144,7 @@ def result(rows: pd.DataFrame) -> str:
 
     For a table without claims, say which method is ahead where fewest weights survive.
     """
-    verdicts = compare.judged(rows)
+    verdicts = compare.verdicts(rows)
     if verdicts.empty:
         return f"{compare.lowest(rows)} ({rows.scale[0]} scale, {words.seeds(rows)})"
     return words.verdict_line(verdicts.iloc[0])
@@ -125,7 +152,7 @@ def result(rows: pd.DataFrame) -> str:
 
 def claims_table(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the verdicts on typed rows as a table to read, a row per claim."""
-    judged = compare.judged(rows)
+    judged = compare.verdicts(rows)
     columns = {
         "claim": judged.claim,
         f"verdict ({rows.scale.iloc[0]} scale)": judged.verdict,
@@ -139,38 +166,13 @@ def claims_table(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-class Shown(dict):
-    """What a notebook shows, by MIME type; a terminal prints the plain text."""
-
-    def __repr__(self) -> str:
-        return self["text/plain"]
-
-    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
-        return self
-
-
-def shown(text: str, html: str) -> Shown:
-    """Return a text and its HTML, in which what is between ** is bold."""
-    html = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", html)
-    return Shown({"text/plain": text.replace("**", ""), "text/html": html})
-
-
-def without_numbers(frame: pd.DataFrame) -> Shown:
-    """Return a table without row numbers; its HTML has bold text for ** and a new line for |."""
-    with pd.option_context("display.max_colwidth", None):
-        html = frame.to_html(index=False, border=0, na_rep="–")
-    html = html.replace(" ± ", "&nbsp;±&nbsp;").replace(" | ", "<br>")
-    text = frame.replace(r"\*\*", "", regex=True).to_string(index=False, na_rep="–")
-    return shown(text, html)
-
-
 def side_by_side(rows: pd.DataFrame, column: str = "error") -> pd.DataFrame:
     """Return `compare` as text, as in a paper: a row per surviving fraction, a column per method.
 
     MP, LAP and their difference stand first. A cell is ours | published. The best of a row is
     between **. Of many rounds only some are shown.
     """
-    cells = compare.means(rows, column)
+    cells = compare.compare(rows, column)
     methods = [*rows.method.unique()]
     keys = [*compare.varied(rows), "round"]
     cells["best"] = cells.groupby(keys)[column].transform("min") == cells[column]
@@ -178,7 +180,7 @@ def side_by_side(rows: pd.DataFrame, column: str = "error") -> pd.DataFrame:
         cells["best"] = False
     cells["text"] = [_cell(row, column) for _, row in cells.iterrows()]
     if {"mp", "lap"} <= {*methods}:
-        pairs = compare.pairs(rows, "lap", "mp", column).assign(method="difference")
+        pairs = compare.paired(rows, "lap", "mp", column).assign(method="difference")
         style = words.digits(column)
         pairs["text"] = [words.interval_text(row, style) for _, row in pairs.iterrows()]
         cells = pd.concat([cells, pairs])

@@ -1,7 +1,6 @@
 """All tables together: claims, networks, and how often LAP is better. Only reads rows."""
 
 import math
-from html import escape
 
 import numpy as np
 import pandas as pd
@@ -9,7 +8,7 @@ import pandas as pd
 from lapnb.paper.protocol import SCALES, Claim
 from lapnb.paper.tables import LAP_BEATS_MP, TABLES, table
 from lapnb.report import compare, words
-from lapnb.report.show import recorded_rows, shown, without_numbers
+from lapnb.report.show import Markdown, markdown, recorded_rows
 
 BIG = ("paper", "reduced")
 # The tables of one network and nothing else; their endpoints are put together
@@ -92,8 +91,8 @@ def _published(name: str) -> dict:
     return {"table": name, "published_mp": mp, "published_lap": lap, "published": lap - mp}
 
 
-def networks_in_words(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return `networks` as text, in the columns that a reader sees; ** stands around bold words."""
+def networks_in_words(rows: pd.DataFrame) -> Markdown:
+    """Return `networks` as a table, in the columns that a reader sees."""
     columns = {
         "network and data": rows.network,
         "LAP better?": rows.verdict.replace({"yes": "**yes**", "no": "**no**"}),
@@ -107,7 +106,7 @@ def networks_in_words(rows: pd.DataFrame) -> pd.DataFrame:
         "sparsity (%)": rows.sparsity,
     }
     frame = pd.DataFrame({name: [*texts] for name, texts in columns.items()})
-    return frame.fillna("–").replace(".*nan.*", "–", regex=True)
+    return markdown(frame.replace(".*nan.*", "–", regex=True))
 
 
 # ---- all comparisons -----------------------------------------------------------------------------
@@ -136,10 +135,10 @@ def everything() -> pd.DataFrame:
         "seed",
         "dense_error",
         "device",
+        "error_before",
+        "error",
     ]
-    rows = rows.drop_duplicates([*run, "schedule"])
-    # the first round of an iterative schedule is a one-shot run
-    return rows.drop_duplicates([*run, "error_before", "error"])
+    return rows.drop_duplicates(run)  # the first round of an iterative schedule is a one-shot run
 
 
 def matched(rows: pd.DataFrame, one: dict, other: dict, more: list[str]) -> pd.DataFrame:
@@ -159,7 +158,7 @@ def comparisons() -> pd.DataFrame:
     return matched(everything(), {"method": "lap"}, {"method": "mp"}, ["scope", "schedule"])
 
 
-def answer(rows: pd.DataFrame) -> str:
+def answer(rows: pd.DataFrame) -> Markdown:
     """Say in a few sentences whether LAP beats MP, from the rows of `networks`."""
     lines = []
     for verdict, start in {"yes": "LAP beats MP on", "no": "MP beats LAP on"}.items():
@@ -169,7 +168,7 @@ def answer(rows: pd.DataFrame) -> str:
     if len(undecided):
         scales = words.listed(undecided.scale.unique())
         lines.append(f"The other {len(undecided)}, run at the {scales} scale, are undecided.")
-    return " ".join([*lines, sentence()])
+    return Markdown(" ".join([*lines, sentence()]))
 
 
 def sentence() -> str:
@@ -186,17 +185,6 @@ def sentence() -> str:
 
 def _by(rows: pd.DataFrame) -> str:
     return f" (by up to {rows.difference.abs().max():.1f} points)" if len(rows) else ""
-
-
-def show_answer() -> pd.DataFrame:
-    """Show what the start page opens with, the answer and a row per network; return `networks`."""
-    from IPython.display import display
-
-    rows = networks()
-    text = answer(rows)
-    display(shown(text, f"<p>{escape(text)}</p>"))
-    display(without_numbers(networks_in_words(rows)))
-    return rows
 
 
 # ---- across networks -----------------------------------------------------------------------------
@@ -275,12 +263,15 @@ def collapse(seeds: pd.DataFrame) -> dict:
         ranks of all runs of a network were in random order; and collapse, the verdict, "reproduced"
         where it is below 5 %, else "undecided".
     """
+    from scipy.stats import nhypergeom
+
     count, chances = 0, np.ones(1)
     for _, part in seeds.groupby("table"):
         n = len(part)
         count += int((part.mp > part.lap.max()).sum())
-        at_least = [math.comb(2 * n - k, n) / math.comb(2 * n, n) for k in range(n + 2)]
-        chances = np.convolve(chances, -np.diff(at_least))
+        # how many runs of MP come before the first of LAP, with all in random order
+        before_lap = nhypergeom.pmf(range(n + 1), 2 * n, n, 1)
+        chances = np.convolve(chances, before_lap)
     p = chances[count:].sum()
     verdict = "reproduced" if p < 0.05 else "undecided"
     return {"collapsed": count, "p_collapse": p, "collapse": verdict}
@@ -298,23 +289,23 @@ def cost_of_masks(times: pd.DataFrame, most: float = 1.5) -> pd.DataFrame:
         A row per network: ratio, the geometric mean, with its 95 % interval low and high; n, the
         number of pairs; and the verdict, as of `judge`.
     """
-    times = times.assign(turn=times.groupby(["network", "method"]).cumcount())
-    wide = times.pivot(index=["network", "turn"], columns="method", values="seconds")
-    costs = compare.intervals(np.log(wide[["lap", "mp"]]), ["network"])
     claim = Claim("lap", "mp", high=math.log(most))
-    verdict = [compare.judge(row, claim) for row in costs.to_dict("records")]
-    ratios = np.exp(costs[["difference", "low", "high"]]).rename(columns={"difference": "ratio"})
-    return ratios.assign(n=costs.n, verdict=verdict).reset_index()
+    lines = []
+    for network, part in times.groupby("network"):
+        seconds = [part.seconds[part.method == name].to_numpy() for name in ("lap", "mp")]
+        logs = compare.interval(pd.Series(np.log(seconds[0] / seconds[1])))
+        line = {"network": network, "ratio": math.exp(logs["difference"])}
+        line |= {"low": math.exp(logs["low"]), "high": math.exp(logs["high"]), "n": logs["n"]}
+        lines.append(line | {"verdict": compare.judge(logs, claim)})
+    return pd.DataFrame(lines)
 
 
-def index(claims: pd.DataFrame):
-    """List all tables as HTML: a link to the notebook, and the verdict on the first claim.
+def index(claims: pd.DataFrame) -> Markdown:
+    """List all tables: a link to the notebook, and the verdict on the first claim.
 
     Args:
         claims: What `summary` returns.
     """
-    from IPython.display import HTML
-
     lines = []
     first = claims.drop_duplicates("table").set_index("table")
     for name, declared in TABLES.items():
@@ -325,7 +316,5 @@ def index(claims: pd.DataFrame):
             if row.n:
                 line = f"{row.network}: {line}"
         notebook = NOTEBOOKS.get(name, name)
-        lines.append([f'<a href="{notebook}.ipynb">{declared["title"]}</a>', escape(line)])
-    frame = pd.DataFrame(lines, columns=["notebook", "result"])
-    with pd.option_context("display.max_colwidth", None):
-        return HTML(frame.to_html(index=False, escape=False, border=0, justify="left"))
+        lines.append([f"[{declared['title']}]({notebook}.ipynb)", line])
+    return markdown(pd.DataFrame(lines, columns=["notebook", "result"]))

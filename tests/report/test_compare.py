@@ -1,6 +1,7 @@
 """Exact arithmetic on rows made up for the test; the published numbers."""
 
 import hashlib
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -193,9 +194,14 @@ def test_a_finding_is_the_verdict_or_the_lowest(made):
     assert found == "Lowest at 0.098 % of the weights: SynFlow, global, 3.00"
 
 
-def test_effects_are_compared_where_errors_are_shifted(made):
+@pytest.fixture
+def effects(checkout):
+    return runpy.run_path(checkout / "docs" / "results.py")["compared_effects"]
+
+
+def test_effects_are_compared_where_errors_are_shifted(made, effects):
     rows = made({"mp": MP, "lap": LAP})
-    (row,) = compare.effects(compare.one_source(rows)).to_dict("records")
+    (row,) = effects(compare.one_source(rows)).to_dict("records")
     error = np.hypot(scipy.stats.sem(np.subtract(LAP, MP)), np.hypot(5.61, 9.91) / 5**0.5)
     assert row["paper_difference"] == pytest.approx(16.45 - 67.62)
     assert row["z"] == pytest.approx((-34.75 + 51.17) / error)
@@ -255,14 +261,14 @@ def test_what_are_no_results_is_said_in_a_sentence(made):
         lapnb.show(good, "distortion")
 
 
-def test_recorded_endpoints(checkout, monkeypatch):
+def test_recorded_endpoints(checkout, monkeypatch, effects):
     """Computed beside the package from the committed rows, when the endpoint was declared."""
     monkeypatch.setenv("LAPNB_ROOT", str(checkout))
     conv6 = lapnb.recorded("conv6_cifar10", "paper")
     found = lapnb.verdicts(conv6).iloc[0]
     assert found.found == "LAP 27.44, MP 30.12, difference −2.68 [−4.67, −0.69]"
     assert found.by_fraction == "reproduced at 3.62 %, undecided at 4.32 %"
-    assert compare.effects(compare.one_source(conv6)).z.abs().max() == pytest.approx(0.93, abs=0.01)
+    assert effects(compare.one_source(conv6)).z.abs().max() == pytest.approx(0.93, abs=0.01)
     found = lapnb.verdicts(lapnb.recorded("fcn_before_retraining", "paper"))
     assert found.method_mean.round(1).tolist() == [19.9, 40.4, 19.9, 57.5, 28.2]
 

@@ -97,13 +97,12 @@ def test_lines_are_the_methods_numbers(results):
     for method, rows in results.groupby("method"):
         groups = rows.groupby("round")
         x, y, spans = means[plots._name(method)]
-        assert x == pytest.approx([*100 * groups.surviving.mean()])
+        assert x == pytest.approx([*100 * groups.surviving.mean()], rel=0.1)  # a little aside
         assert y == [*groups.error.mean()] and spans == pytest.approx([*2 * groups.error.std()])
     pairs = lapnb.paired(results, "lap", "mp")
     _, y, spans = apart["Lookahead (LAP)"]
     assert y == [*pairs.difference] and spans == pytest.approx([*(pairs.high - pairs.low)])
-    lines = [bars.lines[0] for bars in above.containers[:4]]
-    assert len({line.get_transform().transform((1, 1))[0] for line in lines}) == 4  # none is hidden
+    assert len({x[0] for x, *_ in means.values() if x}) == 4  # none is hidden
     assert any([*line.get_ydata()] == [2, 2] for line in above.lines)  # the dense network
     hollow = [line for line in above.lines if line.get_markerfacecolor() == "none"]
     assert (1.75, 67.62) in [tuple(line.get_ydata()) for line in hollow]
@@ -135,26 +134,22 @@ def test_fractions_without_room_for_a_label_have_it_further_out(made):
     assert texts(axis.get_xticklabels(minor=True)) == ["2.00"]
 
 
-def test_an_arrow_shows_where_a_method_leaves_the_differences(made):
+def test_differences_are_clipped_to_what_is_not_far_worse(made):
     errors = {"mp": [10, 11, 12], "lap": [8, 10, 9], "synflow": [80, 81, 82]}
-    below = lapnb.plot(made(errors, "fcn_global")).axes[1]
-    low, high = below.get_ylim()
+    low, high = lapnb.plot(made(errors, "fcn_global")).axes[1].get_ylim()
     assert -8 < low < -1 and 0 < high < 8
-    (arrow,) = [line for line in below.lines if line.get_marker() in ("^", "v")]
-    assert arrow.get_ydata() == [high] and arrow.get_color() == plots.COLOURS["synflow"]
-    two = lapnb.plot(made({"mp": [10, 11], "lap": [8, 10]})).axes[1]  # an interval of ± 6
-    assert {"v", "^"} <= {line.get_marker() for line in two.lines}
 
 
 def test_headings_say_what_was_found(results):
     assert lapnb.plot(results).get_suptitle() == "LAP beats MP: reproduced\nFCN on MNIST"
 
 
-def test_many_rounds_are_lines_with_bands(made):
+def test_of_many_rounds_some_have_marker_and_bar(made):
     errors = {"mp": [5, 6], "lap": [4, 5]}
     parts = [made(errors, "fcn_before_retraining", nth=n) for n in range(30)]
-    figure = lapnb.plot(pd.concat(parts))
-    assert not figure.axes[0].containers and "bands: ±" in figure.get_label()
+    axis = lapnb.plot(pd.concat(parts)).axes[0]
+    for _, y, spans in drawn(axis).values():
+        assert len(y) == 30 and len(spans) == 15
 
 
 def test_variants_are_named_in_words_and_have_the_same_axis(made):
@@ -190,11 +185,6 @@ def test_a_saved_picture_carries_what_it_shows(results, record, lapnb_root):
         lapnb.plot(results, methods=["best"])
 
 
-def test_captions_wrap_between_their_parts():
-    lines = plots.wrapped("one part · the second part · third", 18).splitlines()
-    assert lines == ["one part", "the second part", "third"]
-
-
 def test_all_networks_with_every_seed_in_one_picture():
     networks = pd.DataFrame({"network": ["FCN", "VGG-11", "VGG-16"], "low": [-50.0, -3, -1]})
     networks = networks.assign(high=[-30.0, -1, 3], difference=[-40.0, -2, 1], published=-4.0)
@@ -206,8 +196,8 @@ def test_all_networks_with_every_seed_in_one_picture():
     (axis,) = figure.axes
     dots = [x for line in axis.lines if line.get_marker() == "o" for x in line.get_xdata()]
     assert dots == [*seeds.difference]
-    spans = [[*line.get_xdata()] for line in axis.lines if line.get_marker() == "None"]
-    assert spans == networks[["low", "high"]].to_numpy().tolist()
+    (spans,) = zip(*[bars.lines[2][0].get_segments() for bars in axis.containers], strict=True)
+    assert [[*span[:, 0]] for span in spans] == networks[["low", "high"]].to_numpy().tolist()
     diamonds = [line.get_color() for line in axis.lines if line.get_marker() == "D"]
     assert diamonds == [plots.COLOURS["lap"]] * 2 + [plots.INK]  # grey: undecided
     assert "−4.0" in texts(axis.texts) and axis.get_xscale() == "linear"

@@ -48,9 +48,8 @@ def test_networks_are_summed_up_in_a_row_each(record):
     assert (fcn.dense, fcn.published_dense) == (2, pytest.approx(1.98))
     assert (vgg.network, vgg.verdict) == ("VGG-19 ×¼ on CIFAR-10 (JPEG)", "no")
     assert rows.verdict["vgg11_cifar10"] == "not run"
-    text = summary.networks_in_words(rows.reset_index()).set_index("network and data")
-    text = text.loc["FCN on MNIST", ["MP", "LAP", "dense", "paper: MP → LAP"]]
-    assert [*text] == ["61.0", "32.0", "2.00 (paper 1.98, +0.02)", "43.7 → 11.6"]
+    text = summary.networks_in_words(rows.reset_index())
+    assert "| 61.0 | 32.0 | 2.00 (paper 1.98, +0.02) | 43.7 → 11.6 | 2 | paper |" in text
 
 
 def test_all_comparisons_in_one_sentence(record):
@@ -115,9 +114,9 @@ def test_the_cost_of_masks():
 
 def test_index_shows_a_line_of_result(record, checkout):
     record(BOTH, "conv6_global", "quick", source="MNIST, 5,000 digits")
-    page = summary.index(summary.summary()).data
-    assert '<a href="fcn_mnist.ipynb">FCN on MNIST</a>' in page and "MP: not run" in page
+    page = summary.index(summary.summary())
+    assert "[FCN on MNIST](fcn_mnist.ipynb)" in page and "MP: not run" in page
     title = "Conv-6 ×⅛ on 5,000 MNIST digits, global pruning, standing in for CIFAR-10"
     assert f"{title}: LAP beats MP: reproduced at " in page
-    linked = {*re.findall('href="(.*?)"', page)}
+    linked = {*re.findall(r"\]\((.*?)\)", page)}
     assert linked < {path.name for path in (checkout / "notebooks").glob("*.ipynb")}
