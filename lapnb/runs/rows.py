@@ -2,68 +2,51 @@
 
 import contextlib
 import pathlib
-from typing import Annotated, Literal
 
 import pandas as pd
-from pydantic import BaseModel, Field, TypeAdapter
 
-from lapnb.checks import one_sentence, require
 from lapnb.pruning.scores import METHODS
 from lapnb.store import locked, root, write_whole
-from lapnb.training.datasets import DATASETS
-from lapnb.training.networks import ACTIVATIONS, NETWORKS
 
 SHIPPED_SCALES = ("reduced", "paper")
 # Where the rows of these scales lie in an installed package, and in a checkout
 SHIPPED = [pathlib.Path(__file__).resolve().parents[above] / "figures" for above in (1, 2)]
-Percent = Annotated[float | None, Field(ge=0, le=100)]
-Amount = Annotated[float | None, Field(ge=0, le=1e12)]
-Count = Annotated[int, Field(ge=0, le=10**9)]
-
-
-class Row(BaseModel, extra="allow", coerce_numbers_to_str=True):
-    """What a row holds, and which values make sense; columns of the user's own stay."""
-
-    table: str
-    scale: str
-    network: Literal[*NETWORKS]
-    dataset: Literal[*DATASETS]
-    source: str
-    activation: Literal[*ACTIVATIONS]
-    width: Amount
-    method: str
-    scope: Literal["layer", "global"]
-    schedule: Literal["oneshot", "iterative"]
-    round: Count
-    seed: Count
-    surviving: Annotated[float | None, Field(ge=0, le=1)]
-    error_before: Percent
-    error: Percent
-    train_error: Percent
-    dense_error: Percent
-    distortion: Amount
-    empty_layers: str
-    dense_steps: Count
-    retrain_steps: Count
-    mask_seconds: Amount
-    retrain_seconds: Amount
-    device: str
-    status: Annotated[str, Field(pattern="^(ok$|failed: |diverged: )")]
-    changed: str
-    settings: str
+# The columns of a row and their types; columns of the user's own stay
+SCHEMA = {
+    "table": str,
+    "scale": str,
+    "network": str,
+    "dataset": str,
+    "source": str,
+    "activation": str,
+    "width": float,
+    "method": str,
+    "scope": str,
+    "schedule": str,
+    "round": int,
+    "seed": int,
+    "surviving": float,
+    "error_before": float,
+    "error": float,
+    "train_error": float,
+    "dense_error": float,
+    "distortion": float,
+    "empty_layers": str,
+    "dense_steps": int,
+    "retrain_steps": int,
+    "mask_seconds": float,
+    "retrain_seconds": float,
+    "device": str,
+    "status": str,
+    "changed": str,
+    "settings": str,
     # How it was made; empty in rows that are older than these columns
-    commit: str = ""
-    torch: str = ""
-    processor: str = ""
-    side_by_side: str = ""
-
-
-SCHEMA = [*Row.model_fields]
-KINDS = {
-    name: {float | None: float, int: int}.get(field.annotation, str)
-    for name, field in Row.model_fields.items()
+    "commit": str,
+    "torch": str,
+    "processor": str,
+    "side_by_side": str,
 }
-ALWAYS = ["surviving", "error_before", "error", "dense_error"]  # where the status is ok
+RESULT = ["surviving", "error_before", "error", "dense_error"]  # where the status is ok
 ORDER = ["activation", "schedule", "method", "seed", "round"]
 KEY = ["source", "settings", "method", "round", "seed"]  # what tells a run from all others
 
@@ -92,9 +75,9 @@ def read(path: pathlib.Path) -> pd.DataFrame:
         ValueError: It is not a results file. The message names it and what is wrong.
     """
     if not path.exists():
-        return typed(pd.DataFrame(columns=SCHEMA))
+        return typed(pd.DataFrame())
     try:
-        rows = typed(pd.read_csv(path, dtype=str, keep_default_na=False))
+        rows = typed(pd.read_csv(path, dtype=str, keep_default_na=False, na_values=""))
         name, scale = path.stem, path.parent.name.removesuffix("-changed")
         if not ((rows.table == name) & (rows.scale == scale)).all():
             raise ValueError("its rows are of another table or scale")
@@ -107,23 +90,28 @@ def read(path: pathlib.Path) -> pd.DataFrame:
 
 
 def typed(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows with the types of `Row`, whatever types they have.
+    """Return the rows with the columns and types of `SCHEMA`, whatever types they have.
 
     Raises:
         ValueError: It says what makes no sense in them.
     """
-    no_number = {column: {"": None} for column, kind in KINDS.items() if kind is not str}
-    values = rows.astype(object).where(rows.notna(), "").replace(no_number)
-    with one_sentence():
-        checked = TypeAdapter(list[Row]).validate_python(values.to_dict("records"))
     columns = dict.fromkeys([*SCHEMA, *rows.columns])
-    rows = pd.DataFrame([row.model_dump() for row in checked], columns=columns).astype(KINDS)
-    for name in rows.method.unique():
-        require(name in METHODS, "method", f"one of {', '.join(METHODS)}", name)
-    if rows.loc[rows.status == "ok", ALWAYS].isna().any(axis=None):
-        raise ValueError("a row without a result has the status ok")
-    if rows.duplicated(KEY).any():
-        raise ValueError("it holds the same run twice")
+    rows = rows.reset_index(drop=True).reindex(columns=[*columns])
+    text = [column for column, kind in SCHEMA.items() if kind is str]
+    rows[text] = rows[text].astype(object).fillna("")
+    numbers = dict.fromkeys(SCHEMA.keys() - {*text}, float)
+    rows = rows.astype(numbers).astype(SCHEMA)  # a whole number may stand there as 60.0
+    result = rows[RESULT]
+    faults = {
+        f"method must be one of {', '.join(METHODS)}": ~rows.method.isin(METHODS),
+        "a row without a result has the status ok": (rows.status == "ok")
+        & result.isna().any(axis=1),
+        "no fraction is above 1, no error above 100 %": (result > [1, 100, 100, 100]).any(axis=1),
+        "it holds the same run twice": rows.duplicated(KEY),
+    }
+    for fault, at_fault in faults.items():
+        if at_fault.any():
+            raise ValueError(f"{fault} (row {at_fault.idxmax()})")
     return rows
 
 
@@ -132,7 +120,7 @@ def record(path: pathlib.Path, rows: list[dict] | pd.DataFrame) -> None:
 
     A run that fails when it is computed again leaves its recorded result as it is.
     """
-    newer = typed(pd.DataFrame(rows, columns=SCHEMA))
+    newer = typed(pd.DataFrame(rows, columns=[*SCHEMA]))
     with locked(root() / "runs" / f"{path.parent.name}-{path.stem}.lock", path):
         results = pool(path)
         bad = newer[failed(newer)]
@@ -167,7 +155,7 @@ def matching(rows: pd.DataFrame, runs: set[tuple]) -> pd.DataFrame:
 
 def taken_over(path: pathlib.Path, runs: set[tuple]) -> pd.DataFrame:
     """Return results of these runs that other tables of this scale have recorded."""
-    parts = [typed(pd.DataFrame(columns=SCHEMA))]
+    parts = [typed(pd.DataFrame())]
     for folder in _folders(path):
         for file in sorted(folder.glob("*.csv")):
             with contextlib.suppress(ValueError):  # not a results file, e.g. pruning_cost.csv
