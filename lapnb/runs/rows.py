@@ -102,11 +102,12 @@ def typed(rows: pd.DataFrame) -> pd.DataFrame:
     numbers = dict.fromkeys(SCHEMA.keys() - {*text}, float)
     rows = rows.astype(numbers).astype(SCHEMA)  # a whole number may stand there as 60.0
     result = rows[RESULT]
+    incomplete = result.isna().any(axis=1) & (rows.status == "ok")
+    impossible = ((result < 0) | (result > [1, 100, 100, 100])).any(axis=1)
     faults = {
         f"method must be one of {', '.join(METHODS)}": ~rows.method.isin(METHODS),
-        "a row without a result has the status ok": (rows.status == "ok")
-        & result.isna().any(axis=1),
-        "no fraction is above 1, no error above 100 %": (result > [1, 100, 100, 100]).any(axis=1),
+        "a row without a result has the status ok": incomplete,
+        "a fraction lies in [0, 1], an error in [0, 100]": impossible,
         "it holds the same run twice": rows.duplicated(KEY),
     }
     for fault, at_fault in faults.items():
