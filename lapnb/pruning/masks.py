@@ -245,22 +245,21 @@ def keep_largest(score: Tensor, count: int, *weights: Tensor) -> Tensor:
 
     Ties go to weights that are not zero (what was pruned does not return), then to lower indices.
     """
-    flat = score.flatten()
+    pruned = torch.cat([weight.flatten() for weight in weights]) == 0
+    flat = score.flatten().masked_fill(pruned, -1)  # all other scores are at least 0
     rank = len(flat) - count
     if count == 0 or rank == 0:
         return torch.full_like(score, count > 0, dtype=torch.bool)
     if flat.is_cuda:
         threshold = flat.kthvalue(rank + 1).values
     else:
-        values = flat.clone().numpy()  # NumPy's partition is several times faster than kthvalue
+        values = flat.numpy().copy()  # NumPy's partition is several times faster than kthvalue
         values.partition(rank)
         threshold = float(values[rank])
     mask = flat >= threshold
     surplus = int(mask.count_nonzero()) - count
     if surplus:
         ties = (flat == threshold).nonzero().flatten()
-        pruned = torch.cat([weight.flatten() for weight in weights])[ties] == 0
-        ties = ties[pruned.int().argsort(stable=True)]
         mask[ties[-surplus:]] = False
     return mask.view(score.shape)
 
@@ -270,7 +269,8 @@ def keep_in_rows(score: Tensor, count: int, weight: Tensor) -> Tensor:
     rows = score.masked_fill(weight == 0, -1).flatten(1)  # what was pruned earlier comes last
     rank = rows.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     per_row, remainder = divmod(count, len(rows))
-    one_more = keep_largest(rows.masked_fill(rank != per_row, -2), remainder, rows)
+    next_in_row = rows.masked_fill(rank != per_row, -2)
+    one_more = keep_largest(next_in_row, remainder, torch.ones_like(rows))
     return ((rank < per_row) | one_more).view_as(score)
 
 
