@@ -105,15 +105,6 @@ def across() -> str:
     return markdown(pd.DataFrame({name: [*texts] for name, texts in columns.items()}))
 
 
-def advice_table() -> str:
-    """Say what to use: a line for each choice, with the evidence where it depends."""
-    evidence = (
-        "In brackets, where it depends: at how many fractions the 95 % interval excludes 0, at how "
-        "many of these after the adjustment, and the difference at the sparsest of these."
-    )
-    return f"{advice.in_words()}\n\n{evidence}"
-
-
 def contents() -> str:
     """List links to the tables' sections."""
     lines = []
@@ -425,7 +416,7 @@ def pages() -> dict[Path, str]:
             answer=answer,
             networks=networks,
             across=across(),
-            advice=advice_table(),
+            advice=advice.in_words(),
             claims=claims(),
             tables=tables(),
             accepted=long,

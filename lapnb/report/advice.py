@@ -40,6 +40,10 @@ def advice() -> pd.DataFrame:
 
 def in_words() -> Markdown:
     """Return `advice` as a table: a line for each choice, with the evidence where it depends."""
+    evidence = (
+        "In brackets, where it depends: at how many fractions the 95 % interval excludes 0, at how "
+        "many of these after the adjustment, and the difference at the sparsest of these."
+    )
     lines = []
     for choice, part in advice().groupby("choice", sort=False):
         line = {"choice": choice, "verdict": together(part.verdict)}
@@ -50,7 +54,8 @@ def in_words() -> Markdown:
             line[f"{verdict} on"] = "; ".join(names[part.verdict == verdict])
         line["undecided on"] = "; ".join(part.network[part.verdict == "undecided"])
         lines.append(line)
-    return markdown(pd.DataFrame(lines).replace("", "–"))
+    table = markdown(pd.DataFrame(lines).replace("", "–"))
+    return Markdown(f"{table}\n\n{evidence}")
 
 
 def _choices() -> Iterator[tuple[str, dict, dict]]:
