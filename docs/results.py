@@ -361,32 +361,41 @@ def pilot() -> str:
     designs = []
     for path in sorted((CHECKOUT / "docs" / "pilot").glob("*.csv")):
         rows = compare.one_source(pd.read_csv(path))
-        *denser, second, sparsest = sorted(rows["round"].unique())
-        for rounds in ([second, sparsest], denser):
-            part = rows[rows["round"].isin(rounds)]
+        rounds = sorted(rows["round"].unique())
+        for pair in (rounds[-2:], rounds[:-2]):
+            if not pair:
+                continue
+            part = rows[rows["round"].isin(pair)]
             errors = part.pivot(index=["round", "seed"], columns="method", values="error")
             errors = errors.reindex(columns=["mp", "lap", "rp"])
             pairs = errors.dropna(subset=["mp", "lap"])
             endpoint = (pairs.lap - pairs.mp).groupby("seed").mean()
             # of a seed: one dense network, then MP and LAP at these fractions
             first = part.iloc[0]
-            steps = first.dense_steps + 2 * len(rounds) * first.retrain_steps
+            steps = first.dense_steps + 2 * len(pair) * first.retrain_steps
             effect = abs(endpoint.mean()) / endpoint.std()
             design = {
                 "network": words.title(rows, whole=False),
                 "dense steps": f"{first.dense_steps:,}",
+                "retraining steps": f"{first.retrain_steps:,}",
                 "surviving (%)": words.several(100 * part.groupby("round").surviving.mean()),
                 "dense error": f"{words.dense_error(part):.1f}",
                 "MP": f"{pairs.mp.mean():.1f}",
                 "LAP": f"{pairs.lap.mean():.1f}",
-                "RP − MP": words.number((errors.rp - errors.mp).mean(), "+.1f"),
-                "LAP − MP, by seed": ", ".join(words.number(x, "+.1f") for x in endpoint),
+                "RP − MP, by seed": by_seed(errors.rp - errors.mp),
+                "LAP − MP, by seed": by_seed(errors.lap - errors.mp),
                 "mean / sd": f"{effect:.2f}",
                 "steps a seed": f"{steps:,}",
                 "mean / sd for 100,000 steps": f"{effect * (1e5 / steps) ** 0.5:.2f}",
             }
             designs.append(design)
     return markdown(pd.DataFrame(designs).replace("^[+]?nan$", "–", regex=True))
+
+
+def by_seed(differences: pd.Series) -> str:
+    """Return the mean over two fractions, for each seed that has both."""
+    whole = differences.dropna().groupby("seed").agg(["mean", "count"])
+    return ", ".join(words.number(x, "+.1f") for x in whole["mean"][whole["count"] == 2]) or "–"
 
 
 # ---- files ---------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from lapnb.store import root, write_whole
 
 WIDTH = 3.15  # inches
 INK = "#757575"
+FIXED = "\N{NO-BREAK SPACE}"
 STYLE = pathlib.Path(__file__).with_suffix(".mplstyle")
 # The looks of the methods by their position in METHODS; further methods take them in turn. The
 # colours have a contrast of 3 : 1 on white and on black. Colour-blind readers can tell apart those
@@ -337,7 +338,8 @@ def finish(figure, heading: str, text: str) -> None:
         figure.legend(named.values(), named, ncols=columns, columnspacing=1, **place)
         below += 0.15 * math.ceil(len(named) / columns)
     height = -below / figure.get_figheight()
-    lines = textwrap.fill(text.replace(" · ", "\N{NO-BREAK SPACE}· "), 60)
+    fixed = text.replace(" · ", f"{FIXED}· ").replace(" = ", f"{FIXED}={FIXED}")
+    lines = textwrap.fill(fixed, 60)
     figure.text(0.5, height, lines, fontsize=6.5, ha="center", va="top")
     figure.set_label(text)
 
