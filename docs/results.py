@@ -362,9 +362,8 @@ def pilot() -> str:
     for path in sorted((CHECKOUT / "docs" / "pilot").glob("*.csv")):
         rows = compare.one_source(pd.read_csv(path))
         rounds = sorted(rows["round"].unique())
-        for pair in (rounds[-2:], rounds[:-2]):
-            if not pair:
-                continue
+        for end in range(len(rounds), 0, -2):
+            pair = rounds[end - 2 : end]
             part = rows[rows["round"].isin(pair)]
             errors = part.pivot(index=["round", "seed"], columns="method", values="error")
             errors = errors.reindex(columns=["mp", "lap", "rp"])

@@ -54,6 +54,7 @@ def test_results_say_the_means_of_the_rows(path):
         for part in RESULTS.split("\n## ")
         if f"(figures/{path.parent.name}/{path.name})" in part
     ]
+    section = section.replace("\N{NO-BREAK SPACE}", " ")
     sparsest = rows[rows["round"] == rows["round"].max()]
     groups = sparsest.groupby(["method", "activation", "scope", "schedule"])[column]
     for mean, std in zip(groups.mean(), groups.std(), strict=True):

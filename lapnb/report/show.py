@@ -9,7 +9,7 @@ import pandas as pd
 
 from lapnb.paper.tables import table as declared
 from lapnb.report import compare, words
-from lapnb.report.plots import plot, png
+from lapnb.report.plots import FIXED, plot, png
 from lapnb.runs.rows import keys, pool, results_file
 from lapnb.runs.run import recorded
 
@@ -45,7 +45,7 @@ def markdown(frame: pd.DataFrame) -> Markdown:
     for row in (frame.columns, ["---"] * len(frame.columns), *cells):
         texts = [str(cell).replace("|", r"\|") for cell in row]
         lines.append(f"| {' | '.join(texts)} |")
-    return Markdown("\n".join(lines))
+    return Markdown("\n".join(lines).replace(" ± ", f"{FIXED}±{FIXED}"))
 
 
 def show(results: pd.DataFrame | str, column: str = "error") -> None:
