@@ -363,7 +363,7 @@ def pilot() -> str:
         rows = compare.one_source(pd.read_csv(path))
         rounds = sorted(rows["round"].unique())
         for end in range(len(rounds), 0, -2):
-            pair = rounds[end - 2 : end]
+            pair = rounds[max(end - 2, 0) : end]
             part = rows[rows["round"].isin(pair)]
             errors = part.pivot(index=["round", "seed"], columns="method", values="error")
             errors = errors.reindex(columns=["mp", "lap", "rp"])
