@@ -1,10 +1,12 @@
 """All tables together: claims, networks, and how often LAP is better. Only reads rows."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
+from lapnb.checks import literal
 from lapnb.paper.protocol import SCALES, Claim
 from lapnb.paper.tables import LAP_BEATS_MP, TABLES, table
 from lapnb.report import compare, words
@@ -33,11 +35,12 @@ AFTER_THE_FACT = {
 # ---- claims --------------------------------------------------------------------------------------
 
 
-def summary(scales: tuple[str, ...] = SCALES[::-1]) -> pd.DataFrame:
+def summary(scales: Sequence[str] | str = SCALES[::-1]) -> pd.DataFrame:
     """Judge every claim of every table, on the largest scale that has seeds of both methods.
 
     Args:
-        scales: The scales to look at, the largest first.
+        scales: The scales to look at, the largest first; or the text of a list, as papermill
+            hands it over.
 
     Returns:
         The columns of `verdicts`; repeats, whether an earlier table holds the same runs, which are
@@ -45,6 +48,7 @@ def summary(scales: tuple[str, ...] = SCALES[::-1]) -> pd.DataFrame:
         first claim of each table, p adjusted for the number of tables (Holm). The verdict on a
         claim for which nothing is recorded is "not run".
     """
+    scales = literal(scales)
     judged = [
         largest(name, claim, scales) for name in TABLES for claim in table(name, "paper").claims
     ]
@@ -56,7 +60,7 @@ def summary(scales: tuple[str, ...] = SCALES[::-1]) -> pd.DataFrame:
     return claims
 
 
-def largest(name: str, claim: Claim, scales: tuple[str, ...]) -> dict:
+def largest(name: str, claim: Claim, scales: Sequence[str]) -> dict:
     """Judge a table's claim at the first of the scales that has seeds of both methods."""
     for rows in recorded_rows(name, *scales):
         verdict = compare.verdict(rows, claim)

@@ -114,7 +114,7 @@ def test_the_cost_of_masks():
 
 def test_index_shows_a_line_of_result(record, checkout):
     record(BOTH, "conv6_global", "quick", source="MNIST, 5,000 digits")
-    page = summary.index(summary.summary())
+    page = summary.index(summary.summary("['quick']"))
     assert "[FCN on MNIST](fcn_mnist.ipynb)" in page and "MP: not run" in page
     title = "Conv-6 ×⅛ on 5,000 MNIST digits, global pruning, standing in for CIFAR-10"
     assert f"{title}: LAP beats MP: reproduced at " in page
