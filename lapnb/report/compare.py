@@ -29,8 +29,8 @@ LEAST_SEEDS = 3
 def one_source(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
     """Return a typed copy of rows that may be compared with each other, with columns gap and lost.
 
-    All comparisons use this copy, so that it does not matter how the rows were read. A copy that
-    has these columns already is returned as it is.
+    All comparisons use this copy, so that it does not matter how the rows were read. Rows that
+    have these columns already are such a copy.
 
     Raises:
         ValueError: These are not rows of one table, scale, source and settings, each run once; or
@@ -38,8 +38,16 @@ def one_source(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
     """
     if not isinstance(results, pd.DataFrame) or results.empty:
         raise ValueError(f"{ROWS}; got {type(results).__name__} without rows")
-    if "lost" in results:
-        return results
+    rows = results
+    if "lost" not in results:
+        rows = with_losses(_typed(results))
+    recorded = [name for name in MEASURED if rows[name].notna().any()]
+    require(column in recorded, "column", f"one of {', '.join(recorded)}", column)
+    return rows
+
+
+def _typed(results: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows typed, if they may be compared with each other."""
     try:
         rows = typed(results)
     except ValueError as error:
@@ -50,9 +58,6 @@ def one_source(results: pd.DataFrame, column: str = "error") -> pd.DataFrame:
     looks_at = rows.method.map({name: method.looks_at for name, method in METHODS.items()})
     alike = rows.groupby([*VARIED, "round", looks_at]).settings.nunique().max() == 1
     require(alike, "results", "rows of the same settings", "other hashes in a round")
-    rows = with_losses(rows)
-    recorded = [name for name in MEASURED if rows[name].notna().any()]
-    require(column in recorded, "column", f"one of {', '.join(recorded)}", column)
     return rows
 
 

@@ -100,20 +100,23 @@ def typed(rows: pd.DataFrame) -> pd.DataFrame:
     text = [column for column, kind in SCHEMA.items() if kind is str]
     rows[text] = rows[text].astype(object).fillna("")
     numbers = dict.fromkeys(SCHEMA.keys() - {*text}, float)
-    rows = rows.astype(numbers).astype(SCHEMA)  # a whole number may stand there as 60.0
+    rows = rows.astype(numbers)  # a whole number may stand there as 60.0
+    whole = rows[[column for column, kind in SCHEMA.items() if kind is int]]
+    uncounted = (whole % 1 != 0).any(axis=1)  # NaN and infinite ones, too
     result = rows[RESULT]
     incomplete = result.isna().any(axis=1) & (rows.status == "ok")
     impossible = ((result < 0) | (result > [1, 100, 100, 100])).any(axis=1)
     faults = {
         f"method must be one of {', '.join(METHODS)}": ~rows.method.isin(METHODS),
         "a row without a result has the status ok": incomplete,
+        "counts are whole numbers": uncounted,
         "a fraction lies in [0, 1], an error in [0, 100]": impossible,
         "it holds the same run twice": rows.duplicated(KEY),
     }
     for fault, at_fault in faults.items():
         if at_fault.any():
             raise ValueError(f"{fault} (row {at_fault.idxmax()})")
-    return rows
+    return rows.astype(SCHEMA)
 
 
 def record(path: pathlib.Path, rows: list[dict] | pd.DataFrame) -> None:

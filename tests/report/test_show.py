@@ -67,6 +67,12 @@ def test_a_picture_is_saved_for_exactly_the_runs_of_the_results_file(record, lap
     assert results_file("fcn_mnist", "reduced").with_suffix(".png") and saved() == 1
 
 
+def test_a_column_that_is_not_recorded_is_refused_by_name_too(record):
+    record(BOTH, "fcn_mnist", "paper")
+    with pytest.raises(ValueError, match=r"column must be one of error, .*; got 'distortion'"):
+        lapnb.show("fcn_mnist", "distortion")
+
+
 def test_a_name_shows_each_recorded_scale_the_largest_first(record, capsys):
     lapnb.show("fcn_mnist")
     assert "Not run on MNIST yet" in capsys.readouterr().out

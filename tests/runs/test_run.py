@@ -240,6 +240,7 @@ def edited(text, column, value):
         lambda text: "\n".join([*text.splitlines(), text.splitlines()[1]]),
         lambda text: "",
         lambda text: edited(text, "dense_steps", "inf"),
+        lambda text: edited(text, "round", "1.5"),
         lambda text: edited(text, "method", "magnitude"),
         lambda text: edited(text, "surviving", "2.5"),
         lambda text: edited(text, "error", ""),
