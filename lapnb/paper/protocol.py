@@ -108,7 +108,7 @@ class Table(BaseModel, frozen=True, strict=True, extra="forbid"):
     scale: Literal[SCALES]
     network: Literal[*NETWORKS]
     dataset: Literal[*DATASETS]
-    methods: Several[Literal[*METHODS]]
+    methods: Several[Literal[*METHODS]] = ("mp", "lap")
     rounds: Annotated[Several[Round], AfterValidator(lambda rounds: tuple(sorted(rounds)))]
     rates: tuple[float, ...]
     dense_steps: Annotated[Steps, Field(ge=1)]

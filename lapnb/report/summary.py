@@ -197,19 +197,16 @@ def _by(rows: pd.DataFrame) -> str:
 def network_seeds() -> pd.DataFrame:
     """Return the endpoint of each network, a row per seed.
 
-    The columns are table, network, scale, seed, difference, and mp and lap, the test errors (%) at
-    the sparsest fraction alone.
+    The columns are seed, those of `endpoint`, lap and mp, the test errors (%) at the sparsest
+    fraction alone, table, network and scale.
     """
     parts = []
     for name in NETWORKS:
         for rows in recorded_rows(name, *BIG)[:1]:
-            last = rows[rows["round"] == rows["round"].max()]
-            errors = last.pivot(index="seed", columns="method", values="error")
-            sides = compare.sides(rows, LAP_BEATS_MP)
-            part = compare.endpoint(*sides, LAP_BEATS_MP)[["difference"]]
-            part = part.join(errors[["mp", "lap"]]).reset_index()
-            labels = {"table": name, "network": words.title(rows), "scale": rows.scale[0]}
-            parts.append(part.assign(**labels))
+            lap, mp = compare.sides(rows, LAP_BEATS_MP)
+            part = compare.endpoint(lap, mp, LAP_BEATS_MP).reset_index()
+            part = part.assign(table=name, network=words.title(rows), scale=rows.scale[0])
+            parts.append(part.assign(lap=[*lap.iloc[:, -1]], mp=[*mp.iloc[:, -1]]))
     return pd.concat(parts, ignore_index=True)
 
 
