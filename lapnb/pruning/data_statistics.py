@@ -217,5 +217,5 @@ def _curvature(network: nn.Module, layers: list[Layer], batches) -> list[Tensor]
     return [h.clamp(min=0).sqrt().to(w.dtype) for h, w in zip(totals, weights, strict=True)]
 
 
+# What criteria look at (`Method.looks_at`), and the function that computes it
 STATISTICS = {"activity": _activity, "curvature": _curvature, "inputs": _inputs, "ones": _ones}
-"""What criteria look at (`Method.looks_at`) → the function that computes it."""

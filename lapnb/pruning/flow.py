@@ -101,7 +101,7 @@ def flow(model: nn.Module, example, layers: list[Layer], weights: list[Tensor]) 
 
 def _report_unreached(names: str, example) -> None:
     inputs = [value for value in tree_leaves(example) if isinstance(value, Tensor)]
-    if not all(value.is_floating_point() for value in inputs):
+    if not all(map(torch.is_floating_point, inputs)):
         raise ValueError(
             f"example has whole numbers, and {names} may be reached by them alone: pass what is no "
             "index of an embedding as floats"

@@ -63,8 +63,10 @@ def _typed(results: pd.DataFrame) -> pd.DataFrame:
 
 def with_losses(rows: pd.DataFrame) -> pd.DataFrame:
     """Return typed rows with the columns gap and lost added."""
-    gap, lost = rows.error - rows.train_error, rows.error_before - rows.dense_error
-    return rows.assign(gap=gap, lost=lost)
+    return rows.assign(
+        gap=rows.error - rows.train_error,
+        lost=rows.error_before - rows.dense_error,
+    )
 
 
 def varied(rows: pd.DataFrame) -> list[str]:

@@ -24,8 +24,8 @@ from lapnb.training.data import Data, load_data
 from lapnb.training.train import evaluate
 
 # Each network is the dense one (seed 0) of a table.
-NETWORKS = {"fcn": "fcn_mnist", "conv6": "conv6_cifar10"}
-NETWORKS |= {name: f"{name}_cifar10" for name in ("vgg11", "vgg16", "vgg19", "resnet18")}
+ON_CIFAR10 = ("conv6", "vgg11", "vgg16", "vgg19", "resnet18")
+NETWORKS = {"fcn": "fcn_mnist"} | {name: f"{name}_cifar10" for name in ON_CIFAR10}
 EFFECTS = ["surviving weights (%)", "distortion (%)", "distortion with neighbours (%)"]
 # One of these is set where somebody looks at the output.
 BROWSERS = {"JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG"}

@@ -83,16 +83,16 @@ def networks() -> pd.DataFrame:
     rows = pd.DataFrame(judged, columns=compare.VERDICT.split())
     rows = rows.rename(columns={"method_mean": "lap", "baseline_mean": "mp"})
     rows["verdict"] = rows.verdict.replace({"reproduced": "yes", "not reproduced": "no"})
-    return rows.merge(pd.DataFrame(map(_published, NETWORKS)), on="table")
+    return rows.join(pd.DataFrame(map(_published, rows.table, rows.scale)))
 
 
-def _published(name: str) -> dict:
-    """Return the paper's test errors (%) of MP and LAP, averaged over the endpoint's rounds."""
+def _published(name: str, scale: str) -> dict:
+    """Return the paper's test errors (%) of MP and LAP, averaged over a scale's endpoint."""
     paper = compare.published()[compare.published().table == name]
     errors = paper.pivot(index="round", columns="method", values="error_pct")
-    rounds = table(name, "paper").rounds[-LAP_BEATS_MP.rounds :]
+    rounds = table(name, scale if scale in BIG else "paper").rounds[-LAP_BEATS_MP.rounds :]
     mp, lap = errors.reindex(index=rounds, columns=["mp", "lap"]).mean(skipna=False)
-    return {"table": name, "published_mp": mp, "published_lap": lap, "published": lap - mp}
+    return {"published_mp": mp, "published_lap": lap, "published": lap - mp}
 
 
 def networks_in_words(rows: pd.DataFrame) -> Markdown:
@@ -129,19 +129,7 @@ def everything() -> pd.DataFrame:
             network = words.title(rows, whole=False) + usual.fillna(", " + rows.activation)
             parts.append(rows.assign(network=network)[rows.retrain_steps > 0])
     rows = pd.concat(parts, ignore_index=True)
-    run = [
-        "network",
-        "scale",
-        "source",
-        "method",
-        "scope",
-        "round",
-        "seed",
-        "dense_error",
-        "device",
-        "error_before",
-        "error",
-    ]
+    run = ["network", "scale", "method", "scope", "round", "seed", "dense_error", "error"]
     return rows.drop_duplicates(run)  # the first round of an iterative schedule is a one-shot run
 
 
@@ -295,9 +283,15 @@ def cost_of_masks(times: pd.DataFrame, most: float = 1.5) -> pd.DataFrame:
     for network, part in times.groupby("network"):
         seconds = [part.seconds[part.method == name].to_numpy() for name in ("lap", "mp")]
         logs = compare.interval(pd.Series(np.log(seconds[0] / seconds[1])))
-        line = {"network": network, "ratio": math.exp(logs["difference"])}
-        line |= {"low": math.exp(logs["low"]), "high": math.exp(logs["high"]), "n": logs["n"]}
-        lines.append(line | {"verdict": compare.judge(logs, claim)})
+        line = {
+            "network": network,
+            "ratio": math.exp(logs["difference"]),
+            "low": math.exp(logs["low"]),
+            "high": math.exp(logs["high"]),
+            "n": logs["n"],
+            "verdict": compare.judge(logs, claim),
+        }
+        lines.append(line)
     return pd.DataFrame(lines)
 
 
@@ -316,6 +310,5 @@ def index(claims: pd.DataFrame) -> Markdown:
             line = words.verdict_line(row)
             if row.n:
                 line = f"{row.network}: {line}"
-        notebook = NOTEBOOKS.get(name, name)
-        lines.append([f"[{declared['title']}]({notebook}.ipynb)", line])
+        lines.append([f"[{declared['title']}]({NOTEBOOKS.get(name, name)}.ipynb)", line])
     return markdown(pd.DataFrame(lines, columns=["notebook", "result"]))
