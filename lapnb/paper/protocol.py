@@ -37,7 +37,7 @@ class Claim:
 
     method: str
     baseline: str
-    rounds: int = 1  # the sparsest ones of the scale, over which the number is taken
+    rounds: int = 1  # how many, over which the number is taken: see `Table.rounds_of`
     column: str = "error"
     where: dict[str, str] = field(default_factory=dict)
     low: float = -math.inf
@@ -100,7 +100,8 @@ class Table(BaseModel, frozen=True, strict=True, extra="forbid"):
     Layer l keeps the fraction (1 − rates[l])^t of its weights in round t. `variants` are changes
     of single settings that the table puts side by side, e.g. several activations. `looks` says how
     many batches of what size a data-dependent method looks at; `training_error`, that the error on
-    the training set is recorded too.
+    the training set is recorded too. `endpoint` are the rounds that a claim about as many looks at,
+    where they are not the sparsest.
     """
 
     name: str
@@ -128,6 +129,7 @@ class Table(BaseModel, frozen=True, strict=True, extra="forbid"):
     precision: Literal[PRECISIONS] = "float32"
     training_error: bool = False
     claims: tuple[Claim, ...] = ()
+    endpoint: tuple[Round, ...] = ()
     variants: tuple[dict[str, Any], ...] = ({},)
     changed: str = ""
 
@@ -145,6 +147,12 @@ class Table(BaseModel, frozen=True, strict=True, extra="forbid"):
                 variant.methods, variant.rounds, variant.seeds
             ):
                 yield variant.settings(method, t), method, t, seed
+
+    def rounds_of(self, claim: Claim) -> tuple[int, ...]:
+        """Return the rounds over which a claim takes its number: the endpoint, or the sparsest."""
+        if claim.rounds == len(self.endpoint):
+            return self.endpoint
+        return self.rounds[-claim.rounds :]
 
     def keep(self, pruning_round: int) -> tuple[float, ...]:
         """Return the surviving fraction of each layer in a round."""

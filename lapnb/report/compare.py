@@ -297,11 +297,11 @@ def sides(rows: pd.DataFrame, claim: Claim) -> tuple[pd.DataFrame, pd.DataFrame]
     """Return the claim's column of the method and of the baseline, a row per seed.
 
     Each has a column per fraction of surviving weights (%). The method stands in for a baseline
-    that is published. The rounds are the sparsest `claim.rounds` that are declared for the
-    scale, as far as both methods have them; the seeds are those that have all these rounds.
+    that is published. The rounds are those of the claim, as far as both methods have them; the
+    seeds are those that have all these rounds.
     """
     first = rows.iloc[0]
-    declared = table(first.table, first.scale).rounds[-claim.rounds :]
+    declared = table(first.table, first.scale).rounds_of(claim)
     part = those(rows, claim.where)
     part = part[part["round"].isin(declared)]
     baseline = claim.method if claim.baseline == "published" else claim.baseline
@@ -347,7 +347,6 @@ def verdict(rows: pd.DataFrame, claim: Claim) -> dict:
     if claim.low > -math.inf:
         row["p"] = alike(row, claim)
     row["found"] = words.found(row, claim)
-    row["found"] += words.devices(part[part.method.isin([claim.method, claim.baseline])])
     if claim.measure == "mean":
         differences = ours - theirs
         judged = {at: judge(interval(differences[at]), claim) for at in differences}

@@ -186,14 +186,6 @@ def as_published(rows: pd.DataFrame) -> bool:
     return same and first.source.removesuffix(JPEG) == NAMES[paper.dataset]
 
 
-def devices(rows: pd.DataFrame) -> str:
-    """Name each method's devices if the runs of a seed were computed on several, else return ""."""
-    if rows.groupby("seed").device.nunique().max() == 1:
-        return ""
-    places = rows.groupby("method").device.unique()
-    return "; but " + listed([f"{short(m)} on {listed(sorted(places[m]))}" for m in places.index])
-
-
 def published_dense(rows: pd.DataFrame) -> float:
     """Return the paper's dense error (%) for the network at full width and the data set, or NaN."""
     paper, errors = in_the_paper(rows), published()

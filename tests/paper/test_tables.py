@@ -6,7 +6,7 @@ import torch
 
 import lapnb
 from lapnb.paper.protocol import SCALES
-from lapnb.paper.tables import TABLES, table
+from lapnb.paper.tables import ADVANTAGE_GROWS, LAP_BEATS_MP, TABLES, table
 from lapnb.report.compare import published
 
 
@@ -133,6 +133,13 @@ def test_variants_have_the_methods_that_were_chosen():
         ("layer", ("lap",)),
         ("global", ("lap", "lamp")),
     ]
+
+
+def test_the_endpoint_of_the_pilot_moves_that_claim_alone():
+    vgg16 = table("vgg16_cifar10", "reduced")
+    assert vgg16.rounds_of(LAP_BEATS_MP) == (13, 15)
+    assert vgg16.rounds_of(ADVANTAGE_GROWS) == (13, 21, 25, 27)
+    assert table("vgg16_cifar10", "paper").rounds_of(LAP_BEATS_MP) == (25, 27)
 
 
 def test_committed_rows_belong_to_their_tables(checkout):

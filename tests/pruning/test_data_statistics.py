@@ -167,18 +167,6 @@ def test_bad_arguments_and_layers_that_do_not_run_are_named(kind, data, words):
         data_statistics(model, kind, data)
 
 
-LOOKS = {"lap_act": "activity", "obd": "curvature", "obd_lap": "curvature"}
-LOOKS |= {"wanda": "inputs", "ria_act": "inputs", "synflow": "ones"}
-
-
-@pytest.mark.parametrize(("method", "kind"), LOOKS.items())
-def test_masks_follow_from_what_the_method_looks_at(method, kind):
-    model = randomised(FCN((16, 6, 3)))
-    statistics = data_statistics(model, kind, FLAT)
-    masks = lapnb.prune_masks(model, method, 0.4, statistics=statistics)
-    assert same(masks, lapnb.prune_masks(model, method, 0.4, batches=FLAT))
-
-
 @pytest.mark.parametrize("method", ["lap_act", "obd", "obd_lap"])
 def test_masks_are_those_of_the_definition(method):
     model = randomised(FCN((16, 6, 3)))

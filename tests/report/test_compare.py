@@ -87,13 +87,6 @@ def test_pairs_of_equal_difference_and_of_one_seed(made):
 # ---- verdicts ------------------------------------------------------------------------------------
 
 
-def test_methods_on_two_devices_are_said_beside_the_verdict(made):
-    rows = made({"mp": [60, 62, 61], "lap": [30, 31, 39]})
-    assert "but" not in lapnb.verdicts(rows).found[0]
-    rows.loc[rows.method == "lap", "device"] = "cuda"
-    assert lapnb.verdicts(rows).found[0].endswith("; but LAP on cuda and MP on cpu")
-
-
 def test_the_endpoint_is_one_number_per_seed(made):
     mp = np.array([[9.0, 9.0, 9.0, 9.0], [20.0, 25.0, 24.0, 30.0], [60.0, 62.0, 95.0, 61.0]])
     lap = np.array([[8.0, 9.5, 8.0, 9.0], [19.0, 20.0, 15.0, 29.0], [33.0, 31.0, 45.0, 58.0]])

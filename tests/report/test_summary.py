@@ -90,9 +90,10 @@ def test_networks_are_put_together():
 
 def test_collapse_is_judged_by_ranks():
     """2 of 3 and 3 of 4 runs of MP are worse than the worst of LAP."""
-    one = pd.DataFrame({"table": "a", "mp": [9.0, 8.0, 2.0], "lap": [1.0, 3.0, 2.5]})
-    two = pd.DataFrame({"table": "b", "mp": [9.0, 8.0, 7.0, 2.0], "lap": [1.0, 3.0, 2.5, 4.0]})
-    found = summary.collapse(pd.concat([one, two]))
+    mp = [9.0, 8.0, 2.0, 9.0, 8.0, 7.0, 2.0]
+    lap = [1.0, 3.0, 2.5, 1.0, 3.0, 2.5, 4.0]
+    seeds = pd.DataFrame({"table": [*"aaabbbb"], "method_mean": lap, "baseline_mean": mp})
+    found = summary.collapse(seeds)
     rng = np.random.default_rng(0)
     counts = [
         (ranks[:, :n] > ranks[:, n:].max(axis=1, keepdims=True)).sum(axis=1)
