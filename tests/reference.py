@@ -1,6 +1,7 @@
 """Slow, literal versions of what the package computes fast: what the tests compare it with."""
 
 import contextlib
+import copy
 import hashlib
 import itertools
 import random
@@ -89,6 +90,17 @@ def same_networks(one, other):
     return same(one.state_dict().values(), other.state_dict().values())
 
 
+@contextlib.contextmanager
+def unchanged(model):
+    """What runs leaves weights, settings and hooks of a model, and torch's random state."""
+    before, state = copy.deepcopy(model), torch.get_rng_state()
+    yield
+    assert torch.equal(torch.get_rng_state(), state)
+    assert same_networks(before, model)
+    for old, new in zip(before.modules(), model.modules(), strict=True):
+        assert repr(vars(old)) == repr(vars(new))  # hooks, in place or not, training or not
+
+
 def dense_kernel(module):
     """Weight as (outputs, inputs, kernel positions), zero between the groups."""
     weight, groups = module.weight.detach(), getattr(module, "groups", 1)
@@ -103,14 +115,14 @@ def dense_kernel(module):
     return kernel
 
 
-def hessian_diagonals(model, names, batches):
-    """Per parameter the diagonal of the mean loss's whole Hessian, summed over the batches."""
-    parameters = dict(model.named_parameters())
-    weights = {name: parameters[name].detach() for name in names}
+def hessian_diagonals(model, batches):
+    """Per layer the diagonal of the mean loss's whole Hessian, summed over the batches."""
+    model = copy.deepcopy(model).double()
+    weights = {f"{x.name}.weight": x.weight.detach() for x in prunable_layers(model)}
     totals = {name: torch.zeros_like(weight) for name, weight in weights.items()}
 
     def loss(weights, images, labels):
-        return F.cross_entropy(functional_call(model, weights, images), labels)
+        return F.cross_entropy(functional_call(model, weights, images.double()), labels)
 
     for batch in batches:
         hessian = torch.func.hessian(loss)(weights, *batch)
@@ -126,7 +138,7 @@ def train(model, data, steps, lr, batch_size, seed, stage, masks=None):
     Random numbers come in chunks of 25 steps, each from (seed, stage, chunk) alone.
     """
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
-    layers = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    layers = prunable_layers(model)
     model.train()
     for step in range(steps):
         if step % 25 == 0:
@@ -344,10 +356,8 @@ class RandomNetwork(nn.Module):
 
 def committed(ending):
     """The files with rows, or pictures, of the two scales that are committed."""
-    figures = Path(__file__).parents[1] / "figures"
-    return [
-        p for scale in ("paper", "reduced") for p in sorted(figures.glob(f"{scale}/*.{ending}"))
-    ]
+    files = sorted((Path(__file__).parents[1] / "figures").glob(f"*/*.{ending}"))
+    return [path for path in files if path.parent.name in ("paper", "reduced")]
 
 
 def digest(path):
