@@ -69,10 +69,11 @@ def product(weights):
     return torch.linalg.multi_dot(weights[::-1]) if len(weights) > 1 else weights[0].clone()
 
 
-def block_distortions(weights, i):
-    """Of the block of layers i-1, i and i+1 of a fully-connected network without activations."""
+def block_distortions(weights, i, before=1, after=1):
+    """Of layer i with so many neighbours on each side, of a linear network without activations."""
     weights = [w.detach().double() for w in weights]
-    return distortions(weights[i], lambda: product(weights[max(i - 1, 0) : i + 2]))
+    block = slice(max(i - before, 0), i + after + 1)
+    return distortions(weights[i], lambda: product(weights[block]))
 
 
 def largest(score, count):
@@ -296,37 +297,26 @@ GATES = {  # units of f may be multiplied where the rows of g are divided
 
 
 class RandomNetwork(nn.Module):
-    """A few of the pieces, drawn by a seed, on a sequence or an image, and a linear layer."""
+    """A few of the pieces, drawn by a seed, between linear layers, on units of 4 or 8 positions."""
 
     def __init__(self, seed, *pieces):
         super().__init__()
         draw = random.Random(seed)
-        self.image, self.flat, units = draw.random() < 0.5, draw.random() < 0.5, draw.randint(2, 4)
+        positions = draw.choice([(4,), (2, 2, 2)])
+        x = self.example = torch.rand(1, *positions, draw.randint(2, 4))
         self.pieces = [draw.choice(list(draw.choice(pieces).values())) for _ in range(3)]
-        self.example = torch.rand(1, units, 3, 3) if self.image else torch.rand(1, 4, units)
         self.layers = nn.ModuleList()
-        x = self.example.movedim(1, -1) if self.image else self.example
         for piece in self.pieces:
-            self.layers += [self.layer(x.shape[-1]) for _ in range(2)]
-            x = self.applied(piece, x, *self.layers[-2:])
+            f, g = (nn.Linear(x.shape[-1], x.shape[-1], bias=False) for _ in range(2))
+            self.layers += [f, g]
+            x = piece(x, f, g)
+        self.flat = draw.random() < 0.5
         self.head = nn.Linear(x.numel() if self.flat else x.shape[-1], 2, bias=False)
         randomised(self, seed)
 
-    def layer(self, units):
-        if self.image:
-            return nn.Conv2d(units, units, 3, padding=1, bias=False)
-        return nn.Linear(units, units, bias=False)
-
-    def applied(self, piece, x, *layers):
-        if self.image:
-            f, g = (lambda y, m=m: m(y.movedim(-1, 1)).movedim(1, -1) for m in layers)
-            return piece(x, f, g)
-        return piece(x, *layers)
-
     def forward(self, x):
-        x = x.movedim(1, -1) if self.image else x
         for piece, f, g in zip(self.pieces, self.layers[::2], self.layers[1::2], strict=True):
-            x = self.applied(piece, x, f, g)
+            x = piece(x, f, g)
         return self.head(x.flatten(1) if self.flat else x.flatten(1, -2).mean(1))
 
     @torch.no_grad()
@@ -338,11 +328,10 @@ class RandomNetwork(nn.Module):
         for i, piece in enumerate(self.pieces):
             f, g = self.layers[2 * i : 2 * i + 2]
             random = torch.Generator().manual_seed(seed)
-            c = 2.0 ** torch.randint(-3, 4, [len(f.weight)], generator=random)
-            c = c.view(-1, *[1] * (f.weight.ndim - 1))
+            c = 2.0 ** torch.randint(-3, 4, [len(f.weight), 1], generator=random)
             if piece in CHAINS.values():
                 f.weight *= c
-                g.weight /= c.transpose(0, 1)
+                g.weight /= c.T
                 return {f"layers.{2 * i}", f"layers.{2 * i + 1}"}
             if piece in GATES.values():
                 f.weight *= c

@@ -6,10 +6,8 @@ import pytest
 import torch
 from reference import (
     block_distortions,
-    distortions,
     largest,
     odd_torch,
-    product,
     randomised,
     same,
     unchanged,
@@ -35,21 +33,29 @@ def weights(model):
     return [layer.values for layer in prunable_layers(model)]
 
 
-def whole_distortions(layers, i):
-    layers = [w.double() for w in layers]
-    return distortions(layers[i], lambda: product(layers))
+NEIGHBOURS = {  # how many layers before and after it count, where it is not one each
+    "mp": (0, 0),
+    "obd": (0, 0),
+    "synflow": (0, 0),
+    "lfp": (0, 1),
+    "lbp": (1, 0),
+    "lap_all": (2, 2),
+}
+
+
+def by_definition(method, layers, i):
+    return block_distortions(layers, i, *NEIGHBOURS.get(method, (1, 1)))
 
 
 @pytest.mark.parametrize("pruned", [[0, 1, 2], [0, 2], [1]])
-@pytest.mark.parametrize(
-    ("method", "brute"), [("lap", block_distortions), ("lap_all", whole_distortions)]
-)
-def test_lap_keeps_the_weights_whose_removal_distorts_most(net, method, brute, pruned):
+@pytest.mark.parametrize("method", ["mp", "lfp", "lbp", "lap", "lap_all"])
+def test_the_weights_whose_removal_distorts_most_are_kept(net, method, pruned):
     layers = weights(net)
     for i in {0, 1, 2} - {*pruned}:  # a dense layer is a neighbour all the same
         net.layers[2 * i].prunable = False
     for i, mask in zip(pruned, lapnb.prune_masks(net, method, 0.4), strict=True):
-        assert torch.equal(mask, largest(brute(layers, i), round(0.4 * mask.numel())))
+        score = by_definition(method, layers, i)
+        assert torch.equal(mask, largest(score, round(0.4 * mask.numel())))
 
 
 @pytest.mark.parametrize(
@@ -65,54 +71,41 @@ def test_sequential_lap_sees_pruned_neighbours(net, method, order):
     assert not same(masks, lapnb.prune_masks(net, "lap", 0.5))
 
 
-def normalised(score):
-    return score / torch.linalg.norm(score)
-
-
 def lamp(score):
-    return torch.stack([s / score[score >= s].sum() for s in score.flatten()])
+    squares = score**2
+    return torch.stack([s / squares[squares >= s].sum() for s in squares.flatten()])
 
 
-def layer_scores(net, method, data):
-    """Of each layer, by brute force where neighbours count."""
-    layers = weights(net)
-    if method in ("lap_act", "obd", "obd_lap"):
-        layers = [w * numbers for w, numbers in zip(layers, data, strict=True)]
-    blocks = {"lfp": lambda i: (layers[i : i + 2], 0), "lbp": lambda i: (layers[: i + 1], i)}
-    blocks["obd"] = lambda i: (layers[i : i + 1], 0)
-    if method in blocks:
-        return [block_distortions(*blocks[method](i)) for i in range(3)]
-    if "lap" in method:
-        brute = whole_distortions if method == "lap_all" else block_distortions
-        return [brute(layers, i) for i in range(3)]
-    score = METHODS[method].score
-    return [score(w, numbers, torch.ones(())) for w, numbers in zip(layers, data, strict=True)]
+SQUARED = ["lfp", "lbp", "lap", "lap_all", "lap_act", "lap_flow", "obd", "obd_lap"]
 
 
 @pytest.mark.parametrize(
-    ("methods", "power", "compared"),
-    [
-        ("mp ria ria_act", 1, normalised),
-        ("lfp lbp lap lap_all lap_act lap_flow obd obd_lap", 2, normalised),
-        ("lamp lamp_lap", 1, torch.clone),
-        ("synflow", 1, torch.clone),
-    ],
+    "method", [*SQUARED, "mp", "lamp", "lamp_lap", "ria", "ria_act", "synflow"]
 )
 @pytest.mark.filterwarnings("ignore:the global ranking leaves")
-def test_global_scope_compares_layers(net, methods, power, compared):
-    weights(net)[0].pow_(3)  # heavy tails, so that the power and the norm decide
-    for method in methods.split():
-        data = [torch.linspace(0.1, 3, w.numel()).view_as(w) for w in weights(net)]
-        inner = {"lamp": "mp", "lamp_lap": "lap"}.get(method, method)
-        scores = layer_scores(net, inner, data)
-        if method.startswith("lamp"):
-            scores = [lamp(s.abs().double() ** 2) for s in scores]
-        flat = torch.cat([compared(s.abs().double() ** power).flatten() for s in scores])
-        more = dict(example=torch.rand(2, 8)) if method == "lap_flow" else dict(statistics=data)
-        for count in range(1, len(flat), 2):
-            masks = lapnb.prune_masks(net, method, count / len(flat), "global", **more)
-            found = torch.cat([mask.flatten() for mask in masks])
-            assert torch.equal(found, largest(flat, count)), (method, count)
+def test_global_scope_compares_layers(net, method):
+    layers = weights(net)
+    layers[0].pow_(3)  # heavy tails, so that the power and the norm decide
+    data = [torch.linspace(0.1, 3, w.numel()).view_as(w) for w in layers]
+    if method in ("lap_act", "obd", "obd_lap", "synflow"):
+        layers = [w * numbers for w, numbers in zip(layers, data, strict=True)]
+    inner = {"lamp": "mp", "lamp_lap": "lap"}.get(method, method)
+    scores = [by_definition(inner, layers, i) for i in range(3)]
+    if method.startswith("ria"):
+        score = METHODS[method].score
+        scores = [score(w, numbers, 1).double() for w, numbers in zip(layers, data, strict=True)]
+    if method in SQUARED:
+        scores = [s**2 for s in scores]
+    if method.startswith("lamp"):
+        scores = [lamp(s) for s in scores]
+    elif method != "synflow":
+        scores = [s / s.norm() for s in scores]
+    flat = torch.cat([s.flatten() for s in scores])
+    more = dict(example=torch.rand(2, 8)) if method == "lap_flow" else dict(statistics=data)
+    for count in range(1, len(flat), 2):
+        masks = lapnb.prune_masks(net, method, count / len(flat), "global", **more)
+        found = torch.cat([mask.flatten() for mask in masks])
+        assert torch.equal(found, largest(flat, count)), count
 
 
 def test_lamp_of_equal_and_of_pruned_weights():
