@@ -147,7 +147,7 @@ def train(model, data, steps, lr, batch_size, seed, stage, masks=None):
             rng.integers(2**63)  # the seed of dropout
         batch = rng.choice(len(data.train_labels), batch_size, replace=False, shuffle=False)
         images = augment(data.train_images[batch], data.augmentation, rng)
-        logits = model(normalised(data, images))
+        logits = model(data.normalise(images))
         optimizer.zero_grad()
         F.cross_entropy(logits, data.train_labels[batch]).backward()
         for layer, mask in zip(layers, masks or (), strict=False):
@@ -175,7 +175,7 @@ def prune_and_retrain(model, dense, table, method, t, data, seed):
         keep = sum(k * n for k, n in zip(keep, sizes, strict=True)) / sum(sizes)
     about = {"seed": seed}
     if method == "lap_flow":
-        about["example"] = normalised(data, data.train_images[:2])
+        about["example"] = data.normalise(data.train_images[:2])
     if kind := METHODS[method].looks_at:
         about["batches"] = data.batches(*table.looks[kind], seed)
     model.eval()
@@ -200,13 +200,8 @@ def error(model, data, split):
     """Error (%) on a split."""
     model.eval()
     images, labels = getattr(data, f"{split}_images"), getattr(data, f"{split}_labels")
-    found = model(normalised(data, images)).argmax(1)
+    found = model(data.normalise(images)).argmax(1)
     return 100 * int((found != labels).sum()) / len(labels)
-
-
-def normalised(data, images):
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (data.mean, data.std))
-    return (images / 255 - mean) / std
 
 
 def unit_distortions(model, example):
@@ -268,43 +263,30 @@ def mask(x):
     return (torch.arange(x.shape[1]) > 0).float().view(-1, *[1] * (x.ndim - 2))
 
 
-EXACT = {  # of an input x and two layers f and g; the last dimension holds units
-    "chain": lambda x, f, g: g(f(x)),
-    "residual": lambda x, f, g: x + g(f(x)),
-    "concatenated": lambda x, f, g: torch.cat([f(x), x], -1),
-    "interleaved": lambda x, f, g: torch.stack([f(x), g(x)], -1).flatten(-2),
-    "reordered": lambda x, f, g: x + g(f(x).flip(-1).roll(1, 1).movedim(1, 0).movedim(0, 1)),
-    "padded": lambda x, f, g: F.pad(f(x), (1, 2)),
-    "averaged": lambda x, f, g: torch.cat([f(x).mean(1, True).expand_as(x), g(x)], -1),
-    "largest": lambda x, f, g: g(x) + f(x).amax(1, True),
-    "masked": lambda x, f, g: g(x) + (f(x) * mask(x)).sum(1, True) / mask(x).sum(),
-    "mean of units": lambda x, f, g: torch.cat([f(x), g(x).mean(-1, True)], -1),
-    "scaled": lambda x, f, g: f(x) * torch.arange(1.0, 1 + x.shape[-1]),
-}
-CHAINS = {  # units of f may be multiplied where the columns of g are divided
-    "relu": lambda x, f, g: x + g(F.leaky_relu(f(x))),
-    "largest": lambda x, f, g: g(f(x).relu().amax(1, True)).expand_as(x),
-    "deviation": lambda x, f, g: g(f(x).std(1, keepdim=True)) + x,
-    "length": lambda x, f, g: torch.cat([x, g(f(x).norm(dim=1, keepdim=True)).expand_as(x)], -1),
-    "squeeze": lambda x, f, g: x * torch.sigmoid(g(f(x).mean(1, True).relu())),
-    "scaled": lambda x, f, g: F.silu(x) * g(f(x)),
-}
-GATES = {  # units of f may be multiplied where the rows of g are divided
-    "relu": lambda x, f, g: f(x).relu() * g(x),
-    "clamp": lambda x, f, g: torch.cat([x, f(x) * g(x).clamp(min=0)], -1),
-    "broadcast": lambda x, f, g: f(x) * g(x.mean(1, True)),
-}
+PIECES = [  # of an input x and two layers f and g; the last dimension holds units
+    lambda x, f, g: g(f(x)),
+    lambda x, f, g: x + g(f(x)),
+    lambda x, f, g: torch.cat([f(x), x], -1),
+    lambda x, f, g: torch.stack([f(x), g(x)], -1).flatten(-2),
+    lambda x, f, g: x + g(f(x).flip(-1).roll(1, 1).movedim(1, 0).movedim(0, 1)),
+    lambda x, f, g: F.pad(f(x), (1, 2)),
+    lambda x, f, g: torch.cat([f(x).mean(1, True).expand_as(x), g(x)], -1),
+    lambda x, f, g: g(x) + f(x).amax(1, True),
+    lambda x, f, g: g(x) + (f(x) * mask(x)).sum(1, True) / mask(x).sum(),
+    lambda x, f, g: torch.cat([f(x), g(x).mean(-1, True)], -1),
+    lambda x, f, g: f(x) * torch.arange(1.0, 1 + x.shape[-1]),
+]
 
 
 class RandomNetwork(nn.Module):
     """A few of the pieces, drawn by a seed, between linear layers, on units of 4 or 8 positions."""
 
-    def __init__(self, seed, *pieces):
+    def __init__(self, seed):
         super().__init__()
         draw = random.Random(seed)
         positions = draw.choice([(4,), (2, 2, 2)])
         x = self.example = torch.rand(1, *positions, draw.randint(2, 4))
-        self.pieces = [draw.choice(list(draw.choice(pieces).values())) for _ in range(3)]
+        self.pieces = draw.choices(PIECES, k=3)
         self.layers = nn.ModuleList()
         for piece in self.pieces:
             f, g = (nn.Linear(x.shape[-1], x.shape[-1], bias=False) for _ in range(2))
@@ -318,26 +300,6 @@ class RandomNetwork(nn.Module):
         for piece, f, g in zip(self.pieces, self.layers[::2], self.layers[1::2], strict=True):
             x = piece(x, f, g)
         return self.head(x.flatten(1) if self.flat else x.flatten(1, -2).mean(1))
-
-    @torch.no_grad()
-    def rescale(self, seed):
-        """Multiply units of one f by powers of 2 and divide what takes them: the function stays.
-
-        Returns the names of the layers whose scores must stay too.
-        """
-        for i, piece in enumerate(self.pieces):
-            f, g = self.layers[2 * i : 2 * i + 2]
-            random = torch.Generator().manual_seed(seed)
-            c = 2.0 ** torch.randint(-3, 4, [len(f.weight), 1], generator=random)
-            if piece in CHAINS.values():
-                f.weight *= c
-                g.weight /= c.T
-                return {f"layers.{2 * i}", f"layers.{2 * i + 1}"}
-            if piece in GATES.values():
-                f.weight *= c
-                g.weight /= c
-                return {"head", *(f"layers.{k}" for k in range(2 * i, len(self.layers)))}
-        return set()
 
 
 # Rows --------------------------------------------------------------------------------------------
