@@ -1,6 +1,7 @@
 """Slow, literal versions of what the package computes fast: what the tests compare it with."""
 
 import contextlib
+import copy
 import hashlib
 import itertools
 import random
@@ -68,10 +69,11 @@ def product(weights):
     return torch.linalg.multi_dot(weights[::-1]) if len(weights) > 1 else weights[0].clone()
 
 
-def block_distortions(weights, i):
-    """Of the block of layers i-1, i and i+1 of a fully-connected network without activations."""
+def block_distortions(weights, i, before=1, after=1):
+    """Of layer i with so many neighbours on each side, of a linear network without activations."""
     weights = [w.detach().double() for w in weights]
-    return distortions(weights[i], lambda: product(weights[max(i - 1, 0) : i + 2]))
+    block = slice(max(i - before, 0), i + after + 1)
+    return distortions(weights[i], lambda: product(weights[block]))
 
 
 def largest(score, count):
@@ -89,6 +91,17 @@ def same_networks(one, other):
     return same(one.state_dict().values(), other.state_dict().values())
 
 
+@contextlib.contextmanager
+def unchanged(model):
+    """What runs leaves weights, settings and hooks of a model, and torch's random state."""
+    before, state = copy.deepcopy(model), torch.get_rng_state()
+    yield
+    assert torch.equal(torch.get_rng_state(), state)
+    assert same_networks(before, model)
+    for old, new in zip(before.modules(), model.modules(), strict=True):
+        assert repr(vars(old)) == repr(vars(new))  # hooks, in place or not, training or not
+
+
 def dense_kernel(module):
     """Weight as (outputs, inputs, kernel positions), zero between the groups."""
     weight, groups = module.weight.detach(), getattr(module, "groups", 1)
@@ -103,14 +116,14 @@ def dense_kernel(module):
     return kernel
 
 
-def hessian_diagonals(model, names, batches):
-    """Per parameter the diagonal of the mean loss's whole Hessian, summed over the batches."""
-    parameters = dict(model.named_parameters())
-    weights = {name: parameters[name].detach() for name in names}
+def hessian_diagonals(model, batches):
+    """Per layer the diagonal of the mean loss's whole Hessian, summed over the batches."""
+    model = copy.deepcopy(model).double()
+    weights = {f"{x.name}.weight": x.weight.detach() for x in prunable_layers(model)}
     totals = {name: torch.zeros_like(weight) for name, weight in weights.items()}
 
     def loss(weights, images, labels):
-        return F.cross_entropy(functional_call(model, weights, images), labels)
+        return F.cross_entropy(functional_call(model, weights, images.double()), labels)
 
     for batch in batches:
         hessian = torch.func.hessian(loss)(weights, *batch)
@@ -126,7 +139,7 @@ def train(model, data, steps, lr, batch_size, seed, stage, masks=None):
     Random numbers come in chunks of 25 steps, each from (seed, stage, chunk) alone.
     """
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
-    layers = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    layers = prunable_layers(model)
     model.train()
     for step in range(steps):
         if step % 25 == 0:
@@ -134,7 +147,7 @@ def train(model, data, steps, lr, batch_size, seed, stage, masks=None):
             rng.integers(2**63)  # the seed of dropout
         batch = rng.choice(len(data.train_labels), batch_size, replace=False, shuffle=False)
         images = augment(data.train_images[batch], data.augmentation, rng)
-        logits = model(normalised(data, images))
+        logits = model(data.normalise(images))
         optimizer.zero_grad()
         F.cross_entropy(logits, data.train_labels[batch]).backward()
         for layer, mask in zip(layers, masks or (), strict=False):
@@ -162,7 +175,7 @@ def prune_and_retrain(model, dense, table, method, t, data, seed):
         keep = sum(k * n for k, n in zip(keep, sizes, strict=True)) / sum(sizes)
     about = {"seed": seed}
     if method == "lap_flow":
-        about["example"] = normalised(data, data.train_images[:2])
+        about["example"] = data.normalise(data.train_images[:2])
     if kind := METHODS[method].looks_at:
         about["batches"] = data.batches(*table.looks[kind], seed)
     model.eval()
@@ -187,13 +200,8 @@ def error(model, data, split):
     """Error (%) on a split."""
     model.eval()
     images, labels = getattr(data, f"{split}_images"), getattr(data, f"{split}_labels")
-    found = model(normalised(data, images)).argmax(1)
+    found = model(data.normalise(images)).argmax(1)
     return 100 * int((found != labels).sum()) / len(labels)
-
-
-def normalised(data, images):
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (data.mean, data.std))
-    return (images / 255 - mean) / std
 
 
 def unit_distortions(model, example):
@@ -255,88 +263,43 @@ def mask(x):
     return (torch.arange(x.shape[1]) > 0).float().view(-1, *[1] * (x.ndim - 2))
 
 
-EXACT = {  # of an input x and two layers f and g; the last dimension holds units
-    "chain": lambda x, f, g: g(f(x)),
-    "residual": lambda x, f, g: x + g(f(x)),
-    "concatenated": lambda x, f, g: torch.cat([f(x), x], -1),
-    "interleaved": lambda x, f, g: torch.stack([f(x), g(x)], -1).flatten(-2),
-    "reordered": lambda x, f, g: x + g(f(x).flip(-1).roll(1, 1).movedim(1, 0).movedim(0, 1)),
-    "padded": lambda x, f, g: F.pad(f(x), (1, 2)),
-    "averaged": lambda x, f, g: torch.cat([f(x).mean(1, True).expand_as(x), g(x)], -1),
-    "largest": lambda x, f, g: g(x) + f(x).amax(1, True),
-    "masked": lambda x, f, g: g(x) + (f(x) * mask(x)).sum(1, True) / mask(x).sum(),
-    "mean of units": lambda x, f, g: torch.cat([f(x), g(x).mean(-1, True)], -1),
-    "scaled": lambda x, f, g: f(x) * torch.arange(1.0, 1 + x.shape[-1]),
-}
-CHAINS = {  # units of f may be multiplied where the columns of g are divided
-    "relu": lambda x, f, g: x + g(F.leaky_relu(f(x))),
-    "largest": lambda x, f, g: g(f(x).relu().amax(1, True)).expand_as(x),
-    "deviation": lambda x, f, g: g(f(x).std(1, keepdim=True)) + x,
-    "length": lambda x, f, g: torch.cat([x, g(f(x).norm(dim=1, keepdim=True)).expand_as(x)], -1),
-    "squeeze": lambda x, f, g: x * torch.sigmoid(g(f(x).mean(1, True).relu())),
-    "scaled": lambda x, f, g: F.silu(x) * g(f(x)),
-}
-GATES = {  # units of f may be multiplied where the rows of g are divided
-    "relu": lambda x, f, g: f(x).relu() * g(x),
-    "clamp": lambda x, f, g: torch.cat([x, f(x) * g(x).clamp(min=0)], -1),
-    "broadcast": lambda x, f, g: f(x) * g(x.mean(1, True)),
-}
+PIECES = [  # of an input x and two layers f and g; the last dimension holds units
+    lambda x, f, g: g(f(x)),
+    lambda x, f, g: x + g(f(x)),
+    lambda x, f, g: torch.cat([f(x), x], -1),
+    lambda x, f, g: torch.stack([f(x), g(x)], -1).flatten(-2),
+    lambda x, f, g: x + g(f(x).flip(-1).roll(1, 1).movedim(1, 0).movedim(0, 1)),
+    lambda x, f, g: F.pad(f(x), (1, 2)),
+    lambda x, f, g: torch.cat([f(x).mean(1, True).expand_as(x), g(x)], -1),
+    lambda x, f, g: g(x) + f(x).amax(1, True),
+    lambda x, f, g: g(x) + (f(x) * mask(x)).sum(1, True) / mask(x).sum(),
+    lambda x, f, g: torch.cat([f(x), g(x).mean(-1, True)], -1),
+    lambda x, f, g: f(x) * torch.arange(1.0, 1 + x.shape[-1]),
+]
 
 
 class RandomNetwork(nn.Module):
-    """A few of the pieces, drawn by a seed, on a sequence or an image, and a linear layer."""
+    """A few of the pieces, drawn by a seed, between linear layers, on units of 4 or 8 positions."""
 
-    def __init__(self, seed, *pieces):
+    def __init__(self, seed):
         super().__init__()
         draw = random.Random(seed)
-        self.image, self.flat, units = draw.random() < 0.5, draw.random() < 0.5, draw.randint(2, 4)
-        self.pieces = [draw.choice(list(draw.choice(pieces).values())) for _ in range(3)]
-        self.example = torch.rand(1, units, 3, 3) if self.image else torch.rand(1, 4, units)
+        positions = draw.choice([(4,), (2, 2, 2)])
+        x = self.example = torch.rand(1, *positions, draw.randint(2, 4))
+        self.pieces = draw.choices(PIECES, k=3)
         self.layers = nn.ModuleList()
-        x = self.example.movedim(1, -1) if self.image else self.example
         for piece in self.pieces:
-            self.layers += [self.layer(x.shape[-1]) for _ in range(2)]
-            x = self.applied(piece, x, *self.layers[-2:])
+            f, g = (nn.Linear(x.shape[-1], x.shape[-1], bias=False) for _ in range(2))
+            self.layers += [f, g]
+            x = piece(x, f, g)
+        self.flat = draw.random() < 0.5
         self.head = nn.Linear(x.numel() if self.flat else x.shape[-1], 2, bias=False)
         randomised(self, seed)
 
-    def layer(self, units):
-        if self.image:
-            return nn.Conv2d(units, units, 3, padding=1, bias=False)
-        return nn.Linear(units, units, bias=False)
-
-    def applied(self, piece, x, *layers):
-        if self.image:
-            f, g = (lambda y, m=m: m(y.movedim(-1, 1)).movedim(1, -1) for m in layers)
-            return piece(x, f, g)
-        return piece(x, *layers)
-
     def forward(self, x):
-        x = x.movedim(1, -1) if self.image else x
         for piece, f, g in zip(self.pieces, self.layers[::2], self.layers[1::2], strict=True):
-            x = self.applied(piece, x, f, g)
+            x = piece(x, f, g)
         return self.head(x.flatten(1) if self.flat else x.flatten(1, -2).mean(1))
-
-    @torch.no_grad()
-    def rescale(self, seed):
-        """Multiply units of one f by powers of 2 and divide what takes them: the function stays.
-
-        Returns the names of the layers whose scores must stay too.
-        """
-        for i, piece in enumerate(self.pieces):
-            f, g = self.layers[2 * i : 2 * i + 2]
-            random = torch.Generator().manual_seed(seed)
-            c = 2.0 ** torch.randint(-3, 4, [len(f.weight)], generator=random)
-            c = c.view(-1, *[1] * (f.weight.ndim - 1))
-            if piece in CHAINS.values():
-                f.weight *= c
-                g.weight /= c.transpose(0, 1)
-                return {f"layers.{2 * i}", f"layers.{2 * i + 1}"}
-            if piece in GATES.values():
-                f.weight *= c
-                g.weight /= c
-                return {"head", *(f"layers.{k}" for k in range(2 * i, len(self.layers)))}
-        return set()
 
 
 # Rows --------------------------------------------------------------------------------------------
@@ -344,10 +307,8 @@ class RandomNetwork(nn.Module):
 
 def committed(ending):
     """The files with rows, or pictures, of the two scales that are committed."""
-    figures = Path(__file__).parents[1] / "figures"
-    return [
-        p for scale in ("paper", "reduced") for p in sorted(figures.glob(f"{scale}/*.{ending}"))
-    ]
+    files = sorted((Path(__file__).parents[1] / "figures").glob(f"*/*.{ending}"))
+    return [path for path in files if path.parent.name in ("paper", "reduced")]
 
 
 def digest(path):

@@ -1,17 +1,13 @@
 """Neighbours along the data flow: brute force on small networks, rescaling on real ones."""
 
-import copy
-
 import pytest
 import torch
 import torchvision
 from reference import (
-    CHAINS,
-    EXACT,
-    GATES,
     RandomNetwork,
     randomised,
     same,
+    unchanged,
     unit_distortions,
 )
 from torch import nn
@@ -59,22 +55,30 @@ def close(factor, expected):
     torch.testing.assert_close(factor.flatten(), expected)
 
 
-ONES, T2, NORM = torch.ones(1, 5), nn.ConvTranspose2d, nn.BatchNorm1d
+ONES = torch.ones(1, 5)
 FORMS = {
     "branches and outputs": Net(
         lambda n, x: {"b": n.b(y := n.norm(n.a(x))), "c": [n.c(y) / 2, 3 * y]},
-        **{"a": (5, 4), "norm": NORM(4), "b": (4, 3), "c": (4, 2)},
+        a=(5, 4),
+        norm=nn.BatchNorm1d(4),
+        b=(4, 3),
+        c=(4, 2),
     ),
     "called twice": Net(lambda n, x: n.b(n.b(n.a(x))) + n.b(x[:, :4]), a=(5, 4), b=(4, 4)),
     "groups": Net(
         lambda n, x: n.d(n.c(F.channel_shuffle(n.b(n.a(x)), 2))),
         shape=(1, 4, 1, 1),
-        **{"a": conv(4, 4), "b": conv(4, 8, groups=4), "c": conv(8, 4, groups=2), "d": conv(4, 2)},
+        a=conv(4, 4),
+        b=conv(4, 8, groups=4),
+        c=conv(8, 4, groups=2),
+        d=conv(4, 2),
     ),
     "transposed": Net(
         lambda n, x: n.c(n.b(n.a(x)).chunk(2, 1)[1]),
         shape=(1, 4, 1, 1),
-        **{"a": conv(4, 4, kind=T2), "b": conv(4, 6, kind=T2, groups=2), "c": conv(3, 2)},
+        a=conv(4, 4, kind=nn.ConvTranspose2d),
+        b=conv(4, 6, kind=nn.ConvTranspose2d, groups=2),
+        c=conv(3, 2),
     ),
 }
 
@@ -102,24 +106,10 @@ def test_the_product_is_the_distortion_of_the_block(form):
 
 
 @pytest.mark.filterwarnings("ignore:left dense")
-@pytest.mark.parametrize("seeds", [range(k, k + 50) for k in range(0, 200, 50)])
-def test_random_networks_have_the_distortions_of_their_blocks(seeds):
-    for seed in seeds:
-        model = RandomNetwork(seed, EXACT)
-        check_distortions(model, model.example)
-
-
-@pytest.mark.filterwarnings("ignore:left dense")
-@pytest.mark.parametrize("seeds", [range(k, k + 50) for k in range(300, 450, 50)])
-def test_random_networks_keep_their_scores_where_rescaled_units_leave_the_function(seeds):
-    for seed in seeds:
-        model = RandomNetwork(seed, EXACT, CHAINS, GATES)
-        output, old = model(model.example), scores(model, model.example)
-        touched = model.rescale(seed)
-        torch.testing.assert_close(model(model.example), output, rtol=1e-3, atol=1e-4)
-        new = scores(model, model.example)
-        for name in touched & old.keys():
-            torch.testing.assert_close(new[name], old[name], rtol=1e-5, atol=0)
+@pytest.mark.parametrize("seed", range(200))
+def test_random_networks_have_the_distortions_of_their_blocks(seed):
+    model = RandomNetwork(seed)
+    check_distortions(model, model.example)
 
 
 @pytest.mark.parametrize("name", ["fcn", "conv6", "vgg11", "vgg16"])
@@ -145,6 +135,9 @@ def test_additions_count_in_our_residual_networks():
         lambda x: F.avg_pool2d(F.pad(x, (1, 2, 0, 1)), 3, 2, padding=1)[:, :, 1:],
         lambda x: F.interpolate(F.adaptive_avg_pool2d(x, 3), scale_factor=2, mode="bilinear"),
         lambda x: x.mean((2, 3), keepdim=True) + torch.rand(4, 1, 1),
+        lambda x: x.abs().amax((2, 3), keepdim=True).square().sqrt(),
+        lambda x: x.std((2, 3), keepdim=True),
+        lambda x: x.norm(dim=(2, 3), keepdim=True) / 8,
         lambda x: x.permute(0, 2, 3, 1).roll(1, 1).reshape(1, 16, 4, 4).permute(0, 3, 1, 2),
         lambda x: F.group_norm(F.layer_norm(F.instance_norm(x), (8, 8)), 2),
         lambda x: x / (x.pow(2).mean(1, keepdim=True) + 1e-6).sqrt(),
@@ -180,13 +173,31 @@ def test_a_scale_of_the_data_counts_as_one(norm):
 def test_a_gate_counts_as_one_and_what_it_is_made_of_sees_what_it_gates(gated):
     model = Net(
         lambda n, x: n.c(gated(y := n.a(x), n.g2(n.g1(y)))),
-        **{"a": conv(3, 4, 3), "g1": conv(4, 2), "g2": conv(2, 4), "c": conv(4, 3, 3)},
+        a=conv(3, 4, 3),
+        g1=conv(4, 2),
+        g2=conv(2, 4),
+        c=conv(4, 3, 3),
     )
     found = factors(model, torch.rand(1, 3, 8, 8))
     close(found["c"][0], rows(model.a))
     close(found["g2"][1], rows(model.a) * columns(model.c))
     close(found["g1"][0], rows(model.a))
     close(found["a"][1], (columns(model.c) ** 2 + columns(model.g1) ** 2).sqrt())
+
+
+@pytest.mark.parametrize(
+    "product",
+    [
+        lambda x, y: x.relu() * y,
+        lambda x, y: F.leaky_relu(x) * y.clamp(min=0),
+        lambda x, y: x * y.mean(1, keepdim=True),
+    ],
+)
+def test_without_a_gate_both_factors_of_a_product_count(product):
+    model = Net(lambda n, x: n.c(product(n.a(x), n.b(x))), a=(5, 4), b=(5, 4), c=(4, 2))
+    found = factors(model, torch.rand(1, 3, 5))
+    close(found["c"][0], rows(model.a) * rows(model.b))
+    close(found["a"][1], rows(model.b) * columns(model.c))
 
 
 def test_a_block_ends_at_attention():
@@ -244,7 +255,9 @@ def test_a_parameter_that_is_a_weight_is_a_layer():
 def test_several_inputs_and_whole_numbers():
     model = Net(
         lambda n, words, scale: n.out(n.embed(words) * torch.sigmoid(n.gate(scale))),
-        **{"embed": nn.Embedding(7, 4), "gate": (3, 4), "out": (4, 2)},
+        embed=nn.Embedding(7, 4),
+        gate=(3, 4),
+        out=(4, 2),
     )
     inputs = {"words": torch.tensor([[1, 2]]), "scale": torch.rand(1, 2, 3)}
     for example in (inputs, tuple(inputs.values())):
@@ -295,7 +308,6 @@ def test_rescaled_units_keep_the_masks_of_the_layer_that_they_feed(network):
         (lambda n, x: F.linear(x, n.fc.weight.t()), r"t computes with the weight of odd.fc"),
         (lambda n, x: n.fc.weight.data.clamp_(0), r"data computes with the weight of odd.fc"),
         (lambda n, x: F.linear(x, n.fc.weight.chunk(2)[0]), "chunk computes with the weight of"),
-        (lambda n, x: torch.stack([*n.fc.weight]) + x, "unbind computes with the weight of"),
         (lambda n, x: {}["features"], r"odd \(Net\) ends in KeyError: 'features'"),
         (lambda n, x: torch.jit.script(nn.ReLU())(x), "scripted, compiled"),
     ],
@@ -328,11 +340,6 @@ def test_the_model_is_not_changed_and_its_hooks_do_not_run():
     halved = Net(lambda n, x: x * n.scale.mul_(0.5), scale=nn.Parameter(torch.ones(1), False))
     model, features = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4).eval(), halved), []
     model.register_forward_hook(lambda *_: features.append(1))
-    before, random = copy.deepcopy(model), torch.get_rng_state()
-    with torch.inference_mode():
-        factors(model, torch.rand(1, 3, 8, 8, generator=torch.Generator()))
-    assert same(before.state_dict().values(), model.state_dict().values())
-    assert torch.equal(random, torch.get_rng_state())
-    for old, new in zip(before.modules(), model.modules(), strict=True):
-        assert repr(vars(old)) == repr(vars(new))
+    with unchanged(model), torch.inference_mode():
+        factors(model, torch.ones(1, 3, 8, 8))
     assert not features

@@ -6,7 +6,7 @@ import torchvision.models
 from reference import randomised, unit_distortions
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import prune
 
 from lapnb.pruning.chains import chain_layers, check_chain, neighbours
 from lapnb.pruning.layers import prunable_layers
@@ -132,19 +132,12 @@ def tied():
     return model
 
 
-def changed(change, *arguments):
-    """A linear layer, changed, in a model."""
-    change(linear := nn.Linear(3, 3), *arguments)
-    return nn.Sequential(nn.Embedding(3, 3), linear)
-
-
 @pytest.mark.parametrize(
     ("model", "message"),
     [
         (nn.Sequential(nn.ReLU(), nn.Flatten()), "Sequential has no linear or convolution layer"),
         (tied(), r"0 \(Linear\), 1 \(Linear\): it shares its weight"),
-        (changed(prune.identity, "weight"), r"1 \(Linear\): it computes its weight"),
-        (changed(parametrizations.orthogonal), r"1 \(.*\): it computes its weight"),
+        (nn.Sequential(prune.identity(nn.Linear(3, 3), "weight")), r"0 .* it computes its weight"),
         (nn.Linear(3, 3, dtype=torch.cfloat), r"has a weight of torch.complex64, \(3, 3\)"),
         (nn.Sequential(nn.Linear(3, 0)), r"0 \(Linear\): it has a weight of .*, \(0, 3\)"),
         (
@@ -170,7 +163,5 @@ def test_layers_whose_zeros_would_not_count_are_refused_by_name(model, message):
     ],
 )
 def test_what_is_not_known_to_be_a_chain_needs_an_example(model, place):
-    with pytest.raises(
-        ValueError, match=f"cannot tell the neighbours of layers {place}: pass exam"
-    ):
+    with pytest.raises(ValueError, match=f"cannot tell the .* {place}: pass example="):
         check_chain(model)
