@@ -11,13 +11,12 @@ import pytest
 import reference
 import torch
 from reference import same_networks
-from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
 import lapnb
 from lapnb.pruning.layers import prunable_layers
-from lapnb.store import CorruptFile, save_tensors
+from lapnb.store import save_tensors
 from lapnb.training.networks import FCN
 
 DIGITS = lapnb.load_data("mnist5k")
@@ -32,6 +31,11 @@ def hasty(monkeypatch):
 
 def small(seed=0):
     return lapnb.build_model("fcn", width=0.05, seed=seed)
+
+
+def normed():
+    layers = nn.Linear(784, 20), nn.BatchNorm1d(20), nn.ReLU(), nn.Linear(20, 10)
+    return nn.Sequential(nn.Flatten(), *layers)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -60,6 +64,7 @@ def test_it_is_adam_on_augmented_images_with_masked_gradients_to_the_last_bit():
     literal, random = copy.deepcopy(model), torch.get_rng_state()
     lapnb.train(model, AUGMENTED, 30, 3e-3, masks=masks, seed=4, stage="some")
     assert torch.equal(random, torch.get_rng_state())
+    assert torch.tensor(1e-40).item() > 0, "denormal numbers are the caller's again"
     reference.train(literal, AUGMENTED, 30, 3e-3, 60, 4, "some", masks)
     assert same_networks(model, literal)
     for layer, mask in zip(prunable_layers(model), masks, strict=True):
@@ -100,8 +105,7 @@ def test_several_networks_train_as_if_alone_even_beside_one_that_diverges():
 
 
 def test_frozen_modules_stay_frozen():
-    layers = nn.Linear(784, 20), nn.BatchNorm1d(20), nn.ReLU(), nn.Linear(20, 10)
-    model = nn.Sequential(nn.Flatten(), *layers)
+    model = normed()
     model[2].eval()
     lapnb.evaluate(model, DIGITS)
     assert model.training and not model[2].training
@@ -109,11 +113,6 @@ def test_frozen_modules_stay_frozen():
     assert not model[2].running_mean.any() and not model.training
     lapnb.train(model, DIGITS, 5)  # all of it was in evaluation mode
     assert model[2].running_mean.any()
-
-
-def test_training_leaves_denormal_numbers_as_they_were():
-    lapnb.train(small(), DIGITS, 2)
-    assert torch.tensor(1e-40).item() > 0
 
 
 def test_models_of_64_bits_train_as_in_float32():
@@ -157,7 +156,11 @@ def everything():
     return [first, own.normalise(own.test_images), *model.parameters()], numbers
 
 
-@pytest.mark.parametrize("settings", [reference.odd_torch, fast, torch.no_grad])
+def autocast():
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+@pytest.mark.parametrize("settings", [reference.odd_torch, fast, autocast])
 def test_the_callers_settings_of_pytorch_change_nothing_and_stay(settings):
     tensors, numbers = everything()
     with settings():
@@ -166,34 +169,14 @@ def test_the_callers_settings_of_pytorch_change_nothing_and_stay(settings):
     torch.testing.assert_close(tensors, under, rtol=0, atol=0)
 
 
-def test_bfloat16_keeps_weights_in_float32_and_the_callers_autocast_changes_nothing():
+def test_bfloat16_keeps_weights_in_float32():
     model = lapnb.train(small(), DIGITS, 100, precision="bfloat16")
-    exact = lapnb.train(small(), DIGITS, 100)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
-    assert not same_networks(model, exact) and lapnb.evaluate(model, DIGITS)[1] > 60
-    with torch.autocast("cpu", torch.bfloat16):
-        assert same_networks(model, lapnb.train(small(), DIGITS, 100, precision="bfloat16"))
-        again = lapnb.train(small(), DIGITS, 100)
-        found = lapnb.evaluate(again, DIGITS)
-    assert same_networks(exact, again) and found == lapnb.evaluate(exact, DIGITS)
+    assert not same_networks(model, lapnb.train(small(), DIGITS, 100))
+    assert lapnb.evaluate(model, DIGITS)[1] > 60
 
 
 # Checkpoints
-
-
-class Centred(nn.Module):
-    """Subtracts a running mean, a buffer that each step replaces."""
-
-    def __init__(self):
-        super().__init__()
-        self.layers = small()
-        self.register_buffer("mean", torch.zeros(10))
-
-    def forward(self, images):
-        logits = self.layers(images)
-        if self.training:
-            self.mean = 0.9 * self.mean + 0.1 * logits.detach().mean(0)
-        return logits - self.mean
 
 
 def test_a_resumed_run_ends_as_an_uninterrupted_one(hasty, tmp_path):
@@ -202,25 +185,26 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(hasty, tmp_path):
             raise KeyboardInterrupt
 
     file, steps = str(tmp_path / "folder" / "run.safetensors"), []
-    whole = lapnb.train(Centred(), DIGITS, 110)
+    model = normed()
+    whole = lapnb.train(copy.deepcopy(model), DIGITS, 110)
     with pytest.raises(KeyboardInterrupt):
-        lapnb.train(Centred(), DIGITS, 110, checkpoint=file, progress=stop)
-    again = lapnb.train(Centred(), DIGITS, 110, checkpoint=file, progress=steps.append)
+        lapnb.train(copy.deepcopy(model), DIGITS, 110, checkpoint=file, progress=stop)
+    again = copy.deepcopy(model)
+    lapnb.train(again, DIGITS, 110, checkpoint=file, progress=steps.append)
     assert same_networks(whole, again) and steps[0] == 75
-    lapnb.train(Centred(), DIGITS, 60, checkpoint=tmp_path / "shorter")
-    longer = lapnb.train(Centred(), DIGITS, 110, checkpoint=tmp_path / "shorter")
-    assert same_networks(whole, longer)
+    lapnb.train(copy.deepcopy(model), DIGITS, 60, checkpoint=tmp_path / "shorter")
+    assert same_networks(whole, lapnb.train(model, DIGITS, 110, checkpoint=tmp_path / "shorter"))
 
 
 def test_a_run_with_other_masks_begins_anew_and_says_so(hasty, tmp_path, capsys):
-    file, masks = tmp_path / "run.safetensors", lapnb.prune_masks(small(), "lap", 0.2)
-    pruned, again, whole = small(), small(), small()
-    for model in (pruned, again, whole):
-        lapnb.apply_masks(model, masks)
-    lapnb.train(pruned, DIGITS, 60, masks=masks, checkpoint=file)
-    lapnb.train(again, DIGITS, 60, checkpoint=file)
+    file, model = tmp_path / "run.safetensors", small()
+    masks = lapnb.prune_masks(model, "lap", 0.2)
+    lapnb.apply_masks(model, masks)
+    lapnb.train(copy.deepcopy(model), DIGITS, 60, masks=masks, checkpoint=file)
+    whole = lapnb.train(copy.deepcopy(model), DIGITS, 60)
+    again = lapnb.train(model, DIGITS, 60, checkpoint=file)
     assert f"{file} began from other weights or masks" in capsys.readouterr().out
-    assert same_networks(again, lapnb.train(whole, DIGITS, 60))
+    assert same_networks(again, whole)
 
 
 CHANGES = [{"seed": 1}, {"stage": "retrain"}, {"lr": 1e-2}, {"batch_size": 30}, {"steps": 20}]
@@ -240,18 +224,11 @@ def test_a_checkpoint_of_another_training_is_refused(hasty, tmp_path, change):
     assert file.read_bytes() == content
 
 
-NO_CHECKPOINTS = {
-    "a network": lambda file: save_file(small().state_dict(), file),
-    "a cached network": lambda file: save_tensors(file, small().state_dict(), {"error": 3.5}),
-}
-
-
-@pytest.mark.parametrize("kind", NO_CHECKPOINTS)
-def test_a_file_that_is_no_checkpoint_is_refused_and_stays(tmp_path, kind):
+def test_a_file_that_is_no_checkpoint_is_refused_and_stays(tmp_path):
     file = tmp_path / "mine.safetensors"
-    NO_CHECKPOINTS[kind](file)
+    save_tensors(file, small().state_dict(), {"error": 3.5})
     content = file.read_bytes()
-    with pytest.raises((ValueError, CorruptFile), match=str(file)):
+    with pytest.raises(ValueError, match=str(file)):
         lapnb.train(small(), DIGITS, 60, checkpoint=file)
     assert content == file.read_bytes()
 
@@ -274,9 +251,3 @@ def test_narrow_shortcuts_train_on_a_processor_with_avx2_only():
     command = [sys.executable, "-c", SHORTCUT]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (0, "True True\n"), ended.stderr
-
-
-def test_no_steps_and_batches_of_one_image():
-    model = lapnb.train(small(), DIGITS, 0)
-    assert same_networks(model, small()) and not model.training
-    assert not same_networks(lapnb.train(small(), DIGITS, 1, batch_size=1), small())
