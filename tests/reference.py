@@ -100,6 +100,7 @@ def unchanged(model):
     assert same_networks(before, model)
     for old, new in zip(before.modules(), model.modules(), strict=True):
         assert repr(vars(old)) == repr(vars(new))  # hooks, in place or not, training or not
+    assert not any(vars(p) or p.grad is not None for p in model.parameters())
 
 
 def dense_kernel(module):
