@@ -168,6 +168,8 @@ def test_settings_of_torch_do_not_matter(net, method):
         again = lapnb.prune_masks(net, method, 0.5)
         lapnb.keep_masks(net, again, torch.optim.SGD(net.parameters(), 1))
     assert same(masks, again) and not outside(net, masks)
+    loss_of(net).backward(create_graph=True)
+    assert not any(layer.weight.grad[~mask].any() for layer, mask in fitting(net, masks))
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
