@@ -74,6 +74,9 @@ def test_input_norms_are_those_of_each_unit_over_all_positions():
     norms = torch.stack([model[0](x)[:, j].norm() for j in range(4)])
     torch.testing.assert_close(grouped.flatten(1), norms.view(2, 2).repeat_interleave(3, 0))
     torch.testing.assert_close(linear, model[:3](x).norm(dim=0)[None])
+    tokens = torch.randn(2, 5, 4)  # units come last
+    (norm,) = data_statistics(nn.Sequential(nn.Linear(4, 3)), "inputs", [(tokens, None)])
+    torch.testing.assert_close(norm, tokens.flatten(0, 1).norm(dim=0)[None])
 
 
 def test_synflow_is_what_absolute_weights_give_to_the_outputs():

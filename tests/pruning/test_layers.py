@@ -88,6 +88,8 @@ def test_a_layer_has_the_one_batch_norm_that_follows_it():
     assert norms["layers.7.body.3"] == "layers.7.body.4" and len(norms) == 18  # no shortcut
     norms = norms_of(build_model("wrn16_8", width=0.05))
     assert norms["layers.1.body.6"] == "layers.2.body.0"  # before activation and layer
+    twice = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.BatchNorm1d(3))
+    assert norms_of(twice) == {"0": "1"}  # the first one
 
 
 def test_a_part_of_a_network_can_stay_dense():
