@@ -1,8 +1,6 @@
 """Runs: recorded once, resumed, never lost, never trusted when damaged."""
 
 import contextlib
-import errno
-import fcntl
 import io
 import multiprocessing
 import os
@@ -18,7 +16,7 @@ import pytest
 from reference import odd_torch
 
 import lapnb
-from lapnb.runs import compute, schedule, workers
+from lapnb.runs import compute, schedule
 from lapnb.runs.rows import SCHEMA, read, record, results_file
 from lapnb.store import load_tensors, save_tensors, write_whole
 
@@ -35,7 +33,8 @@ def tiny(**changes):
 
 def iterative(**changes):
     usual = dict(rounds=[1, 3, 7], schedule="iterative", retrain_steps=75, device="cpu")
-    return lapnb.table("fcn_iterative", "smoke", methods=["mp", "rp", "lap"], **usual | changes)
+    usual |= dict(methods=["mp", "rp", "lap"])
+    return lapnb.table("fcn_iterative", "smoke", **usual | changes)
 
 
 def csv(changed=""):
@@ -58,17 +57,17 @@ def forbidden(*_, **__):
 def elsewhere(tmp_path, monkeypatch):
     """Computes the rows of a table in another folder, in one go."""
 
-    def compute(table, name="elsewhere"):
+    def compute(table):
         with monkeypatch.context() as patch:
-            patch.setenv("LAPNB_ROOT", str(tmp_path / name))
+            patch.setenv("LAPNB_ROOT", str(tmp_path / "elsewhere"))
             return lapnb.run(table, workers=1)
 
     return compute
 
 
-def start(function, folder, *arguments, daemon=False):
+def start(function, folder, *arguments):
     """Call `function` in a process of its own, which leads a process group."""
-    process = FORKED.Process(target=_call, args=(function, str(folder), *arguments), daemon=daemon)
+    process = FORKED.Process(target=_call, args=(function, str(folder), *arguments))
     process.start()
     return process
 
@@ -102,12 +101,6 @@ def test_rows_are_recorded_and_not_computed_again(lapnb_root, monkeypatch):
     pd.testing.assert_frame_equal(lapnb.run(tiny(rounds=[2])), results)
     pd.testing.assert_frame_equal(lapnb.recorded("fcn_mnist", "smoke"), results)
     assert before == {path: path.stat().st_mtime_ns for path in lapnb_root.rglob("*")}
-
-
-def test_a_row_computed_alone_equals_the_row_of_a_sweep(lapnb_root, elsewhere):
-    sweep = elsewhere(tiny())
-    alone = lapnb.run(tiny(methods=["lap"], rounds=[5]))
-    assert_same_rows(alone, sweep[(sweep["round"] == 5) & (sweep.method == "lap")])
 
 
 def test_changed_settings_are_kept_apart(lapnb_root):
@@ -238,8 +231,6 @@ def edited(text, column, value):
     "spoil",
     [
         lambda text: "\n".join([*text.splitlines(), text.splitlines()[1]]),
-        lambda text: "",
-        lambda text: edited(text, "dense_steps", "inf"),
         lambda text: edited(text, "round", "1.5"),
         lambda text: edited(text, "method", "magnitude"),
         lambda text: edited(text, "surviving", "2.5"),
@@ -288,16 +279,6 @@ def test_a_folder_that_cannot_be_written_is_refused(lapnb_root, monkeypatch, fol
     monkeypatch.setattr(schedule, "compute", forbidden)
     (lapnb_root / folder).write_text("a file where the folder should be")
     with pytest.raises(OSError, match=f"{lapnb_root}/{folder}/.*Not a directory|File exists"):
-        lapnb.run(tiny())
-
-
-def test_a_file_system_without_locks_is_refused_and_not_waited_for(lapnb_root, monkeypatch):
-    def unsupported(*_):
-        raise OSError(errno.ENOSYS, "Function not implemented")
-
-    lapnb.run(tiny(rounds=[2]))  # which leaves lock files
-    monkeypatch.setattr(fcntl, "flock", unsupported)
-    with pytest.raises(PermissionError, match=r"\.lock cannot be locked .* LAPNB_ROOT"):
         lapnb.run(tiny())
 
 
@@ -401,29 +382,23 @@ def test_a_worker_that_dies_is_a_failed_run_and_the_others_go_on(
     assert not [*workers_of(lapnb_root)]
 
 
-def _stop_in_mid_sweep(how, workers):
+def _stop_in_mid_sweep(how):
     # a shell starts background jobs with SIGINT ignored
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def record_and_stop(path, rows):
         record(path, rows)
-        if rows and how == signal.SIGINT:  # as a terminal does: to caller and workers
+        if rows:  # as a terminal does, to caller and workers
             os.killpg(os.getpid(), how)
-        elif rows:
-            os.kill(os.getpid(), how)
 
     schedule.record = record_and_stop
-    lapnb.run(tiny(seeds=3), workers=workers)
+    lapnb.run(tiny(seeds=3), workers=2)
 
 
-@pytest.mark.parametrize(
-    "how, workers",
-    [(signal.SIGKILL, 2), (signal.SIGTERM, 2), (signal.SIGINT, 1), (signal.SIGINT, 2)],
-)
-def test_stop_in_mid_sweep_then_resume(lapnb_root, elsewhere, how, workers):
-    process = start(_stop_in_mid_sweep, lapnb_root, how, workers)
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_stop_in_mid_sweep_then_resume(lapnb_root, elsewhere, how):
+    process = start(_stop_in_mid_sweep, lapnb_root, how)
     process.join()
-    assert process.exitcode == (1 if how == signal.SIGINT else -how)
     psutil.wait_procs(workers_of(lapnb_root), timeout=10)
     assert not [*workers_of(lapnb_root)]
     assert 0 < len(read(csv())) < 12
@@ -465,16 +440,12 @@ def test_kill_in_mid_run_then_resume(lapnb_root, elsewhere, monkeypatch, table, 
     expected = elsewhere(table)
     checkpoint = killed_in_mid_run(lapnb_root, table, kind)
     checkpoint.with_name(f".{checkpoint.name}.abc").write_text("a part")  # killed while it wrote
-    steps, real = [], compute.train
+    steps, train = [], compute.train
 
-    def train(*arguments, progress, **more):
-        def told(done):
-            steps.append(done)
-            progress(done)
+    def watched(*arguments, **settings):
+        return train(*arguments, **settings | {"progress": steps.append})
 
-        return real(*arguments, progress=told, **more)
-
-    monkeypatch.setattr(compute, "train", train)
+    monkeypatch.setattr(compute, "train", watched)
     rows = lapnb.run(table)
     assert steps[0] > 50  # it went on where it was
     assert not [*checkpoint.parent.iterdir()]
@@ -485,16 +456,8 @@ def test_retrain_seconds_count_all_parts_of_a_resumed_run(lapnb_root):
     table = tiny(retrain_steps=75)
     checkpoint = killed_in_mid_run(lapnb_root, table, "stack")
     tensors, facts = load_tensors(checkpoint)
-    assert facts["seconds"] > 0
     save_tensors(checkpoint, tensors, facts | {"seconds": 3600})
     assert lapnb.run(table).retrain_seconds.sum() > 3600
-
-
-def test_a_damaged_checkpoint_is_named_and_the_run_starts_anew(lapnb_root, elsewhere, capsys):
-    table = tiny(retrain_steps=75)
-    damage(killed_in_mid_run(lapnb_root, table, "stack"))
-    assert_same_rows(lapnb.run(table), elsewhere(table))
-    assert "this run starts anew" in capsys.readouterr().out
 
 
 def _sweep(table):
@@ -523,14 +486,6 @@ def test_a_script_without_a_main_guard(lapnb_root):
     assert (done.stdout, done.stderr) == ("4 rows\n", "")
 
 
-def test_processors_are_those_that_may_be_used(tmp_path, monkeypatch):
-    monkeypatch.setattr(workers, "CPU_LIMIT", tmp_path / "cpu.max")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 3, 5}, raising=False)
-    for limit, count in {"max 100000": 3, "250000 100000": 2, "50000 100000": 1}.items():
-        (tmp_path / "cpu.max").write_text(limit)
-        assert workers.processors() == count
-
-
 def test_executors_of_the_user_give_the_rows_of_one_worker(lapnb_root, elsewhere):
     with ThreadPoolExecutor(2) as executor:
         rows = lapnb.run(tiny(seeds=2), executor=executor)
@@ -540,53 +495,31 @@ def test_executors_of_the_user_give_the_rows_of_one_worker(lapnb_root, elsewhere
 # ---- caches --------------------------------------------------------------------------------------
 
 
-def damage(path):
-    tensors = bytearray(path.read_bytes())
-    tensors[-3] ^= 1
-    path.write_bytes(tensors)
-
-
-def test_damaged_caches_are_named_and_made_again(lapnb_root, capsys):
-    table = tiny(rounds=[2], methods=["lap_act"])
-    first = lapnb.run(table)
+def test_damaged_files_are_named_and_made_again(lapnb_root, elsewhere, capsys):
+    table = iterative(methods=["lap_act"])
+    killed_in_mid_run(lapnb_root, table, "stack")
     files = [*lapnb_root.glob("runs/*/*.safetensors")]
-    assert {file.parent.name for file in files} == {"dense", "statistics"}
+    folders = {file.parent.name for file in files}
+    assert folders == {"dense", "statistics", "retrained", "checkpoints"}
     for file in files:
-        damage(file)
-    assert_same_rows(first, lapnb.run(table, recompute=True))
+        content = bytearray(file.read_bytes())
+        content[-3] ^= 1
+        file.write_bytes(content)
+    assert_same_rows(lapnb.run(table), elsewhere(table))
     said = capsys.readouterr().out
-    assert all(f"{file} is damaged" in said and load_tensors(file) for file in files)
+    assert all(f"{file} is damaged" in said for file in files)
 
 
-@pytest.mark.parametrize("table", [tiny(retrain_steps=75), iterative(), tiny(methods=["lap_act"])])
-def test_what_came_of_another_dense_network_is_not_used(
-    lapnb_root, tmp_path, elsewhere, capsys, table
-):
+def test_what_came_of_another_dense_network_is_not_used(lapnb_root, tmp_path, elsewhere, capsys):
     """The dense network is lost and comes out otherwise, as on another machine."""
-    killed = "lap_act" not in table.methods
-    if killed:
-        killed_in_mid_run(lapnb_root, table, "stack")
-    else:
-        lapnb.run(table)
+    table = iterative(methods=["lap_act"])
+    killed_in_mid_run(lapnb_root, table, "stack")
     (dense,) = (lapnb_root / "runs" / "dense").glob("*.safetensors")
     tensors, _ = load_tensors(dense)
     other = {name: tensor * 1.25 for name, tensor in tensors.items()}
     for folder in (lapnb_root, tmp_path / "elsewhere"):
         save_tensors(folder / "runs" / "dense" / dense.name, other, {"dense_error": 12.5})
     rows = lapnb.run(table, recompute=True)
-    assert ("began from other weights" in capsys.readouterr().out) == killed
+    assert "began from other weights" in capsys.readouterr().out
     assert (rows.dense_error == 12.5).all()
     assert_same_rows(rows, elsewhere(table))
-    assert not [*lapnb_root.glob("runs/checkpoints/*.safetensors")]
-
-
-@pytest.mark.parametrize("spoil", [damage, os.unlink])
-def test_an_earlier_round_that_is_damaged_or_gone_is_computed_again(lapnb_root, capsys, spoil):
-    first = lapnb.run(iterative())
-    path = results_file("fcn_iterative", "smoke", "changed")
-    rows = pd.read_csv(path)
-    rows[rows["round"] != 7].to_csv(path, index=False)
-    for file in (lapnb_root / "runs" / "retrained").glob("*.safetensors"):
-        spoil(file)
-    assert_same_rows(lapnb.run(iterative()), first)
-    assert ("is damaged" in capsys.readouterr().out) == (spoil == damage)
