@@ -16,7 +16,7 @@ import pytest
 from reference import odd_torch
 
 import lapnb
-from lapnb.runs import compute, schedule
+from lapnb.runs import compute, schedule, workers
 from lapnb.runs.rows import SCHEMA, read, record, results_file
 from lapnb.store import load_tensors, save_tensors, write_whole
 
@@ -484,6 +484,14 @@ def test_a_script_without_a_main_guard(lapnb_root):
         [sys.executable, "-"], input=SCRIPT, capture_output=True, text=True, check=True
     )
     assert (done.stdout, done.stderr) == ("4 rows\n", "")
+
+
+def test_processors_are_those_that_may_be_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "CPU_LIMIT", tmp_path / "cpu.max")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 3, 5}, raising=False)
+    for limit, count in {"max 100000": 3, "250000 100000": 2, "50000 100000": 1}.items():
+        (tmp_path / "cpu.max").write_text(limit)
+        assert workers.processors() == count
 
 
 def test_executors_of_the_user_give_the_rows_of_one_worker(lapnb_root, elsewhere):
