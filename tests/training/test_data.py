@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torchvision.transforms.v2 import RandomResizedCrop
 from torchvision.transforms.v2 import functional as TF
 
@@ -42,9 +41,6 @@ def test_own_data_in_other_forms_is_the_same():
         pairs = [(convert(image), int(y)) for image, y in zip(IMAGES, LABELS, strict=True)]
         same = Data.from_datasets(pairs, pairs[:5], augmentation="crop_flip")
         assert torch.equal(same.train_images, IMAGES) and torch.equal(same.test_labels, LABELS[:5])
-    palette = Image.new("RGB", (16, 16), (255, 0, 51)).convert("P")
-    colours = Data.from_datasets([(palette, 0)], [(palette, 0)]).train_images[0, :, 0, 0]
-    assert colours.tolist() == [255, 0, 51]  # not its index in the palette
 
 
 def test_batches_are_drawn_as_the_recorded_ones_were():
