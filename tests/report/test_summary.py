@@ -48,8 +48,6 @@ def test_networks_are_summed_up_in_a_row_each(record):
     assert (fcn.dense, fcn.published_dense) == (2, pytest.approx(1.98))
     assert (vgg.network, vgg.verdict) == ("VGG-19 ×¼ on CIFAR-10 (JPEG)", "no")
     assert rows.verdict["vgg11_cifar10"] == "not run"
-    text = summary.networks_in_words(rows.reset_index())
-    assert "| 61.0 | 32.0 | 2.00 (paper 1.98, +0.02) | 43.7 → 11.6 | 2 | paper |" in text
 
 
 def test_all_comparisons_in_one_sentence(record):
@@ -93,14 +91,10 @@ def test_collapse_is_judged_by_ranks():
     one = pd.DataFrame({"table": "a", "mp": [9.0, 8.0, 2.0], "lap": [1.0, 3.0, 2.5]})
     two = pd.DataFrame({"table": "b", "mp": [9.0, 8.0, 7.0, 2.0], "lap": [1.0, 3.0, 2.5, 4.0]})
     found = summary.collapse(pd.concat([one, two]))
-    rng = np.random.default_rng(0)
-    counts = [
-        (ranks[:, :n] > ranks[:, n:].max(axis=1, keepdims=True)).sum(axis=1)
-        for n in (3, 4)
-        for ranks in [rng.permuted(np.tile(np.arange(2 * n), (100_000, 1)), axis=1)]
-    ]
     assert found["collapsed"] == 5 and found["collapse"] == "reproduced"
-    assert found["p_collapse"] == pytest.approx((sum(counts) >= 5).mean(), abs=0.005)
+    # Of 20 orders 6, 3 and 1 have 1, 2 and 3 such runs; of 70 orders 10, 4 and 1 have 2, 3 and 4
+    orders = 6 * 1 + 3 * (4 + 1) + 1 * (10 + 4 + 1)  # with 5 or more
+    assert found["p_collapse"] == pytest.approx(orders / (20 * 70))
 
 
 def test_the_cost_of_masks():
