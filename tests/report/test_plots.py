@@ -17,6 +17,8 @@ TOGETHER = [  # in one panel
     "mp lap wanda ria ria_act synflow",
     "mp lap lamp lamp_lap synflow",
 ]
+
+
 @pytest.mark.parametrize("methods", TOGETHER)
 def test_methods_in_one_panel_look_different(methods):
     names = methods.split()
@@ -60,10 +62,12 @@ def texts(labels):
 def test_lines_are_the_methods_numbers(results):
     above, below = lapnb.plot(results).axes
     means, apart = drawn(above), drawn(below)
-    assert apart.keys() == {"Look-backward (LBP)", "Lookahead (LAP)"}  # no RP
+    names = {"mp": "Magnitude (MP)", "rp": "Random (RP)"}
+    names |= {"lbp": "Look-backward (LBP)", "lap": "Lookahead (LAP)"}
+    assert apart.keys() == {names["lbp"], names["lap"]}  # no RP
     for method, rows in results.groupby("method"):
         groups = rows.groupby("round")
-        x, y, spans = means[plots._name(method)]
+        x, y, spans = means[names[method]]
         assert x == pytest.approx([*100 * groups.surviving.mean()], rel=0.1)  # a little aside
         assert y == [*groups.error.mean()] and spans == pytest.approx([*2 * groups.error.std()])
     pairs = lapnb.paired(results, "lap", "mp")
