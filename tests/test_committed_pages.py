@@ -37,11 +37,6 @@ def test_a_picture_is_that_of_its_rows(path, monkeypatch):
     assert {*lapnb.caption(rows, "").split(" · ")} <= {*said["Description"].split(" · ")}
 
 
-def test_the_picture_of_the_idea_is_no_other():
-    said = Image.open(CHECKOUT / "figures" / "idea.png").text
-    assert "Table" not in said and "MP removes w" in said["Description"]
-
-
 # ---- numbers and verdicts ------------------------------------------------------------------------
 
 

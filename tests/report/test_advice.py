@@ -1,12 +1,8 @@
 """What to use is computed from paired rows of one dense network, each counted once."""
 
-import runpy
-
-import pandas as pd
 import pytest
 
-from lapnb.report import compare
-from lapnb.report.advice import advice, in_words
+from lapnb.report.advice import advice
 
 HIGH, LOW = [60.0, 61.0, 62.0], [30.0, 31.5, 33.0]
 
@@ -39,24 +35,6 @@ def test_verdicts_follow_the_intervals(record):
         "better at 1 of 2 fractions (1 after adjustment; −29.50 [−30.74, −28.26] at 0.098 %) and "
         "worse at 1 of 2 fractions (1 after adjustment; +29.50 [+28.26, +30.74] at 6.25 %)"
     )
-    text = in_words()
-    assert "| LAP rather than MP | it depends | – | VGG-19 ×¼ on Tiny-ImageNet" in text
-    assert f" | FCN on MNIST ({row.evidence}) | – |" in text
-    assert "| LFP rather than LAP | undecided | – | – | – | FCN on MNIST |" in text
-
-
-def test_others_are_judged_beside_lap(made, checkout):
-    dense = made({"lap": LOW, "mp": [90.0, 91.0, 92.0]}, nth=0)
-    rows = pd.concat([dense, made({"lap": LOW, "mp": HIGH, "rp": [29.0, 32.5, 31.0]})])
-    beside_lap = runpy.run_path(checkout / "docs" / "results.py")["beside_lap"]
-    assert beside_lap(compare.one_source(rows)) == (
-        "Beside LAP (95 % intervals): "
-        "MP is worse at 2 of 2 fractions (2 after adjustment; +29.50 [+28.26, +30.74] at 0.098 %); "
-        "RP is not significantly different at 1 fractions (−0.67 [−4.46, +3.13] at 0.098 %)."
-    )
-    two = made({"lap": LOW}, "fcn_iterative")
-    two.loc[two.schedule == "iterative", "error"] = HIGH
-    assert ": LAP, iterative is worse at 1 of 1" in beside_lap(compare.one_source(two))
 
 
 def test_one_interval_in_many_is_not_enough(record):
