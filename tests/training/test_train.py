@@ -51,8 +51,6 @@ def test_the_graph_of_a_step_on_a_gpu_changes_no_bit(monkeypatch, network, preci
         trained.append(lapnb.train(model, data, 40, masks=masks, precision=precision))
         monkeypatch.setattr(sys.modules["lapnb.training.train"], "CapturedStep", lambda step: step)
     assert same_networks(*trained)
-    for layer, mask in zip(prunable_layers(model), masks, strict=True):
-        assert not layer.weight[~mask].any()
 
 
 def test_it_is_adam_on_augmented_images_with_masked_gradients_to_the_last_bit():
