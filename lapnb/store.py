@@ -124,7 +124,7 @@ def load_tensors(path: pathlib.Path) -> Saved:
     except safetensors.SafetensorError as error:
         raise CorruptFile(f"{path} is damaged ({error})") from error
     text = metadata.get("facts", "")
-    if not text or metadata.get("crc32") != content(tensors, text):
+    if metadata.get("crc32") != content(tensors, text):
         raise CorruptFile(f"{path} is damaged (its checksum does not match)")
     return tensors, json.loads(text)
 
