@@ -191,8 +191,8 @@ def network_seeds(claim: Claim = LAP_BEATS_MP) -> pd.DataFrame:
     for name in NETWORKS:
         for rows in recorded_rows(name, *BIG)[:1]:
             part = compare.endpoint(*compare.sides(rows, claim), claim).reset_index()
-            part = part.assign(table=name, network=words.title(rows), scale=rows.scale[0])
-            parts.append(part)
+            network = words.title(rows)
+            parts.append(part.assign(table=name, network=network, scale=rows.scale[0]))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -204,7 +204,9 @@ def across() -> pd.DataFrame:
         `collapse` at the sparsest fraction; and after_the_fact, whether the group was made after
         the rows were looked at.
     """
-    seeds, sparsest, lines = network_seeds(), network_seeds(Claim("lap", "mp")), []
+    seeds = network_seeds()
+    sparsest = network_seeds(Claim("lap", "mp"))
+    lines = []
     groups = {"all networks": NETWORKS} | AFTER_THE_FACT | {name: [name] for name in NETWORKS}
     for group, names in groups.items():
         part = seeds[seeds.table.isin(names)]
@@ -314,5 +316,6 @@ def index(claims: pd.DataFrame) -> Markdown:
             line = words.verdict_line(row)
             if row.n:
                 line = f"{row.network}: {line}"
-        lines.append([f"[{declared['title']}]({NOTEBOOKS.get(name, name)}.ipynb)", line])
+        notebook = NOTEBOOKS.get(name, name)
+        lines.append([f"[{declared['title']}]({notebook}.ipynb)", line])
     return markdown(pd.DataFrame(lines, columns=["notebook", "result"]))
